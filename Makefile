@@ -1,0 +1,59 @@
+# make setup   the virtual environment, the stubs and an editable install; instant when nothing changed
+# make demo    both services with the demo model
+# make test    all tests
+# make check   formatting, lint, types, protos and layering
+# PYTHON=...   the interpreter that makes the environment: 3.11 or newer
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STUBS := build/gen/.stamp
+# The folders too, so that a removed file counts as a change.
+PROTOS := $(shell find protos/diptych) protos/generate.py
+
+.DEFAULT_GOAL := setup
+.PHONY: setup protos demo test check format clean
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+setup: .venv/.installed $(STUBS)
+	@:
+
+protos: $(STUBS)
+
+.venv/.locked: requirements.lock
+	@test -x $(BIN)/python || { test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed.' >&2; exit 1; }; \
+		$(PYTHON) -m venv .venv; }
+	@echo 'Installing requirements.lock into .venv ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+$(STUBS): .venv/.locked $(PROTOS)
+	@$(BIN)/python protos/generate.py
+	@touch $@
+
+.venv/.installed: .venv/.locked pyproject.toml | $(STUBS)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $(STUBS) $@
+
+demo: setup
+	@$(BIN)/python -m diptych.demo
+
+test: setup
+	@$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/python -m pytest tests/test_layering.py -q
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/buf format --write
+
+clean:
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
