@@ -1,0 +1,1 @@
+"""What the vision service and the decoder service must agree on. Imports neither, re-exports nothing."""

@@ -1,0 +1,1 @@
+"""The vision service: image bytes in, image features out. Knows no text and no decoder."""
