@@ -83,7 +83,7 @@ class Checkpoint:
         digest = hashlib.sha256()
         for entry, tensor in self._tensors(part):
             digest.update(f"{entry.place.name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.digest()
 
     def _tensors(self, part: Part) -> Iterator[tuple[_Entry, Tensor]]:
@@ -143,4 +143,5 @@ def _tied_as_stored(config: ModelConfig, entries: dict[Part, list[_Entry]]) -> M
 
 def _half_split(weight: Tensor, head_dim: int) -> Tensor:
     """Reorder rows [num_heads * head_dim, in] from pairs (2j, 2j + 1) to halves (j, j + head_dim / 2)."""
-    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(weight.shape)
+    pairs: Tensor = weight.unflatten(0, (-1, head_dim // 2, 2))
+    return pairs.transpose(1, 2).reshape(weight.shape)

@@ -5,7 +5,7 @@ A value that we cannot honour is an error here, at start, and never a silent app
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,11 @@ def read_model_config(directory: Path) -> ModelConfig:
 
     Raises CheckpointError naming the file and the field.
     """
-    if find_format(directory) is CheckpointFormat.HF:
-        name, parse = "config.json", _parse_hf
-    else:
-        name, parse = "params.json", _parse_native
+    is_hf = find_format(directory) is CheckpointFormat.HF
+    name = "config.json" if is_hf else "params.json"
     content = read_json(directory / name)
     try:
-        return parse(content)
+        return _parse_hf(content) if is_hf else _parse_native(content)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -217,7 +215,7 @@ def _preprocessing(settings: Mapping[str, Any], vision: PixtralVisionConfig, mod
     )
 
 
-def _three(values: Any) -> tuple[float, float, float]:
+def _three(values: Iterable[float]) -> tuple[float, float, float]:
     red, green, blue = values
     return float(red), float(green), float(blue)
 

@@ -36,6 +36,18 @@ class PatchGrid(NamedTuple):
         """Prompt tokens of the image: its placeholders, and after each row a break or, last, the end."""
         return self.height * (self.width + 1)
 
+    def patches_before(self, token_offset: int) -> int:
+        """Placeholders among the image's first `token_offset` tokens.
+
+        For a grid two rows high and three wide (I = placeholder, B = break, E = end):
+
+            token    I I I B I I I E
+            offset   0 1 2 3 4 5 6 7 8
+            before   0 1 2 3 3 4 5 6 6
+        """
+        rows, columns = divmod(token_offset, self.width + 1)
+        return rows * self.width + min(columns, self.width)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:

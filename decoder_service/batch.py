@@ -1,0 +1,118 @@
+"""Turns what the scheduler chose into the tensors of one forward pass.
+
+Knows the layout of a batch. Does not know the model or how requests were chosen.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decoder_service.engine import ScheduledBatch, ScheduledRequest
+from decoder_service.request import Features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRows:
+    """Rows of one image's features that this pass splices in."""
+
+    features: Features
+    """All of the image's rows, row-major."""
+    first: int
+    """First row to use."""
+    last: int
+    """One past the last row to use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBatch:
+    """New tokens of several requests, packed one request after another."""
+
+    token_ids: Tensor
+    """[num_tokens]"""
+    positions: Tensor
+    """[num_tokens], counted from 0 in each request"""
+    slot_mapping: Tensor
+    """[num_tokens], where each token's key and value go"""
+    block_tables: Tensor
+    """[num_requests, max_blocks], padded with block 0, which the sequence lengths hide"""
+    query_lengths: tuple[int, ...]
+    """[num_requests], new tokens"""
+    seq_lens: tuple[int, ...]
+    """[num_requests], tokens with the new ones"""
+    logits_indices: Tensor
+    """[num_sampled], rows that get logits"""
+    image_indices: Tensor
+    """[num_image_rows], rows whose embedding an image row replaces"""
+    image_rows: tuple[ImageRows, ...]
+    """The image rows, in the order of `image_indices`"""
+
+
+def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch.device) -> ForwardBatch:
+    """Lay out a batch on the device."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    logits_indices: list[int] = []
+    image_indices: list[int] = []
+    image_rows: list[ImageRows] = []
+    for scheduled in batch.requests:
+        request, start = scheduled.request, scheduled.request.num_computed_tokens
+        end = start + scheduled.num_scheduled_tokens
+        for rows, indices in _image_rows(scheduled, offset=len(token_ids) - start):
+            image_rows.append(rows)
+            image_indices.extend(indices)
+        token_ids.extend(request.token_ids(start, end))
+        positions.extend(range(start, end))
+        table = request.block_table
+        slots.extend(table[place // block_size] * block_size + place % block_size for place in range(start, end))
+        if end == request.num_tokens:
+            logits_indices.append(len(token_ids) - 1)
+    return ForwardBatch(
+        token_ids=_tensor(token_ids, device),
+        positions=_tensor(positions, device),
+        slot_mapping=_tensor(slots, device),
+        block_tables=_block_tables(batch, device),
+        query_lengths=tuple(scheduled.num_scheduled_tokens for scheduled in batch.requests),
+        seq_lens=tuple(s.request.num_computed_tokens + s.num_scheduled_tokens for s in batch.requests),
+        logits_indices=_tensor(logits_indices, device),
+        image_indices=_tensor(image_indices, device),
+        image_rows=tuple(image_rows),
+    )
+
+
+def _image_rows(scheduled: ScheduledRequest, offset: int) -> list[tuple[ImageRows, list[int]]]:
+    """Image rows inside the scheduled span, and where they go; `offset` maps positions to batch rows.
+
+    Places come from the placeholder ranges and not from token ids: a model may generate the placeholder's
+    id, and that token is then a token like any other.
+    """
+    request, start = scheduled.request, scheduled.request.num_computed_tokens
+    end = start + scheduled.num_scheduled_tokens
+    found = []
+    for index, span in enumerate(request.placeholders):
+        first, last = max(start, span.offset), min(end, span.offset + span.length)
+        if first >= last:
+            continue
+        features = request.features[index]
+        if features is None:
+            raise RuntimeError("an image was scheduled before its features arrived")
+        rows = ImageRows(
+            features=features,
+            first=span.grid.patches_before(first - span.offset),
+            last=span.grid.patches_before(last - span.offset),
+        )
+        step = span.grid.width + 1
+        places = [place + offset for place in range(first, last) if (place - span.offset) % step != step - 1]
+        found.append((rows, places))
+    return found
+
+
+def _block_tables(batch: ScheduledBatch, device: torch.device) -> Tensor:
+    tables = [scheduled.request.block_table for scheduled in batch.requests]
+    longest = max(len(table) for table in tables)
+    return _tensor([table + [0] * (longest - len(table)) for table in tables], device)
+
+
+def _tensor(values: object, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.long, device=device)

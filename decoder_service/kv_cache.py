@@ -1,0 +1,38 @@
+"""The paged KV cache: keys and values of every token, in blocks.
+
+Knows tensors and their sizes. Does not know which request owns which block (see `block_manager`).
+"""
+
+import torch
+from torch import Tensor
+
+from common.model_config import MistralConfig
+
+
+class KVCache:
+    """One pair of block tensors a layer, each [num_blocks, block_size, num_key_value_heads, head_dim].
+
+    Zeroed at the start: masked attention multiplies unwritten values by 0, and 0 * NaN is NaN.
+    """
+
+    def __init__(
+        self, config: MistralConfig, *, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        self.key_blocks = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self.value_blocks = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+
+    def write(self, layer: int, slot_mapping: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store key and value [num_tokens, num_key_value_heads, head_dim] at slots [num_tokens].
+
+        A slot is `block_id * block_size + offset`.
+        """
+        self.key_blocks[layer].flatten(0, 1).index_copy_(0, slot_mapping, key)
+        self.value_blocks[layer].flatten(0, 1).index_copy_(0, slot_mapping, value)
+
+
+def bytes_per_block(config: MistralConfig, *, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes that one block takes over all layers, keys and values together."""
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return per_token * block_size * dtype.itemsize
