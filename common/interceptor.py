@@ -1,0 +1,172 @@
+"""Stands around every call of a server: turns what a handler raises into a status, and counts calls.
+
+Knows gRPC's four kinds of methods and the error tree. Does not know what any method does. Requests are
+decoded and unary responses encoded in here too, because gRPC sends the text of whatever those raise to the
+caller. A status UNKNOWN is therefore always a bug.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from common.errors import DiptychError, InternalError, InvalidArgumentError
+from common.status import status_code, to_rpc_status, to_trailers
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Guard = AbstractAsyncContextManager[None]
+Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
+
+_log = logging.getLogger(__name__)
+
+
+class CallMetrics:
+    """Counts of calls per method, under the names that gRPC dashboards expect."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("grpc_service", "grpc_method")
+        self.started = Counter("grpc_server_started", "Calls started.", labels, registry=registry)
+        self.handled = Counter(
+            "grpc_server_handled", "Calls ended, by status.", (*labels, "grpc_code"), registry=registry
+        )
+        self.in_flight = Gauge("grpc_server_in_flight", "Calls being handled.", labels, registry=registry)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Makes every call end with a status of ours.
+
+    A DiptychError becomes its status with details. A cancellation goes on, so that gRPC cleans up. Anything
+    else is our bug: the caller gets INTERNAL with a fixed text and an `error_id`, the log gets the traceback.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._metrics = CallMetrics(registry)
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """Return the method's handler inside a guard; `None` for a method that does not exist."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None  # not counted: a caller could fill the metrics with names of its own
+        return _guarded(handler, lambda context: self._guard(handler_call_details.method, context))
+
+    @asynccontextmanager
+    async def _guard(self, path: str, context: Context) -> AsyncIterator[None]:
+        _, service, method = path.split("/")
+        self._metrics.started.labels(service, method).inc()
+        in_flight = self._metrics.in_flight.labels(service, method)
+        in_flight.inc()
+        code = grpc.StatusCode.OK
+        try:
+            yield
+        except grpc.aio.AbortError:
+            code = _own_code(context)
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            if _caller_left(error):
+                code = _cancellation_code(context)
+                raise asyncio.CancelledError from error
+            answer = _to_answer(error, path)
+            code = status_code(answer)
+            await context.abort(code, to_rpc_status(answer).message, to_trailers(answer))
+        finally:
+            in_flight.dec()
+            self._metrics.handled.labels(service, method, code.name).inc()
+
+
+def _guarded(handler: Handler, guard: Callable[[Context], Guard]) -> Handler:
+    """The same method, decoding, running and encoding inside the guard."""
+    kind = f"{_flow(handler.request_streaming)}_{_flow(handler.response_streaming)}"
+    behaviour = getattr(handler, kind)
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    decode: Callable[[Handler, Any], object] = _decode_each if handler.request_streaming else _decode
+    encode = handler.response_serializer or bytes
+
+    async def unary(request: object, context: Context) -> bytes:
+        async with guard(context):
+            return encode(await behaviour(decode(handler, request), context))
+        raise AssertionError("a guard never swallows an error")
+
+    async def stream(request: object, context: Context) -> None:
+        async with guard(context):
+            responses = behaviour(decode(handler, request), context)
+            if not isinstance(responses, AsyncGenerator):
+                await responses  # a handler that calls context.write itself
+                return
+            # Closed here, not by the garbage collector, so that a handler cleans up as soon as its caller left.
+            async with aclosing(responses):
+                async for response in responses:
+                    await context.write(response)
+
+    guarded: Handler = (
+        make(stream, response_serializer=handler.response_serializer) if handler.response_streaming else make(unary)
+    )
+    return guarded
+
+
+def _flow(streaming: bool) -> str:
+    return "stream" if streaming else "unary"
+
+
+def _decode(handler: Handler, request: bytes) -> object:
+    if handler.request_deserializer is None:
+        return request
+    try:
+        return handler.request_deserializer(request)
+    except Exception as error:
+        raise InvalidArgumentError("MALFORMED_REQUEST", "The request is not a valid message.") from error
+
+
+async def _decode_each(handler: Handler, requests: AsyncIterator[bytes]) -> AsyncIterator[object]:
+    async for request in requests:
+        yield _decode(handler, request)
+
+
+def _caller_left(error: BaseException) -> bool:
+    """Whether there is nobody to answer: gRPC then cancels the handler's task, or fails its writes.
+
+    A cancellation that comes out of the handler itself is a bug, and must be answered like one: gRPC would
+    leave the caller waiting for ever.
+    """
+    task = asyncio.current_task()
+    cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return cancelled or isinstance(error, grpc.aio.InternalError)
+
+
+def _to_answer(error: BaseException, path: str) -> DiptychError:
+    """The error that the caller sees; what only we may see goes to the log."""
+    if isinstance(error, DiptychError) and not isinstance(error, InternalError):
+        return error
+    error_id = uuid.uuid4().hex
+    _log.error("a call failed", exc_info=error, extra={"method": path, "error_id": error_id})
+    if isinstance(error, InternalError):
+        return InternalError(
+            error.reason,
+            error.message,
+            field=error.field,
+            metadata={"error_id": error_id, **error.metadata},
+            retry_after=error.retry_after,
+        )
+    return InternalError("INTERNAL", "The server failed on this request.", metadata={"error_id": error_id})
+
+
+def _cancellation_code(context: Context) -> grpc.StatusCode:
+    # aio says None without a deadline; its stubs say float. The caller's clock may run out just before ours.
+    remaining: float | None = context.time_remaining()
+    expired = remaining is not None and remaining < 0.05
+    return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+
+
+def _own_code(context: Context) -> grpc.StatusCode:
+    """The code of a handler that called context.abort itself."""
+    codes = {code.value[0]: code for code in grpc.StatusCode}
+    # aio gives the number, its stubs the enumeration.
+    code: Any = context.code()
+    return code if isinstance(code, grpc.StatusCode) else codes.get(code, grpc.StatusCode.UNKNOWN)
