@@ -1,0 +1,214 @@
+import contextlib
+import math
+import re
+from typing import Any
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import InvalidArgumentError
+from decoder_service.prompt_spec import ChatMessage, ChatPrompt, Role, TextPrompt, TokenPrompt
+from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt
+from decoder_service.sampling_params import SamplingParams
+from diptych.v1 import generation_pb2 as pb
+
+VOCABULARY_SIZE = 1000
+TEXT = pb.RawText(text="hi")
+NUMBER = re.compile(r"\d[\d.e+-]*")
+
+
+def parse(request: pb.GenerateRequest) -> ParsedRequest:
+    return parse_generate_request(request, vocabulary_size=VOCABULARY_SIZE)
+
+
+def refusal(request: pb.GenerateRequest) -> tuple[str, str | None]:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse(request)
+    # Messages have no number that a program cannot find in the metadata, and the reverse.
+    metadata = " ".join(caught.value.metadata.values())
+    assert set(NUMBER.findall(caught.value.message)) == set(NUMBER.findall(metadata))
+    return caught.value.reason, caught.value.field
+
+
+def with_sampling(**fields: Any) -> pb.GenerateRequest:  # noqa: ANN401
+    return pb.GenerateRequest(text=TEXT, sampling=pb.SamplingParams(**fields))
+
+
+def with_chat(*messages: pb.Message) -> pb.GenerateRequest:
+    return pb.GenerateRequest(chat=pb.Chat(messages=messages))
+
+
+def user(*parts: pb.Part, role: int = pb.ROLE_USER) -> pb.Message:
+    message = pb.Message(parts=parts)
+    message.ParseFromString(message.SerializeToString() + bytes([8, role]))
+    return message
+
+
+def test_a_bare_request_takes_the_defaults() -> None:
+    first, second = parse(pb.GenerateRequest(text=TEXT)), parse(pb.GenerateRequest(text=TEXT))
+    assert first.prompt == TextPrompt("hi")
+    assert first.max_tokens is None
+    assert first.sampling == SamplingParams(max_tokens=256, seed=first.sampling.seed)
+    assert (first.stops, first.cache_salt) == ((), b"")
+    assert re.fullmatch("[0-9a-f]{32}", first.request_id)
+    # Names and seeds that were not given are drawn.
+    assert first.request_id != second.request_id
+    assert first.sampling.seed != second.sampling.seed
+
+
+def test_every_supported_field_is_read() -> None:
+    sampling = pb.SamplingParams(
+        max_tokens=7, temperature=0.5, top_p=0.25, top_k=9, min_p=0.125, seed=2**64 - 1, ignore_eos=True, n=1
+    )
+    sampling.stop.extend(["a", "b" * 64])
+    sampling.stop_token_ids.extend([3, 999, 3])
+    request = pb.GenerateRequest(request_id="A-z_0.9", text=TEXT, sampling=sampling, cache_salt=b"\0" * 64)
+    assert parse(request) == ParsedRequest(
+        request_id="A-z_0.9",
+        prompt=TextPrompt("hi"),
+        sampling=SamplingParams(
+            max_tokens=7,
+            temperature=0.5,
+            top_p=0.25,
+            top_k=9,
+            min_p=0.125,
+            seed=2**64 - 1,
+            ignore_eos=True,
+            stop_token_ids=frozenset({3, 999}),
+        ),
+        max_tokens=7,
+        stops=("a", "b" * 64),
+        cache_salt=b"\0" * 64,
+    )
+
+
+def test_a_set_zero_is_not_unset() -> None:
+    assert parse(with_sampling(temperature=0, top_k=0, min_p=0, seed=0, ignore_eos=False)).sampling.seed == 0
+    assert refusal(with_sampling(max_tokens=0)) == ("VALUE_OUT_OF_RANGE", "sampling.max_tokens")
+
+
+def test_chats_and_token_ids_are_read_in_order() -> None:
+    image = pb.Part(image=pb.Image(data=b"file"))
+    request = with_chat(
+        user(pb.Part(text="s"), role=pb.ROLE_SYSTEM),
+        user(pb.Part(text="a"), image, pb.Part(text="")),
+        user(role=pb.ROLE_ASSISTANT),
+    )
+    assert parse(request).prompt == ChatPrompt(
+        (
+            ChatMessage(role=Role.SYSTEM, parts=("s",)),
+            ChatMessage(role=Role.USER, parts=("a", b"file", "")),
+            ChatMessage(role=Role.ASSISTANT, parts=()),
+        )
+    )
+    token_ids = pb.TokenIds(ids=[1, 2**32 - 1], images=[pb.Image(data=b"x"), pb.Image()])
+    for whole in (pb.GenerateRequest(token_ids=token_ids), pb.TokenizeRequest(token_ids=token_ids)):
+        prompt = parse_prompt(whole)
+        assert isinstance(prompt, TokenPrompt)
+        assert list(prompt.token_ids) == [1, 2**32 - 1]
+        assert prompt.images == (b"x", b"")
+
+
+RANGES: dict[str, tuple[list[float], list[float]]] = {
+    "temperature": ([0, -0.0, 1e-45, 2], [math.nan, math.inf, -math.inf, -1, -1e-45, 2.0001, 1e38]),
+    "top_p": ([1e-45, 0.5, 1], [math.nan, math.inf, 0, -0.0, -1, 1.0001, 1e38]),
+    "min_p": ([0, 0.5, 1], [math.nan, math.inf, -1e-45, -1, 1.0001, 1e38]),
+    "top_k": ([0, 1, 1000], [1001, 2**32 - 1]),
+    "max_tokens": ([1, 2**32 - 1], [0]),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in RANGES for value in RANGES[name][0]])
+def test_values_in_range_pass(name: str, value: float) -> None:
+    assert getattr(parse(with_sampling(**{name: value})).sampling, name) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in RANGES for value in RANGES[name][1]])
+def test_values_out_of_range_are_refused_with_their_field(name: str, value: float) -> None:
+    assert refusal(with_sampling(**{name: value})) == ("VALUE_OUT_OF_RANGE", f"sampling.{name}")
+
+
+SUPPORTED = {*RANGES, "stop", "stop_token_ids", "ignore_eos", "seed", "n"}
+UNSUPPORTED = {
+    "min_tokens": 0,
+    "repetition_penalty": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logit_bias": {1: 1.0},
+    "include_stop": False,
+    "logprobs": 0,
+    "prompt_logprobs": 0,
+    "allowed_token_ids": [1],
+    "bad_words": ["a"],
+}
+
+
+def test_the_contract_has_no_other_sampling_fields() -> None:
+    assert {field.name for field in pb.SamplingParams.DESCRIPTOR.fields} == SUPPORTED | UNSUPPORTED.keys()
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_sampling_fields_that_are_not_built_are_refused_when_present(name: str) -> None:
+    assert refusal(with_sampling(**{name: UNSUPPORTED[name]})) == ("UNSUPPORTED_FIELD", f"sampling.{name}")
+
+
+@pytest.mark.parametrize("n", [0, 2, 10**9])
+def test_more_completions_than_one_are_refused(n: int) -> None:
+    assert refusal(with_sampling(n=n)) == ("UNSUPPORTED_FIELD", "sampling.n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("structured", pb.StructuredOutput()),
+        ("priority", 0),
+        ("lora", ""),
+        ("resume_from", pb.ResumePoint()),
+    ],
+)
+def test_request_fields_that_are_not_built_are_refused_when_present(name: str, value: object) -> None:
+    fields: dict[str, Any] = {name: value}
+    assert refusal(pb.GenerateRequest(text=TEXT, **fields)) == ("UNSUPPORTED_FIELD", name)
+
+
+@pytest.mark.parametrize(
+    ("request_message", "reason", "field"),
+    [
+        (pb.GenerateRequest(), "MISSING_FIELD", "prompt"),
+        (with_chat(user(pb.Part(text="a"), pb.Part())), "MISSING_FIELD", "chat.messages[0].parts[1]"),
+        (with_chat(pb.Message(parts=[pb.Part(text="a")])), "INVALID_ROLE", "chat.messages[0].role"),
+        (with_chat(user(), user(role=99)), "INVALID_ROLE", "chat.messages[1].role"),
+        (with_chat(*[user()] * 16_385), "TOO_MANY_VALUES", "chat.messages"),
+        (with_chat(*[user(*[pb.Part()] * 8193)] * 2), "TOO_MANY_VALUES", "chat.messages"),
+        (
+            pb.GenerateRequest(token_ids=pb.TokenIds(images=[pb.Image()] * 16_385)),
+            "TOO_MANY_VALUES",
+            "token_ids.images",
+        ),
+        (with_sampling(stop=["a"] * 17), "TOO_MANY_VALUES", "sampling.stop"),
+        (with_sampling(stop=["a"] * 10**5), "TOO_MANY_VALUES", "sampling.stop"),
+        (with_sampling(stop=["a", ""]), "MISSING_FIELD", "sampling.stop[1]"),
+        (with_sampling(stop=["a" * 65]), "TOO_MANY_VALUES", "sampling.stop[0]"),
+        (with_sampling(stop_token_ids=[1] * 65), "TOO_MANY_VALUES", "sampling.stop_token_ids"),
+        (with_sampling(stop_token_ids=[1, 1000]), "INVALID_TOKEN_ID", "sampling.stop_token_ids[1]"),
+        (pb.GenerateRequest(text=TEXT, cache_salt=b"x" * 65), "TOO_MANY_VALUES", "cache_salt"),
+        *(
+            (pb.GenerateRequest(text=TEXT, request_id=name), "INVALID_REQUEST_ID", "request_id")
+            for name in ("a" * 65, "a b", "a\n", "é", "a/b", "\x1b[31m", "\0", "٣")
+        ),
+    ],
+)
+def test_wrong_requests_are_refused_with_their_field(
+    request_message: pb.GenerateRequest, reason: str, field: str
+) -> None:
+    assert refusal(request_message) == (reason, field)
+
+
+@given(st.binary(max_size=60))
+def test_any_message_is_read_or_refused(wire: bytes) -> None:
+    message = pb.GenerateRequest()
+    with contextlib.suppress(DecodeError, InvalidArgumentError):
+        message.ParseFromString(wire)
+        parse(message)
