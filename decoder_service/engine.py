@@ -1,0 +1,196 @@
+"""The engine: requests go in, every step gives tokens.
+
+Knows the life of a request from submission to its end. Does not know which tokens are picked for a step
+(see `scheduler`), what computes them (a `Runner`), text, gRPC, threads or time: whoever turns it calls
+every method from one thread at a time.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.errors import AlreadyExistsError, DiptychError, InternalError
+from decoder_service.block_manager import BlockManager
+from decoder_service.request import Features, FinishReason, ImageRef, Request
+from decoder_service.scheduler import Scheduler, SchedulerConfig, check_fits
+from decoder_service.step import ScheduledBatch, ScheduledRequest, StepOutput, TokenOutput
+
+__all__ = [
+    "Engine",
+    "EngineStats",
+    "ImageRef",
+    "Runner",
+    "ScheduledBatch",
+    "ScheduledRequest",
+    "StepOutput",
+    "TokenOutput",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """Computes batches."""
+
+    def execute(self, batch: ScheduledBatch) -> list[int | None]:
+        """Return a token id for each of `batch.sampled`, `None` where its logits were not finite."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Gauges and counters, as of the last step."""
+
+    num_waiting: int
+    num_running: int
+    num_free_blocks: int
+    num_blocks: int
+    num_preemptions: int
+    num_steps: int
+    num_batched_tokens: int
+    """Tokens in the last batch."""
+
+
+class Engine:
+    """Continuous batching over a paged KV cache of `num_blocks` blocks of `block_size` tokens.
+
+    Every submitted request ends exactly once: with a finish reason in `StepOutput.tokens`, with an error in
+    `StepOutput.failed`, or by `abort`. Features that were taken are given back exactly once: in
+    `StepOutput.consumed`, or as the result of `abort` or `fail`.
+    """
+
+    def __init__(self, *, config: SchedulerConfig, num_blocks: int, block_size: int, runner: Runner) -> None:
+        self._blocks = BlockManager(num_blocks, block_size)
+        self._scheduler = Scheduler(config, self._blocks)
+        self._runner = runner
+        self._requests: dict[str, Request] = {}
+        self._failed: list[tuple[str, DiptychError]] = []
+        self._num_steps = 0
+        self._num_batched_tokens = 0
+        self.max_request_tokens = min(config.max_model_len, num_blocks * block_size)
+        """Most tokens of a request, prompt and output together."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._failed) or self._scheduler.has_work
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises InvalidArgumentError PROMPT_TOO_LONG, and AlreadyExistsError where a request of this name has
+        not ended.
+        """
+        check_fits(request.num_prompt_tokens, request.sampling.max_tokens, limit=self.max_request_tokens)
+        if request.request_id in self._requests:
+            raise AlreadyExistsError("REQUEST_EXISTS", "a request with this request_id is running")
+        self._requests[request.request_id] = request
+        self._scheduler.add(request)
+
+    def features_arrived(self, request_id: str, image_index: int, features: Features) -> bool:
+        """Hand over an image's features; false where nobody needs them, and they stay the caller's.
+
+        When a step says that images are `wanted`, fetches of that request that still go on are void: end
+        them, hand over nothing that they bring, and fetch all its images anew. If memory is reserved for a
+        request's images in prompt order, first come first served, and holds any one request's images
+        together, then every request gets its features in the end.
+        """
+        request = self._requests.get(request_id)
+        if request is None or not request.take_features(image_index, features):
+            return False
+        self._scheduler.features_arrived(request)
+        return True
+
+    def abort(self, request_id: str) -> list[ImageRef]:
+        """End a request without a word; returns the images whose features it held.
+
+        Nothing happens where it is unknown or has ended.
+        """
+        request = self._requests.get(request_id)
+        return [] if request is None else self._remove(request)
+
+    def fail(self, request_id: str, error: DiptychError) -> list[ImageRef]:
+        """End a request as `abort` does; the next step reports the error."""
+        if request_id in self._requests:
+            self._failed.append((request_id, error))
+        return self.abort(request_id)
+
+    def step(self) -> StepOutput:
+        """Schedule, execute, account."""
+        output = StepOutput(failed=self._failed)
+        self._failed = []
+        batch = self._scheduler.schedule(output)
+        if batch.requests:
+            self._num_steps += 1
+            self._num_batched_tokens = batch.num_tokens
+            try:
+                token_ids = self._execute(batch)
+            except Exception:  # Whatever it was, it costs this batch and not the engine.
+                _logger.exception("step-%d failed", self._num_steps)
+                self._fail_batch(batch, output)
+            else:
+                self._update(batch, token_ids, output)
+        return output
+
+    def stats(self) -> EngineStats:
+        """How full the engine is and what it has done."""
+        return EngineStats(
+            num_waiting=self._scheduler.num_waiting,
+            num_running=self._scheduler.num_running,
+            num_free_blocks=self._blocks.num_free_blocks,
+            num_blocks=self._blocks.num_blocks,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_steps=self._num_steps,
+            num_batched_tokens=self._num_batched_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Compare all books with each other, between steps; raises IntegrityError."""
+        self._scheduler.check_integrity(self._requests.values())
+
+    def _execute(self, batch: ScheduledBatch) -> list[int | None]:
+        token_ids = self._runner.execute(batch)
+        if len(token_ids) != len(batch.sampled):
+            raise ValueError(f"the runner gave {len(token_ids)} tokens for {len(batch.sampled)} requests")
+        return token_ids
+
+    def _update(self, batch: ScheduledBatch, token_ids: list[int | None], output: StepOutput) -> None:
+        sampled = batch.sampled  # Before the counters move.
+        for scheduled in batch.requests:
+            request = scheduled.request
+            request.num_computed_tokens += scheduled.num_scheduled_tokens
+            output.consumed.extend(request.release_features(request.num_computed_tokens))
+        for request, token_id in zip(sampled, token_ids, strict=True):
+            if token_id is None:
+                error = InternalError("NUMERIC_ERROR", "the model's output was not finite")
+                output.failed.append((request.request_id, error))
+                self._remove(request)
+            else:
+                output.tokens.append(self._append(request, token_id))
+
+    def _append(self, request: Request, token_id: int) -> TokenOutput:
+        request.output_token_ids.append(token_id)
+        reason = _finish_reason(request)
+        if reason is not None:
+            self._remove(request)
+        stop_token_id = token_id if reason is FinishReason.STOP else None
+        return TokenOutput(request.request_id, token_id, finish_reason=reason, stop_token_id=stop_token_id)
+
+    def _fail_batch(self, batch: ScheduledBatch, output: StepOutput) -> None:
+        for scheduled in batch.requests:
+            error = InternalError("STEP_FAILED", "the step failed", metadata={"error_id": f"step-{self._num_steps}"})
+            output.failed.append((scheduled.request.request_id, error))
+            output.consumed.extend(self._remove(scheduled.request))
+
+    def _remove(self, request: Request) -> list[ImageRef]:
+        del self._requests[request.request_id]
+        self._scheduler.remove(request)
+        return request.release_features(request.num_prompt_tokens)
+
+
+def _finish_reason(request: Request) -> FinishReason | None:
+    """Why a request ends with its newest token; `check_fits` made max_tokens keep it within the model's length."""
+    token_id, sampling = request.output_token_ids[-1], request.sampling
+    if token_id in sampling.stop_token_ids or (token_id in request.end_token_ids and not sampling.ignore_eos):
+        return FinishReason.STOP
+    return FinishReason.LENGTH if len(request.output_token_ids) >= sampling.max_tokens else None

@@ -1,0 +1,170 @@
+"""One request as the engine sees it: tokens, places of images, and how far it has come.
+
+Knows facts and what follows from them. Does not know other requests, the policy that picks between them
+(see `scheduler`), text, or what image features hold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from common.preprocessing import PatchGrid
+from decoder_service.block_manager import BlockId
+from decoder_service.sampling_params import SamplingParams
+
+
+class Features(Protocol):
+    """Image features of one image: any object with the buffer protocol. Nobody here looks inside."""
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """The bytes."""
+        ...
+
+
+class ImageRef(NamedTuple):
+    """One image of one request."""
+
+    request_id: str
+    image_index: int
+    """Place among the request's images, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceholderRange:
+    """Where an image stands in the prompt: its placeholder tokens, row breaks and end token."""
+
+    offset: int
+    length: int
+    grid: PatchGrid
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.offset + self.length
+
+
+class RequestStatus(Enum):
+    """Where a request is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(Enum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    """An end or stop token, or, by the servicer, a stop text."""
+    LENGTH = "length"
+    """`max_tokens` were generated."""
+    ABORTED = "aborted"
+    """The caller left."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """A prompt that is being completed. Compared by identity.
+
+    prompt                                                output
+    |-- text --|-- image 0 --|-- text --|-- image 1 --|-- text --|-- o o o --|
+    |--- computed ----|---- schedulable ----|                                   image 0 is held,
+    0                 num_computed_tokens   offset of image 1        num_tokens  image 1 is not here yet
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    placeholders: tuple[PlaceholderRange, ...] = ()
+    """One for each image, in prompt order, not overlapping."""
+    sampling: SamplingParams
+    end_token_ids: frozenset[int] = frozenset()
+    """The model's own end tokens."""
+    arrival: int
+    """Place in the order of arrival; rising from request to request."""
+    features: list[Features | None] = field(init=False)
+    """One for each image; `None` while they are not held: before they arrive and after their rows are computed."""
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    """Tokens whose keys and values are in the KV cache."""
+    num_preemptions: int = 0
+    block_table: list[BlockId] = field(default_factory=list)
+    status: RequestStatus = RequestStatus.WAITING
+
+    def __post_init__(self) -> None:
+        self.features = [None] * len(self.placeholders)
+        if not self.prompt_token_ids:
+            raise ValueError("a prompt needs at least one token")
+        end = 0
+        for placeholder in self.placeholders:
+            if placeholder.offset < end or placeholder.length < 1:
+                raise ValueError("placeholder ranges must be in order, apart and not empty")
+            end = placeholder.end
+        if end > self.num_prompt_tokens:
+            raise ValueError(f"a placeholder range ends at {end}, the prompt at {self.num_prompt_tokens}")
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known so far, prompt and output."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_schedulable_tokens(self) -> int:
+        """Tokens that can be computed now: up to the first image that is neither computed nor held."""
+        end = self.num_tokens
+        for placeholder, features in zip(self.placeholders, self.features, strict=True):
+            if features is None and placeholder.end > self.num_computed_tokens:
+                end = placeholder.offset
+                break
+        return end - self.num_computed_tokens
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it runs and can go no further until an image arrives."""
+        return self.num_schedulable_tokens == 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it may own blocks: its first image is here or, once it was preempted, all of them are.
+
+        A request that comes back cannot stall again, so it is not preempted for stalling twice: two
+        requests cannot take the blocks from each other for ever while each waits for its second image.
+        """
+        needed = self.features if self.num_preemptions else self.features[:1]
+        return all(features is not None for features in needed)
+
+    @property
+    def image_refs(self) -> list[ImageRef]:
+        """All images, in prompt order."""
+        return [ImageRef(self.request_id, index) for index in range(len(self.placeholders))]
+
+    def token_ids(self, start: int, stop: int) -> Sequence[int]:
+        """Tokens from position `start` up to `stop`, prompt and output as one sequence."""
+        split = self.num_prompt_tokens
+        if start >= split:
+            return self.output_token_ids[start - split : stop - split]
+        return (*self.prompt_token_ids[start:stop], *self.output_token_ids[: max(stop - split, 0)])
+
+    def take_features(self, image_index: int, features: Features) -> bool:
+        """Hold an image's features; false where they are held already or no longer needed."""
+        computed = self.placeholders[image_index].end <= self.num_computed_tokens
+        if computed or self.features[image_index] is not None:
+            return False
+        self.features[image_index] = features
+        return True
+
+    def release_features(self, num_tokens: int) -> list[ImageRef]:
+        """Let go of the features of images that end within the first `num_tokens` tokens; returns which."""
+        released = [
+            ref
+            for ref in self.image_refs
+            if self.features[ref.image_index] is not None and self.placeholders[ref.image_index].end <= num_tokens
+        ]
+        for ref in released:
+            self.features[ref.image_index] = None
+        return released

@@ -1,0 +1,68 @@
+"""What goes into a step and what comes out of it.
+
+Plain records between the scheduler, the engine, the runner and whoever turns the engine.
+"""
+
+from dataclasses import dataclass, field
+
+from common.errors import DiptychError
+from decoder_service.request import FinishReason, ImageRef, Request
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """A request's part in a step: its next `num_scheduled_tokens` tokens after `num_computed_tokens`."""
+
+    request: Request
+    num_scheduled_tokens: int
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the step computes its last known token, and so yields the next one.
+
+        Holds until the step is accounted for, which moves `num_computed_tokens`.
+        """
+        return self.request.num_computed_tokens + self.num_scheduled_tokens == self.request.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledBatch:
+    """All that one step computes."""
+
+    requests: tuple[ScheduledRequest, ...]
+
+    @property
+    def sampled(self) -> tuple[Request, ...]:
+        """The requests that get a token, in batch order; read it before the step is accounted for."""
+        return tuple(scheduled.request for scheduled in self.requests if scheduled.is_sampled)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(scheduled.num_scheduled_tokens for scheduled in self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """A new token of a request and, with its last one, why it ended."""
+
+    request_id: str
+    token_id: int
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    """The token that ended it, where the reason is STOP."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step changed, for the callers to hear. Filled while the step goes on."""
+
+    tokens: list[TokenOutput] = field(default_factory=list)
+    consumed: list[ImageRef] = field(default_factory=list)
+    """Features that the engine has let go of; their memory is free."""
+    wanted: list[ImageRef] = field(default_factory=list)
+    """All images of each preempted request, in prompt order; see `Engine.features_arrived`."""
+    failed: list[tuple[str, DiptychError]] = field(default_factory=list)
+    """Requests that ended with an error."""
+    first_scheduled: list[str] = field(default_factory=list)
+    """Requests that were admitted for the first time."""
