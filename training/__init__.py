@@ -1,0 +1,1 @@
+"""How the demo model is made: pictures, questions, tokenizer, training, export, evaluation."""

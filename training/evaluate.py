@@ -1,0 +1,88 @@
+"""Asks a running pair of services held-out questions: `python -m training.evaluate --address HOST:PORT`.
+
+Knows the questions and how right answers are counted. Does not know the wire: `Answerer` is the only place
+where an answer comes from. With `--shuffle` every question gets the pictures of the next one, and the
+scores must drop to chance.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from training.scores import held_out
+from training.tasks import CHANCE, TASKS, Example, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One user message: its parts in order, text as `str` and pictures as PNG `bytes`."""
+
+    parts: tuple[str | bytes, ...]
+    answer: str
+
+
+class Answerer(Protocol):
+    """Whatever answers a single user message."""
+
+    def ask(self, parts: tuple[str | bytes, ...]) -> str:
+        """The greedy answer's text."""
+        ...
+
+
+def questions(task: Task, seed: int, count: int, *, shuffle: bool) -> list[Question]:
+    """The held-out questions of a task; shuffled ones have their neighbour's pictures."""
+    examples = [held_out(task, seed, index) for index in range(count)]
+    shown = [example.png_images for example in examples]
+    if shuffle:
+        shown = shown[1:] + shown[:1]
+    return [_question(example, pictures) for example, pictures in zip(examples, shown, strict=True)]
+
+
+def _question(example: Example, pictures: list[bytes]) -> Question:
+    (turn,) = example.turns
+    before, after = (pictures, []) if example.pictures_first else ([], pictures)
+    parts: tuple[str | bytes, ...] = (*before, turn.question, *after)
+    return Question(parts, turn.answer)
+
+
+def right_answers(answerer: Answerer, asked: list[Question]) -> Iterator[bool]:
+    """For every question, whether the answer is exactly right."""
+    for question in asked:
+        yield answerer.ask(question.parts).strip() == question.answer
+
+
+def table(answerer: Answerer, *, seed: int, count: int, shuffle: bool) -> Iterator[str]:
+    """Rows of a table of exact scores, one per task."""
+    yield "| task | questions | exactly right | by chance |"
+    yield "|---|---|---|---|"
+    for task in TASKS:
+        asked = questions(task, seed, count, shuffle=shuffle)
+        hits = 0
+        for done, right in enumerate(right_answers(answerer, asked), 1):
+            hits += right
+            print(f"\r{task}: {hits}/{done} of {count}", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        yield f"| {task} | {count} | {hits / count:.1%} | {CHANCE[task]} |"
+
+
+def connect(address: str) -> Answerer:
+    """An answerer that asks the decoder service at `address`."""
+    raise SystemExit(f"no client to reach {address} with")
+
+
+def main() -> None:
+    """Evaluate by the command line's settings."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--address", required=True, help="HOST:PORT of the decoder service")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=500, help="questions per task")
+    parser.add_argument("--shuffle", action="store_true", help="negative control: exchange the pictures")
+    args = parser.parse_args()
+    for line in table(connect(args.address), seed=args.seed, count=args.count, shuffle=args.shuffle):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
