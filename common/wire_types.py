@@ -4,7 +4,7 @@ Knows names and numbers. A value that is not understood is a ValueError: a peer 
 """
 
 from collections.abc import Iterable, Mapping
-from types import Iterable, MappingProxyType
+from types import MappingProxyType
 
 from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from diptych.v1 import types_pb2
