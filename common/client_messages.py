@@ -1,0 +1,116 @@
+"""Builds requests from plain Python values.
+
+A message is `{"role": "user", "content": ...}`; its content is a text, or a list of `{"type": "text", "text":
+...}` and `{"type": "image", ...}` with `path` or `data` (the bytes of the file). Knows the request messages.
+Does not know calls, and checks only what it must read: the server judges the rest.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
+
+from diptych.v1 import generation_pb2 as pb
+
+ChatMessage: TypeAlias = Mapping[str, Any]
+"""One turn, as above."""
+ImageSource: TypeAlias = bytes | str | Path
+"""The bytes of a picture's file, or its path."""
+Prompt: TypeAlias = Sequence[ChatMessage] | pb.Chat | pb.RawText | pb.TokenIds
+"""What to complete."""
+
+
+_REQUEST_FIELDS = ("request_id", "cache_salt")
+_ROLES = {"system": pb.ROLE_SYSTEM, "user": pb.ROLE_USER, "assistant": pb.ROLE_ASSISTANT}
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Whose request it is, and how tokens are chosen; what is left out takes the server's default."""
+
+    request_id: str
+    cache_salt: bytes
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+
+
+def user_message(text: str, images: Iterable[ImageSource] = ()) -> ChatMessage:
+    """One user message: the pictures first, then the text."""
+    pictures = [{"type": "image", "data": _image_bytes(image)} for image in images]
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
+
+
+def chat(messages: Iterable[ChatMessage]) -> pb.Chat:
+    """A chat, laid out with the model's template. Raises ValueError for a message of another form."""
+    return pb.Chat(messages=[_message(message) for message in messages])
+
+
+def raw_text(text: str) -> pb.RawText:
+    """Text without a template."""
+    return pb.RawText(text=text)
+
+
+def token_ids(ids: Iterable[int], images: Iterable[ImageSource] = ()) -> pb.TokenIds:
+    """Token ids as they are, with the pictures for their placeholders."""
+    return pb.TokenIds(ids=ids, images=[_image(image) for image in images])
+
+
+def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateRequest:
+    """The request for one completion."""
+    sampling: dict[str, Any] = {key: value for key, value in options.items() if key not in _REQUEST_FIELDS}
+    return pb.GenerateRequest(
+        request_id=options.get("request_id", ""),
+        cache_salt=options.get("cache_salt", b""),
+        sampling=pb.SamplingParams(**sampling),
+        **_prompt_field(prompt),
+    )
+
+
+def tokenize_request(prompt: Prompt) -> pb.TokenizeRequest:
+    """The request to lay out a prompt."""
+    return pb.TokenizeRequest(**_prompt_field(prompt))
+
+
+def _prompt_field(prompt: Prompt) -> dict[str, Any]:
+    """The one field of a request's `prompt` that is set, by name."""
+    if isinstance(prompt, pb.RawText):
+        return {"text": prompt}
+    if isinstance(prompt, pb.TokenIds):
+        return {"token_ids": prompt}
+    return {"chat": prompt if isinstance(prompt, pb.Chat) else chat(prompt)}
+
+
+def _message(message: ChatMessage) -> pb.Message:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        raise ValueError('a message is {"role": ..., "content": ...}')
+    role = _ROLES.get(message["role"])
+    if role is None:
+        raise ValueError(f"no such role: {message['role']!r}")
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return pb.Message(role=role, parts=[_part(part) for part in parts])
+
+
+def _part(part: Mapping[str, Any]) -> pb.Part:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return pb.Part(text=text)
+        case {"type": "image", "data": bytes(data)}:
+            return pb.Part(image=_image(data))
+        case {"type": "image", "path": str() | Path() as path}:
+            return pb.Part(image=_image(path))
+    raise ValueError('a part is {"type": "text", "text": ...} or {"type": "image", "path" or "data": ...}')
+
+
+def _image(source: ImageSource) -> pb.Image:
+    return pb.Image(data=_image_bytes(source))
+
+
+def _image_bytes(source: ImageSource) -> bytes:
+    return source if isinstance(source, bytes) else Path(source).read_bytes()

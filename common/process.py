@@ -1,0 +1,54 @@
+"""What a service asks of its process: the allocator and its parent.
+
+Knows the C library and Linux. Does nothing, silently, where these are not what it knows.
+"""
+
+import ctypes
+import os
+import signal
+
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
+_PR_SET_PDEATHSIG = 1
+
+
+def tune_allocator() -> None:
+    """Make glibc keep the memory of large buffers instead of handing it back.
+
+    Feature chunks are 1 to 2 MiB. By default glibc maps each such buffer anew and unmaps it when freed, so
+    the kernel clears every page at its first touch: measured at 0.39 GB/s, against 3.5 GB/s for a copy
+    into memory that is there already. With these values streams of chunks run 1.6 to 3.2 times as fast.
+    The price is that freed memory stays with the process, so bytes in flight must be bounded elsewhere.
+    Call it first in `main`, before large buffers exist.
+    """
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is None:
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, the process id `parent`, is gone."""
+    prctl = getattr(_libc(), "prctl", None)
+    if prctl is None:
+        return
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # the parent was gone before the kernel was told
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _libc() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return None
