@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoder_service.engine import ScheduledBatch, ScheduledRequest
-from decoder_service.request import Features
+from decoder_service.image_encoder import ImageFeatures
+from decoder_service.step import ScheduledBatch, ScheduledRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRows:
     """Rows of one image's features that this pass splices in."""
 
-    features: Features
+    features: ImageFeatures
     """All of the image's rows, row-major."""
     first: int
     """First row to use."""
@@ -95,7 +95,7 @@ def _image_rows(scheduled: ScheduledRequest, offset: int) -> list[tuple[ImageRow
         if first >= last:
             continue
         features = request.features[index]
-        if features is None:
+        if not isinstance(features, ImageFeatures):
             raise RuntimeError("an image was scheduled before its features arrived")
         rows = ImageRows(
             features=features,

@@ -18,6 +18,7 @@ class KVCache:
     def __init__(
         self, config: MistralConfig, *, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
     ) -> None:
+        self.block_size = block_size
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
         self.key_blocks = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]

@@ -49,3 +49,10 @@ class TokenPrompt:
 
 
 PromptSpec = ChatPrompt | TextPrompt | TokenPrompt
+
+
+def has_images(spec: PromptSpec) -> bool:
+    """Whether a prompt comes with images."""
+    if isinstance(spec, ChatPrompt):
+        return any(isinstance(part, bytes) for message in spec.messages for part in message.parts)
+    return isinstance(spec, TokenPrompt) and bool(spec.images)

@@ -7,19 +7,14 @@ Knows facts and what follows from them. Does not know other requests, the policy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from common.preprocessing import PatchGrid
 from decoder_service.block_manager import BlockId
 from decoder_service.sampling_params import SamplingParams
 
-
-class Features(Protocol):
-    """Image features of one image: any object with the buffer protocol. Nobody here looks inside."""
-
-    def __buffer__(self, flags: int, /) -> memoryview:
-        """The bytes."""
-        ...
+Features = object
+"""Image features of one image, whatever they are: the policy files pass them on and never look inside."""
 
 
 class ImageRef(NamedTuple):

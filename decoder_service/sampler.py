@@ -12,6 +12,8 @@ from torch import Tensor
 
 from decoder_service.sampling_params import SamplingParams
 
+_MIN_TEMPERATURE = 1e-6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingRow:
@@ -24,6 +26,8 @@ class SamplingRow:
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
     """Next token id for each row of fp32 logits [num_rows, vocab_size]; None where they are not all finite."""
+    if not rows:
+        return []
     tokens = logits.argmax(dim=-1)
     drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
     if drawn:
@@ -36,7 +40,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
 def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """Draw one token a row by inverting the distribution function at the row's random number."""
     device, vocab_size = logits.device, logits.shape[-1]
-    temperature = _column([row.params.temperature for row in rows], device)
+    # Below the floor the most likely token is drawn anyway, and a quotient could overflow.
+    temperature = _column([max(row.params.temperature, _MIN_TEMPERATURE) for row in rows], device)
     top_k = _column([row.params.top_k or vocab_size for row in rows], device)
     top_p = _column([row.params.top_p for row in rows], device)
     min_p = _column([row.params.min_p for row in rows], device)

@@ -90,3 +90,11 @@ def _image_ids(text: TextTokenizer) -> ImageTokenIds | None:
     if text.version < TokenizerVersion.v3 or not all(map(text.is_special, names)):
         return None
     return ImageTokenIds(*map(text.get_special_token, names))
+
+
+def find_tokenizer_file(directory: Path) -> Path:
+    """The tokenizer file of a checkpoint directory. Raises ValueError where there is none."""
+    for pattern in ("tekken*.json", "tokenizer.model*", "*.model.v*"):
+        if found := sorted(directory.glob(pattern)):
+            return found[-1]
+    raise ValueError(f"{directory.name} holds no Mistral tokenizer file (tekken.json or tokenizer.model*)")

@@ -1,0 +1,30 @@
+"""Runs the decoder service as a process: `python -m decoder_service --model DIR --vision-addresses HOST:PORT,...`."""
+
+import asyncio
+import sys
+
+from common.logs import set_up_logging
+from common.process import tune_allocator
+from common.settings import Parser, add_arguments, from_arguments
+from decoder_service.config import DecoderConfig
+
+
+def main() -> None:
+    """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and a status that is not 0."""
+    parser = Parser(prog="decoder_service", description=__doc__)
+    add_arguments(parser, DecoderConfig)
+    config = from_arguments(DecoderConfig, parser.parse_args())
+    set_up_logging()
+    tune_allocator()
+    # Imported late: torch takes seconds, and a wrong flag should not.
+    from decoder_service.service import DecoderService
+
+    try:
+        service = DecoderService(config)
+    except ValueError as error:
+        sys.exit(f"decoder_service: {error}")
+    asyncio.run(service.run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Settings of the decoder service.
+
+Knows names, defaults and bounds. Does not know the model: what is bounded by it is checked when it is there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.model_settings import ModelSettings
+from common.server import ServerConfig
+from common.settings import setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How the engine batches, and with how much memory."""
+
+    max_model_len: int | None = setting(None, minimum=2, help="longest prompt and completion; the model's where unset")
+    max_num_batched_tokens: int = setting(2048, minimum=1, help="most tokens in a step")
+    max_num_requests: int = setting(64, minimum=1, help="most requests that run at once")
+    max_queue: int = setting(1024, minimum=0, help="most requests that wait")
+    block_size: int = setting(16, minimum=1, help="tokens in a KV block")
+    num_blocks: int | None = setting(None, minimum=1, help="KV blocks; as many as memory holds where unset")
+    memory_fraction: float = setting(0.8, minimum=0.01, maximum=1.0, help="part of free memory for the KV blocks")
+    feature_bytes: int = setting(512 * 2**20, minimum=1, help="memory for image features that wait to be computed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSettings:
+    """What one request may ask for."""
+
+    max_images: int = setting(16, minimum=0, help="most pictures in a request")
+    max_image_bytes: int = setting(20 * 2**20, minimum=1, help="largest picture file")
+    max_image_pixels: int = setting(50_000_000, minimum=1, help="largest picture, in pixels")
+    max_seconds: float = setting(300.0, minimum=0.001, help="longest time for a request that sets no deadline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """All settings of the service."""
+
+    server: ServerConfig
+    model: ModelSettings
+    engine: EngineSettings
+    requests: RequestSettings
+    tokenizer: Path | None = setting(None, help="tokenizer file; the checkpoint's own where unset")
+    vision_addresses: tuple[str, ...] = setting((), help="HOST:PORT of each vision replica")

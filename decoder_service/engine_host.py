@@ -1,0 +1,214 @@
+"""Turns the engine on a thread of its own and carries messages between it and the event loop.
+
+Knows threads. Does not know policy, tensors or gRPC. Calls into the engine travel as commands and run
+between steps; what a step put out travels back in one piece and is told to the requests' listeners on the
+event loop. So the engine needs no lock, and the event loop never waits for a step.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from common.errors import AlreadyExistsError, DiptychError, InternalError, UnavailableError
+from decoder_service.engine import Engine, EngineStats, StepOutput, TokenOutput
+from decoder_service.request import Features, Request
+
+_log = logging.getLogger(__name__)
+
+_Command = Callable[[Engine], None]
+
+
+class Listener(Protocol):
+    """What one request hears, on the event loop. Times are seconds of the monotonic clock."""
+
+    def scheduled(self, at: float) -> None:
+        """The first step worked on it."""
+
+    def token(self, token: TokenOutput, at: float) -> None:
+        """A token came out; the last one has a finish reason."""
+
+    def consumed(self, image_index: int) -> None:
+        """The engine has let go of an image's features."""
+
+    def wanted(self) -> None:
+        """The request was preempted and needs all of its images' features again."""
+
+    def failed(self, error: DiptychError) -> None:
+        """The request ended with an error."""
+
+
+class EngineHost:
+    """Owns the engine's thread. Everything but the thread's own loop is called on the event loop."""
+
+    def __init__(self, engine: Engine, *, on_fatal: Callable[[], None]) -> None:
+        """Take an engine; `on_fatal` is called on the event loop should the thread die."""
+        self._engine = engine
+        self._on_fatal = on_fatal
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._listeners: dict[str, Listener] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_alive = False
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's figures; read beside a running step, so they may be of two moments."""
+        return self._engine.stats()
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that were submitted and have not ended."""
+        return len(self._listeners)
+
+    def start(self) -> None:
+        """Start the thread; needs a running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._is_alive = True
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread after the step that it is in."""
+        self._is_alive = False
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    async def submit(self, request: Request, listener: Listener) -> None:
+        """Hand a request to the engine; `listener` hears of it from then on. Raises what `Engine.submit` raises.
+
+        `abort` must follow if the request does not end by itself, also where this call is cancelled.
+        """
+        if not self._is_alive:
+            raise UnavailableError("ENGINE_STOPPED", "this replica no longer runs the model")
+        if request.request_id in self._listeners:
+            raise AlreadyExistsError("REQUEST_EXISTS", "a request with this request_id is running", field="request_id")
+        # Before the engine knows it: its first step may be told before this coroutine runs again.
+        self._listeners[request.request_id] = listener
+        try:
+            await self._call(lambda engine: engine.submit(request))
+        except DiptychError:
+            del self._listeners[request.request_id]
+            raise
+
+    def features_arrived(self, request: Request, image_index: int, features: Features, *, preemptions: int) -> None:
+        """Hand over features that were fetched when the request had been preempted `preemptions` times."""
+
+        def command(engine: Engine) -> None:
+            # What set out before a preemption is void: its memory is being given back.
+            if request.num_preemptions == preemptions:
+                engine.features_arrived(request.request_id, image_index, features)
+
+        self._commands.put(command)
+
+    def fail(self, request_id: str, error: DiptychError) -> None:
+        """End a request with an error, which its listener hears."""
+        self._commands.put(lambda engine: _ignore(engine.fail(request_id, error)))
+
+    async def abort(self, request_id: str, listener: Listener) -> None:
+        """End a listener's request, if it still runs, and wait until the engine has let go of all that it held."""
+        if self._listeners.get(request_id) is not listener:
+            return
+        del self._listeners[request_id]
+        if self._is_alive:
+            await self._call(lambda engine: _ignore(engine.abort(request_id)))
+
+    async def _call(self, work: Callable[[Engine], None]) -> None:
+        """Run something on the engine's thread and wait for it, or for its error."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def command(engine: Engine) -> None:
+            try:
+                work(engine)
+            except DiptychError as error:
+                loop.call_soon_threadsafe(_settle, done, error)
+            else:
+                loop.call_soon_threadsafe(_settle, done, None)
+
+        self._commands.put(command)
+        await done
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                if self._engine.has_work:
+                    output = self._engine.step()
+                    self._tell(self._publish, output, time.monotonic())
+        except Exception:
+            _log.exception("the engine's thread died")
+            self._tell(self._die)
+
+    def _take_commands(self) -> bool:
+        """Run the commands that wait, and wait for one if there is nothing to compute; false at the end."""
+        while not (self._engine.has_work and self._commands.empty()):
+            command = self._commands.get()
+            if command is None:
+                return False
+            command(self._engine)
+        return True
+
+    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _publish(self, output: StepOutput, at: float) -> None:
+        """Tell the listeners what a step put out; one that is gone has been aborted and hears nothing."""
+        for request_id in output.first_scheduled:
+            self._listener(request_id).scheduled(at)
+        for ref in output.consumed:
+            self._listener(ref.request_id).consumed(ref.image_index)
+        for request_id in dict.fromkeys(ref.request_id for ref in output.wanted):
+            self._listener(request_id).wanted()
+        for token in output.tokens:
+            self._listener(token.request_id, is_last=token.finish_reason is not None).token(token, at)
+        for request_id, error in output.failed:
+            self._listener(request_id, is_last=True).failed(error)
+
+    def _listener(self, request_id: str, *, is_last: bool = False) -> Listener:
+        listeners = self._listeners
+        return (listeners.pop(request_id, None) if is_last else listeners.get(request_id)) or _NOBODY
+
+    def _die(self) -> None:
+        self._is_alive = False
+        listeners, self._listeners = self._listeners, {}
+        for listener in listeners.values():
+            listener.failed(InternalError("ENGINE_DIED", "this replica no longer runs the model"))
+        self._on_fatal()
+
+
+class _Nobody:
+    """Stands in for a listener that is gone."""
+
+    def scheduled(self, at: float) -> None:
+        """Hear nothing."""
+
+    def token(self, token: TokenOutput, at: float) -> None:
+        """Hear nothing."""
+
+    def consumed(self, image_index: int) -> None:
+        """Hear nothing."""
+
+    def wanted(self) -> None:
+        """Hear nothing."""
+
+    def failed(self, error: DiptychError) -> None:
+        """Hear nothing."""
+
+
+_NOBODY = _Nobody()
+
+
+def _settle(done: asyncio.Future[None], error: DiptychError | None) -> None:
+    if done.cancelled():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+
+
+def _ignore(_: object) -> None:
+    """Drop a result: the features named in it are the request's own fetch's to release."""

@@ -1,0 +1,50 @@
+"""Where image features come from, as the decoder service sees it.
+
+The vision client implements it over gRPC; a composition of both services in one process may implement it
+directly. Knows no tensors and no transport.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.features import FeatureSpec
+from common.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionInfo:
+    """What an encoder said of itself, and this decoder agreed with."""
+
+    preprocessing: Preprocessing
+    weights_digest: bytes
+    feature_width: int
+    dtype: str
+    max_image_bytes: int
+    max_image_pixels: int
+    max_patches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFeatures:
+    """Features of one image: rows of `spec.width` values of type `spec.dtype`."""
+
+    spec: FeatureSpec
+    data: bytearray
+
+
+class ImageEncoder(Protocol):
+    """Turns pictures into features."""
+
+    @property
+    def info(self) -> VisionInfo | None:
+        """What the encoder said of itself; None until it first answered, then it stays."""
+        ...
+
+    async def encode(
+        self, image: bytes, *, salt: bytes, spec: FeatureSpec, buffer: memoryview, request_id: str
+    ) -> None:
+        """Fill `buffer` (`spec.num_bytes` bytes) with the features of one picture file.
+
+        Cancelling the call stops the work. Raises a DiptychError.
+        """
+        ...

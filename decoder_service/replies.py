@@ -1,0 +1,66 @@
+"""The messages of one completion's stream, numbered.
+
+Knows protobuf and what is counted. Does not know when a message is due.
+"""
+
+from common.wire_types import grid_to_proto
+from decoder_service.generation import Timings
+from decoder_service.prompt import Prompt
+from decoder_service.request import FinishReason
+from decoder_service.text_stream import TextPiece
+from diptych.v1 import generation_pb2 as pb
+
+_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
+
+
+class Replies:
+    """Makes the messages in the order of the contract: one prompt, deltas, one finish."""
+
+    def __init__(self, request_id: str, prompt: Prompt) -> None:
+        self._request_id = request_id
+        self._prompt = prompt
+        self._seq = 0
+        self._completion_tokens = 0
+
+    def prompt(self) -> pb.GenerateResponse:
+        """The first message."""
+        info = pb.PromptInfo(
+            request_id=self._request_id,
+            prompt_tokens=len(self._prompt.token_ids),
+            grids=[grid_to_proto(span.grid) for span in self._prompt.placeholders],
+        )
+        return self._numbered(pb.GenerateResponse(prompt=info))
+
+    def delta(self, piece: TextPiece) -> pb.GenerateResponse:
+        """More of the completion."""
+        self._completion_tokens += len(piece.token_ids)
+        return self._numbered(pb.GenerateResponse(delta=pb.Delta(text=piece.text, token_ids=piece.token_ids)))
+
+    def finish(self, piece: TextPiece, timings: Timings) -> pb.GenerateResponse:
+        """The last message, for the piece that has a finish reason."""
+        if piece.finish_reason is None:
+            raise ValueError("a finish needs a reason")
+        finish = pb.Finish(
+            reason=_REASONS[piece.finish_reason],
+            usage=pb.Usage(
+                prompt_tokens=len(self._prompt.token_ids),
+                image_tokens=self._prompt.num_image_tokens,
+                completion_tokens=self._completion_tokens,
+            ),
+            timings=pb.Timings(
+                queue_seconds=timings.queue,
+                encode_wait_seconds=timings.encode_wait,
+                prefill_seconds=timings.prefill,
+                decode_seconds=timings.decode,
+            ),
+        )
+        if piece.stop_token_id is not None:
+            finish.stop_token_id = piece.stop_token_id
+        elif piece.stop_text is not None:
+            finish.stop_text = piece.stop_text
+        return self._numbered(pb.GenerateResponse(finish=finish))
+
+    def _numbered(self, response: pb.GenerateResponse) -> pb.GenerateResponse:
+        response.seq = self._seq
+        self._seq += 1
+        return response

@@ -1,0 +1,134 @@
+"""Runs the model over what the scheduler chose: embed, splice images in, layers, sample.
+
+Knows tensors, weights and the KV cache. Does not know queues, text or gRPC. It runs on the engine's thread.
+"""
+
+import torch
+from torch import Tensor
+
+from common.attention import paged_attention
+from common.checkpoint import Checkpoint
+from common.checkpoint_layout import Part
+from common.model_config import MistralConfig, PixtralConfig
+from decoder_service.batch import ForwardBatch, ImageRows, build_forward_batch
+from decoder_service.kv_cache import KVCache
+from decoder_service.model import MistralForCausalLM
+from decoder_service.projector import Projector
+from decoder_service.random_stream import uniform
+from decoder_service.request import Request
+from decoder_service.sampler import SamplingRow, sample
+from decoder_service.step import ScheduledBatch
+
+
+class DecoderModel:
+    """The decoder's weights on their device, with the projector if the model takes images."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Load the weights. Raises CheckpointError."""
+        self.config = checkpoint.text_config
+        self.device = device
+        self.dtype = dtype
+        with torch.device("meta"):
+            self.decoder = MistralForCausalLM(self.config)
+            self.projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
+        checkpoint.load(Part.DECODER, self.decoder, device=device, dtype=dtype)
+        if self.projector is not None:
+            checkpoint.load(Part.PROJECTOR, self.projector, device=device, dtype=dtype)
+
+
+class DecoderRunner:
+    """The engine's `Runner` in torch."""
+
+    def __init__(self, model: DecoderModel, kv_cache: KVCache) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+
+    @torch.inference_mode()
+    def execute(self, batch: ScheduledBatch) -> list[int | None]:
+        """Compute the scheduled tokens and choose the next one of each sampled request.
+
+        An entry is None where the request's logits were not finite.
+        """
+        forward = build_forward_batch(batch, block_size=self._kv_cache.block_size, device=self._model.device)
+        logits = self.logits(forward)
+        return sample(logits, [_sampling_row(request) for request in batch.sampled])
+
+    def warm_up(self) -> None:
+        """Run one small pass, so that the first request does not pay for what is set up at first use.
+
+        It writes to the first block, which nobody owns yet.
+        """
+        rows = torch.zeros(2, dtype=torch.long, device=self._model.device)
+        self.logits(
+            ForwardBatch(
+                token_ids=rows,
+                positions=rows,
+                slot_mapping=rows,
+                block_tables=rows[:, None],
+                query_lengths=(1, 1),
+                seq_lens=(1, 1),
+                logits_indices=rows,
+                image_indices=rows[:0],
+                image_rows=(),
+            )
+        )
+
+    @torch.inference_mode()
+    def logits(self, forward: ForwardBatch) -> Tensor:
+        """Logits as fp32 [num_sampled, vocab_size] of the rows that `logits_indices` names."""
+        attend = _PagedAttend(self._model.config, self._kv_cache, forward)
+        hidden = self._model.decoder(self._embed(forward), forward.positions, attend)
+        return self._model.decoder.logits(hidden[forward.logits_indices])
+
+    def _embed(self, forward: ForwardBatch) -> Tensor:
+        """Embeddings [num_tokens, hidden_size], with projected image features at their places."""
+        embeds: Tensor = self._model.decoder.model.embed_tokens(forward.token_ids)
+        if not forward.image_rows:
+            return embeds
+        if self._model.projector is None:
+            raise RuntimeError("images were scheduled on a model that takes none")
+        features = torch.cat([self._rows(rows) for rows in forward.image_rows])
+        if len(features) != len(forward.image_indices):
+            raise RuntimeError(f"{len(features)} image rows for {len(forward.image_indices)} placeholders")
+        return embeds.index_copy(0, forward.image_indices, self._model.projector(features))
+
+    def _rows(self, rows: ImageRows) -> Tensor:
+        """The wanted rows of one image [num_rows, vision_hidden_size], on the device."""
+        spec = rows.features.spec
+        matrix = torch.frombuffer(rows.features.data, dtype=_DTYPES[spec.dtype]).view(-1, spec.width)
+        return matrix[rows.first : rows.last].to(device=self._model.device, dtype=self._model.dtype)
+
+
+class _PagedAttend:
+    """`Attend` over the KV cache for one batch: writes the new keys and values, then reads every block."""
+
+    def __init__(self, config: MistralConfig, kv_cache: KVCache, forward: ForwardBatch) -> None:
+        self._config = config
+        self._kv_cache = kv_cache
+        self._forward = forward
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend for one layer; shapes as in `Attend`."""
+        forward = self._forward
+        self._kv_cache.write(layer, forward.slot_mapping, key, value)
+        return paged_attention(
+            query,
+            self._kv_cache.key_blocks[layer],
+            self._kv_cache.value_blocks[layer],
+            block_tables=forward.block_tables,
+            query_lengths=forward.query_lengths,
+            seq_lens=forward.seq_lens,
+            scale=self._config.attention_multiplier,
+            sliding_window=self._config.sliding_window,
+        )
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _sampling_row(request: Request) -> SamplingRow:
+    sampling = request.sampling
+    if not sampling.temperature:
+        return SamplingRow(params=sampling, uniform=0.0)
+    position = len(request.output_token_ids)
+    return SamplingRow(params=sampling, uniform=uniform(seed=sampling.seed, index=0, position=position))

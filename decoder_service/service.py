@@ -1,0 +1,181 @@
+"""Puts the decoder service together and runs it.
+
+Knows every part and the order in which they start and stop. Does none of their work.
+"""
+
+import asyncio
+import logging
+
+from prometheus_client import CollectorRegistry
+
+from common.checkpoint import Checkpoint, open_checkpoint
+from common.checkpoint_layout import Part
+from common.devices import find_device, find_dtype
+from common.image_header import ImageLimits
+from common.model_config import PixtralConfig
+from common.server import GrpcServer
+from decoder_service.config import DecoderConfig
+from decoder_service.engine import Engine
+from decoder_service.engine_host import EngineHost
+from decoder_service.feature_store import FeatureStore
+from decoder_service.kv_cache import KVCache, bytes_per_block
+from decoder_service.memory import plan_num_blocks
+from decoder_service.metrics import EngineCollector
+from decoder_service.model_info import ModelInfo
+from decoder_service.prompt import PromptBuilder, PromptLimits
+from decoder_service.runner import DecoderModel, DecoderRunner
+from decoder_service.scheduler import SchedulerConfig
+from decoder_service.servicer import GenerationServicer, ServicerLimits
+from decoder_service.tokenizer import Tokenizer, find_tokenizer_file
+from decoder_service.vision_client import VisionClient
+from diptych.v1 import generation_pb2_grpc
+
+SERVICE_NAME = "diptych.v1.GenerationService"
+_MAX_TRAINED_LENGTH = 131_072
+"""Published configs state position limits far beyond the length that the models were trained for."""
+
+_log = logging.getLogger(__name__)
+
+
+class DecoderService:
+    """The loaded service; `run` serves until a signal comes."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        """Load everything. Raises ValueError, CheckpointError among them, with one line that says what is wrong."""
+        self._config = config
+        checkpoint = open_checkpoint(config.model.model)
+        tokenizer = Tokenizer.from_file(config.tokenizer or find_tokenizer_file(config.model.model))
+        text = checkpoint.text_config
+        image_token_id = _image_token_id(checkpoint)
+        tokenizer.check_fits(vocabulary_size=text.vocab_size, image_token_id=image_token_id)
+        max_model_len = _max_model_len(config.engine.max_model_len, text.max_position_embeddings)
+        self._engine = _build_engine(config, checkpoint, max_model_len)
+        self._tokenizer = tokenizer
+        self._vision = _vision_client(config, checkpoint)
+        self._prompts = PromptBuilder(
+            tokenizer,
+            vocabulary_size=text.vocab_size,
+            limits=PromptLimits(
+                max_prompt_tokens=max_model_len - 1,
+                max_images=config.requests.max_images,
+                image=ImageLimits(
+                    max_bytes=config.requests.max_image_bytes, max_pixels=config.requests.max_image_pixels
+                ),
+            ),
+        )
+        self._info = ModelInfo(
+            model_name=config.model.served_name,
+            vocabulary_size=text.vocab_size,
+            max_model_len=max_model_len,
+            max_images=config.requests.max_images,
+            max_image_bytes=config.requests.max_image_bytes,
+            max_image_pixels=config.requests.max_image_pixels,
+            max_message_bytes=config.server.max_message_bytes,
+            image_token_id=image_token_id,
+            end_token_ids=checkpoint.end_token_ids | {tokenizer.eos_id},
+            vision_weights_digest=checkpoint.digest(Part.VISION) if image_token_id is not None else b"",
+        )
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then let running requests finish."""
+        registry = CollectorRegistry()
+        server = GrpcServer(self._config.server, registry=registry)
+        host = EngineHost(self._engine, on_fatal=lambda: server.set_alive(False))
+        store = FeatureStore(self._vision, budget_bytes=self._config.engine.feature_bytes)
+        registry.register(EngineCollector(lambda: host.stats, lambda: store.bytes_held))
+        servicer = GenerationServicer(
+            host=host,
+            store=store,
+            encoder=self._vision,
+            prompts=self._prompts,
+            tokenizer=self._tokenizer,
+            info=self._info,
+            limits=ServicerLimits(
+                max_request_tokens=self._engine.max_request_tokens,
+                max_open_requests=self._config.engine.max_num_requests + self._config.engine.max_queue,
+                max_seconds=self._config.requests.max_seconds,
+            ),
+        )
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc)
+        host.start()
+        await server.start()
+        announcing = asyncio.create_task(self._announce(server))
+        try:
+            await server.wait_for_termination()
+        finally:
+            announcing.cancel()
+            if self._vision is not None:
+                await self._vision.close()
+            await host.stop()
+            servicer.close()
+
+    async def _announce(self, server: GrpcServer) -> None:
+        """Become ready: at once for text alone, else after one handshake. A later outage changes nothing."""
+        if self._vision is not None:
+            await self._vision.start()
+            await self._vision.wait_ready()
+        server.set_serving([SERVICE_NAME])
+        _log.info("ready", extra={"model": self._info.model_name})
+
+
+def _build_engine(config: DecoderConfig, checkpoint: Checkpoint, max_model_len: int) -> Engine:
+    engine = config.engine
+    device = find_device(config.model.device)
+    dtype = find_dtype(config.model.dtype, device)
+    model = DecoderModel(checkpoint, device=device, dtype=dtype)
+    num_blocks = engine.num_blocks or plan_num_blocks(
+        model.config,
+        device=device,
+        dtype=dtype,
+        block_size=engine.block_size,
+        memory_fraction=engine.memory_fraction,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_requests=engine.max_num_requests,
+        max_model_len=max_model_len,
+    )
+    kv_cache = KVCache(model.config, num_blocks=num_blocks, block_size=engine.block_size, device=device, dtype=dtype)
+    block_bytes = bytes_per_block(model.config, block_size=engine.block_size, dtype=dtype)
+    _log.info(
+        "KV cache",
+        extra={
+            "num_blocks": num_blocks,
+            "block_size": engine.block_size,
+            "tokens": num_blocks * engine.block_size,
+            "mebibytes": num_blocks * block_bytes >> 20,
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+        },
+    )
+    runner = DecoderRunner(model, kv_cache)
+    runner.warm_up()
+    scheduler = SchedulerConfig(
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_requests=engine.max_num_requests,
+        max_model_len=max_model_len,
+    )
+    return Engine(config=scheduler, num_blocks=num_blocks, block_size=engine.block_size, runner=runner)
+
+
+def _vision_client(config: DecoderConfig, checkpoint: Checkpoint) -> VisionClient | None:
+    if not isinstance(checkpoint.config, PixtralConfig):
+        if config.vision_addresses:
+            raise ValueError("--vision-addresses is given, but the model takes no images")
+        return None
+    if not config.vision_addresses:
+        raise ValueError("--vision-addresses must be given: the model takes images")
+    return VisionClient(
+        config.vision_addresses,
+        expected_digest=checkpoint.digest(Part.VISION),
+        expected_width=checkpoint.config.vision.vision_hidden_size,
+    )
+
+
+def _image_token_id(checkpoint: Checkpoint) -> int | None:
+    return checkpoint.config.image_token_index if isinstance(checkpoint.config, PixtralConfig) else None
+
+
+def _max_model_len(wanted: int | None, bound: int) -> int:
+    """The user's length within the model's. Raises ValueError naming both."""
+    if wanted is not None and wanted > bound:
+        raise ValueError(f"--max-model-len {wanted} is over the model's {bound}")
+    return wanted or min(bound, _MAX_TRAINED_LENGTH)

@@ -1,0 +1,174 @@
+"""The `GenerationService`: messages in, requests to the engine, messages out.
+
+Knows protobuf and the stages of a request. Does not know torch, policy or statuses: whatever goes wrong is
+raised as a DiptychError, which the server turns into a status.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import grpc
+
+from common.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
+from common.features import FeatureSpec
+from common.identity import image_hash
+from common.wire_types import grid_to_proto
+from decoder_service.engine_host import EngineHost
+from decoder_service.feature_store import FeatureStore, PromptImage
+from decoder_service.generation import Generation
+from decoder_service.image_encoder import ImageEncoder, VisionInfo
+from decoder_service.model_info import ModelInfo
+from decoder_service.prompt import Prompt, PromptBuilder
+from decoder_service.prompt_spec import PromptSpec, has_images
+from decoder_service.replies import Replies
+from decoder_service.request import Request
+from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt
+from decoder_service.scheduler import check_fits
+from decoder_service.text_stream import TextStream
+from decoder_service.tokenizer import Tokenizer
+from diptych.v1 import generation_pb2 as pb
+from diptych.v1 import generation_pb2_grpc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicerLimits:
+    """Bounds that the servicer holds itself."""
+
+    max_request_tokens: int
+    """Most tokens of a request, prompt and completion together."""
+    max_open_requests: int
+    """Most requests that run or wait."""
+    max_seconds: float
+    """Longest time for a request whose caller sets no deadline."""
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Serves Generate, Tokenize and GetModelInfo. Laying out prompts takes CPU time and runs on threads."""
+
+    def __init__(
+        self,
+        *,
+        host: EngineHost,
+        store: FeatureStore,
+        encoder: ImageEncoder | None,
+        prompts: PromptBuilder,
+        tokenizer: Tokenizer,
+        info: ModelInfo,
+        limits: ServicerLimits,
+    ) -> None:
+        """Take the parts; `encoder` is None for a model that takes no images."""
+        self._host = host
+        self._store = store
+        self._encoder = encoder
+        self._prompts = prompts
+        self._tokenizer = tokenizer
+        self._info = info
+        self._limits = limits
+        self._arrivals = itertools.count()
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Stream one completion."""
+        parsed = parse_generate_request(request, vocabulary_size=self._info.vocabulary_size)
+        self._check_queue()
+        deadline = self._deadline(context)
+        try:
+            async with asyncio.timeout_at(deadline):
+                prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
+            engine_request = self._request(parsed, prompt)
+            self._store.check_fits(images)
+            replies = Replies(parsed.request_id, prompt)
+            text = TextStream(self._tokenizer, parsed.stops)
+            async with Generation(
+                self._host, self._store, engine_request, images=images, salt=parsed.cache_salt
+            ) as generation:
+                yield replies.prompt()
+                async for tokens in generation.tokens(deadline=deadline):
+                    piece = text.feed(tokens)
+                    yield replies.delta(piece)
+                    if piece.finish_reason is not None:
+                        yield replies.finish(piece, generation.timings)
+                        return
+        except TimeoutError:
+            raise DeadlineExceededError("DEADLINE_EXCEEDED", "the request ran out of time") from None
+
+    async def Tokenize(
+        self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[pb.TokenizeRequest, pb.TokenizeResponse]
+    ) -> pb.TokenizeResponse:
+        """Lay out a prompt without running the model."""
+        prompt, _ = await self._lay_out(parse_prompt(request), salt=b"")
+        placeholders = (
+            pb.PlaceholderRange(offset=span.offset, length=span.length, grid=grid_to_proto(span.grid))
+            for span in prompt.placeholders
+        )
+        return pb.TokenizeResponse(token_ids=prompt.token_ids, placeholders=placeholders)
+
+    async def GetModelInfo(
+        self,
+        request: pb.GetModelInfoRequest,
+        context: grpc.aio.ServicerContext[pb.GetModelInfoRequest, pb.GetModelInfoResponse],
+    ) -> pb.GetModelInfoResponse:
+        """Tell what is served."""
+        return self._info.to_wire(self._encoder.info if self._encoder else None)
+
+    def close(self) -> None:
+        """Let the threads end; call it when no call is in flight."""
+        self._threads.shutdown()
+
+    def _check_queue(self) -> None:
+        if self._host.num_requests >= self._limits.max_open_requests:
+            raise ResourceExhaustedError(
+                "QUEUE_FULL",
+                "too many requests are waiting",
+                metadata={"limit": self._limits.max_open_requests},
+                retry_after=1.0,
+            )
+
+    def _deadline(self, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]) -> float:
+        # aio says None where the caller set no deadline; its stubs say float.
+        remaining: float | None = context.time_remaining()
+        return asyncio.get_running_loop().time() + (self._limits.max_seconds if remaining is None else remaining)
+
+    async def _lay_out(self, spec: PromptSpec, *, salt: bytes) -> tuple[Prompt, tuple[PromptImage, ...]]:
+        """Token ids, and the images with the features that they will get."""
+        info = self._encoder.info if self._encoder else None
+        if info is None and self._encoder is not None and has_images(spec):
+            raise UnavailableError("VISION_UNAVAILABLE", "no vision replica has answered yet", retry_after=1.0)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _lay_out, self._prompts, spec, info, salt)
+
+    def _request(self, parsed: ParsedRequest, prompt: Prompt) -> Request:
+        """The engine's view of a request; its `max_tokens` is what is left of the model's length if unset."""
+        sampling, room = parsed.sampling, self._limits.max_request_tokens - len(prompt.token_ids)
+        if parsed.max_tokens is None:
+            sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
+        check_fits(len(prompt.token_ids), sampling.max_tokens, limit=self._limits.max_request_tokens)
+        return Request(
+            request_id=parsed.request_id,
+            prompt_token_ids=prompt.token_ids,
+            placeholders=prompt.placeholders,
+            sampling=sampling,
+            end_token_ids=self._info.end_token_ids,
+            arrival=next(self._arrivals),
+        )
+
+
+def _lay_out(
+    prompts: PromptBuilder, spec: PromptSpec, info: VisionInfo | None, salt: bytes
+) -> tuple[Prompt, tuple[PromptImage, ...]]:
+    prompt = prompts.build(spec, preprocessing=info.preprocessing if info else None)
+    if info is None:
+        return prompt, ()
+    images = []
+    for data, span in zip(prompt.images, prompt.placeholders, strict=True):
+        identity = image_hash(
+            data, preprocessing=info.preprocessing, weights_digest=info.weights_digest, dtype=info.dtype, salt=salt
+        )
+        spec_ = FeatureSpec(image_hash=identity, grid=span.grid, width=info.feature_width, dtype=info.dtype)
+        images.append(PromptImage(data=data, spec=spec_))
+    return prompt, tuple(images)
