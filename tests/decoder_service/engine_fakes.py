@@ -1,0 +1,278 @@
+"""What tests of the engine turn it with: a runner without a model, and a host without a network."""
+
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from common.errors import DiptychError
+from common.preprocessing import PatchGrid
+from decoder_service.engine import Engine, ScheduledBatch, StepOutput
+from decoder_service.request import ImageRef, PlaceholderRange, Request
+from decoder_service.sampling_params import SamplingParams
+from decoder_service.scheduler import SchedulerConfig
+
+VOCABULARY = 50
+IMAGE_TOKEN = 49
+
+Entry = tuple[int, int | None]
+"""A token as the cache keeps it: its id and, inside an image, the feature of its row."""
+
+
+def make_request(
+    request_id: str,
+    *segments: int,
+    arrival: int = 0,
+    max_tokens: int = 4,
+    end_token_ids: frozenset[int] = frozenset(),
+    stop_token_ids: frozenset[int] = frozenset(),
+    ignore_eos: bool = False,
+) -> Request:
+    """A request whose prompt alternates lengths of text and of images: `5, 4, 2` is 5 tokens, image, 2 tokens.
+
+    The text depends on the request_id, so that no two requests have a token in common by design.
+    """
+    token_ids: list[int] = []
+    placeholders: list[PlaceholderRange] = []
+    for index, length in enumerate(segments):
+        if index % 2:
+            placeholders.append(PlaceholderRange(len(token_ids), length, PatchGrid(height=1, width=length - 1)))
+            token_ids.extend([IMAGE_TOKEN] * length)
+        else:
+            start = zlib.crc32(request_id.encode())
+            token_ids.extend((start + 7 * place) % IMAGE_TOKEN for place in range(length))
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=tuple(token_ids),
+        placeholders=tuple(placeholders),
+        sampling=SamplingParams(max_tokens=max_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos),
+        end_token_ids=end_token_ids,
+        arrival=arrival,
+    )
+
+
+def make_features(request: Request, image_index: int) -> bytes:
+    """Features that no other image has: one byte for each of the image's tokens."""
+    seed = zlib.crc32(f"{request.request_id}/{image_index}".encode())
+    return bytes((seed + 3 * row) % 256 for row in range(request.placeholders[image_index].length))
+
+
+def next_token(entries: Sequence[Entry]) -> int:
+    """The next token: a function of everything before it, so any wrong row shows."""
+    return zlib.crc32(repr(list(entries)).encode()) % VOCABULARY
+
+
+def tokens_alone(request: Request) -> list[int]:
+    """What the request must generate: computed without an engine, a cache or a batch."""
+    entries: list[Entry] = [(token_id, None) for token_id in request.prompt_token_ids]
+    for index, placeholder in enumerate(request.placeholders):
+        for row, feature in enumerate(make_features(request, index)):
+            entries[placeholder.offset + row] = (IMAGE_TOKEN, feature)
+    ends = request.sampling.stop_token_ids | (frozenset() if request.sampling.ignore_eos else request.end_token_ids)
+    output: list[int] = []
+    while len(output) < request.sampling.max_tokens and not (output and output[-1] in ends):
+        output.append(next_token(entries))
+        entries.append((output[-1], None))
+    return output
+
+
+class FakeRunner:
+    """Keeps a KV cache of entries in slots and reads every prefix back through the block table.
+
+    A block with two owners, freed too early or not computed again changes the tokens. What must not happen
+    ends the test by `pytest.fail`, which no `except Exception` of the engine can hide.
+    """
+
+    def __init__(self, *, num_blocks: int, block_size: int) -> None:
+        self.batches: list[dict[str, int]] = []
+        """Of every step, the number of tokens of each request."""
+        self.not_finite: set[str] = set()
+        """Requests whose logits are NaN."""
+        self.error: Exception | None = None
+        """Raised by the next step."""
+        self._block_size = block_size
+        self._cache: list[Entry | None] = [None] * (num_blocks * block_size)
+
+    def execute(self, batch: ScheduledBatch) -> list[int | None]:
+        self.batches.append({each.request.request_id: each.num_scheduled_tokens for each in batch.requests})
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        for each in batch.requests:
+            start = each.request.num_computed_tokens
+            for position in range(start, start + each.num_scheduled_tokens):
+                self._cache[self._slot(each.request, position)] = self._entry(each.request, position)
+        return [self._sample(request) for request in batch.sampled]
+
+    def _slot(self, request: Request, position: int) -> int:
+        return request.block_table[position // self._block_size] * self._block_size + position % self._block_size
+
+    def _entry(self, request: Request, position: int) -> Entry:
+        (token_id,) = request.token_ids(position, position + 1)
+        for placeholder, features in zip(request.placeholders, request.features, strict=True):
+            if placeholder.offset <= position < placeholder.end:
+                if not isinstance(features, bytes):
+                    pytest.fail("scheduled before its features arrived")
+                return token_id, features[position - placeholder.offset]
+        return token_id, None
+
+    def _sample(self, request: Request) -> int | None:
+        if request.request_id in self.not_finite:
+            return None
+        entries = [self._cache[self._slot(request, position)] for position in range(request.num_tokens)]
+        read = [entry for entry in entries if entry is not None]
+        if len(read) != len(entries):
+            pytest.fail("a slot was read before it was written")
+        return next_token(read)
+
+
+@dataclass
+class Outcome:
+    """What a request's caller has heard."""
+
+    token_ids: list[int] = field(default_factory=list)
+    end: str | None = None
+    """A finish reason, an error's reason or "aborted"."""
+
+
+class Host:
+    """Turns an engine and gives out feature memory, in bytes, first come first served in prompt order.
+
+    Checks while it goes on that every request ends once and all features come back once.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 16,
+        block_size: int = 4,
+        max_num_batched_tokens: int = 16,
+        max_num_requests: int = 4,
+        max_model_len: int = 1000,
+        feature_budget: int = 1000,
+    ) -> None:
+        config = SchedulerConfig(
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_requests=max_num_requests,
+            max_model_len=max_model_len,
+        )
+        self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size)
+        self.engine = Engine(config=config, num_blocks=num_blocks, block_size=block_size, runner=self.runner)
+        self.feature_budget = feature_budget
+        self.requests: dict[str, Request] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.in_flight: list[ImageRef] = []
+        """Images that have memory and are being encoded."""
+        self._queue: deque[ImageRef] = deque()
+        self._held: set[ImageRef] = set()
+
+    @property
+    def live(self) -> list[str]:
+        """Requests that have not ended, in order of submission."""
+        return [request_id for request_id, outcome in self.outcomes.items() if outcome.end is None]
+
+    def submit(self, request: Request) -> Request:
+        self.engine.submit(request)
+        self.requests[request.request_id] = request
+        self.outcomes[request.request_id] = Outcome()
+        self._queue.extend(request.image_refs)
+        self._check()
+        return request
+
+    def arrive(self, ref: ImageRef) -> None:
+        """Hand the engine an image that is in flight."""
+        self.in_flight.remove(ref)
+        self._held.add(ref)
+        features = make_features(self.requests[ref.request_id], ref.image_index)
+        assert self.engine.features_arrived(ref.request_id, ref.image_index, features)
+        self._check()
+
+    def abort(self, request_id: str) -> None:
+        self._release(self.engine.abort(request_id))
+        self._end(request_id, "aborted")
+        self._check()
+
+    def fail(self, request_id: str, error: DiptychError) -> None:
+        """As when an encoder gives up; the caller hears of it with the next step."""
+        self._release(self.engine.fail(request_id, error))
+        self._forget_fetches(request_id)
+        self._check()
+
+    def step(self) -> StepOutput:
+        output = self.engine.step()
+        self._release(output.consumed)
+        for ref in output.wanted:
+            assert ref not in self._held
+        for request_id in {ref.request_id for ref in output.wanted}:
+            refs = [ref for ref in output.wanted if ref.request_id == request_id]
+            assert refs == self.requests[request_id].image_refs
+            self._forget_fetches(request_id)
+        self._queue.extend(output.wanted)
+        for token in output.tokens:
+            self.outcomes[token.request_id].token_ids.append(token.token_id)
+            if token.finish_reason is not None:
+                self._end(token.request_id, token.finish_reason.value)
+        for request_id, error in output.failed:
+            self._end(request_id, error.reason)
+        self._check()
+        return output
+
+    def run(self, *, max_steps: int = 500, last_image_first: bool = False) -> None:
+        """Bring in all images and step until all have ended; fails where that takes too long.
+
+        Between any two steps one image arrives: the first one, or the last one, of those in flight.
+        """
+        for _ in range(max_steps):
+            if not self.live:
+                break
+            if self.in_flight:
+                self.arrive(sorted(self.in_flight, key=lambda ref: ref.image_index)[-1 if last_image_first else 0])
+            self.step()
+        assert not self.live, f"still not ended: {self.live}"
+        self.check_idle()
+
+    def check_idle(self) -> None:
+        """Nothing is left behind: the state is that of a new engine."""
+        stats = self.engine.stats()
+        assert (stats.num_waiting, stats.num_running) == (0, 0)
+        assert stats.num_free_blocks == stats.num_blocks
+        assert not self._held
+        assert not self.in_flight
+        assert not self._queue
+        assert not self.engine.has_work
+        for request in self.requests.values():
+            assert not any(request.features)
+
+    def check_outputs(self) -> None:
+        """What finished has the tokens it would have alone, what ended otherwise the beginning of them."""
+        for request_id, outcome in self.outcomes.items():
+            expected = tokens_alone(self.requests[request_id])
+            if outcome.end not in ("stop", "length"):
+                expected = expected[: len(outcome.token_ids)]
+            assert outcome.token_ids == expected
+
+    def _size(self, ref: ImageRef) -> int:
+        return self.requests[ref.request_id].placeholders[ref.image_index].length
+
+    def _release(self, refs: list[ImageRef]) -> None:
+        for ref in refs:
+            self._held.remove(ref)
+
+    def _end(self, request_id: str, end: str) -> None:
+        assert self.outcomes[request_id].end is None, "ended twice"
+        self.outcomes[request_id].end = end
+        self._forget_fetches(request_id)
+
+    def _forget_fetches(self, request_id: str) -> None:
+        self.in_flight = [ref for ref in self.in_flight if ref.request_id != request_id]
+        self._queue = deque(ref for ref in self._queue if ref.request_id != request_id)
+
+    def _check(self) -> None:
+        self.engine.check_integrity()
+        while self._queue:
+            reserved = sum(map(self._size, (*self.in_flight, *self._held)))
+            if reserved + self._size(self._queue[0]) > self.feature_budget:
+                break
+            self.in_flight.append(self._queue.popleft())

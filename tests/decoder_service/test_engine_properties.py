@@ -1,0 +1,114 @@
+"""Whatever happens in whatever order, every request ends, with its own tokens, and nothing is left behind."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from common.errors import UnavailableError
+from tests.decoder_service.engine_fakes import VOCABULARY, Host, make_request
+
+BLOCK_SIZE = 3
+MAX_IMAGE = 6
+
+images = st.lists(st.tuples(st.integers(2, MAX_IMAGE), st.integers(0, 4)), max_size=3)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Random operations on an engine so small that everything runs out all the time.
+
+    `Host` checks the engine's books after each operation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = Host()
+        self.num_submitted = 0
+
+    @initialize(
+        num_blocks=st.integers(15, 24),
+        max_num_requests=st.integers(1, 4),
+        spare_tokens=st.integers(0, 12),
+        feature_budget=st.integers(3 * MAX_IMAGE, 5 * MAX_IMAGE),
+    )
+    def start(self, num_blocks: int, max_num_requests: int, spare_tokens: int, feature_budget: int) -> None:
+        self.host = Host(
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            max_num_batched_tokens=max_num_requests + spare_tokens,
+            max_num_requests=max_num_requests,
+            feature_budget=feature_budget,
+        )
+
+    @rule(
+        text=st.integers(1, 5),
+        images=images,
+        max_tokens=st.integers(1, 9),
+        end_token_id=st.integers(0, VOCABULARY - 1),
+        stop_token_id=st.integers(0, VOCABULARY - 1),
+        ignore_eos=st.booleans(),
+    )
+    def submit(
+        self,
+        text: int,
+        images: list[tuple[int, int]],
+        max_tokens: int,
+        end_token_id: int,
+        stop_token_id: int,
+        ignore_eos: bool,
+    ) -> None:
+        self.host.submit(
+            make_request(
+                f"r{self.num_submitted}",
+                text,
+                *(length for image in images for length in image),
+                arrival=self.num_submitted,
+                max_tokens=max_tokens,
+                end_token_ids=frozenset({end_token_id}),
+                stop_token_ids=frozenset({stop_token_id}),
+                ignore_eos=ignore_eos,
+            )
+        )
+        self.num_submitted += 1
+
+    @rule(num_steps=st.integers(1, 4))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            had_work = self.host.engine.has_work
+            num_batches = len(self.host.runner.batches)
+            output = self.host.step()
+            assert had_work == bool(len(self.host.runner.batches) > num_batches or output.failed)
+
+    @precondition(lambda self: self.host.in_flight)
+    @rule(data=st.data())
+    def arrive(self, data: st.DataObject) -> None:
+        self.host.arrive(data.draw(st.sampled_from(self.host.in_flight)))
+
+    @precondition(lambda self: self.host.live)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.host.abort(data.draw(st.sampled_from(self.host.live)))
+
+    @precondition(lambda self: self.host.live)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from(self.host.live))
+        self.host.fail(request_id, UnavailableError("VISION_UNAVAILABLE", "no vision replica answers"))
+        self.host.step()
+        assert self.host.outcomes[request_id].end == "VISION_UNAVAILABLE"
+
+    @precondition(lambda self: self.host.live)
+    @rule(data=st.data())
+    def become_not_finite(self, data: st.DataObject) -> None:
+        self.host.runner.not_finite.add(data.draw(st.sampled_from(self.host.live)))
+
+    @rule()
+    def raise_in_the_next_step(self) -> None:
+        self.host.runner.error = RuntimeError("planted")
+
+    def teardown(self) -> None:
+        self.host.run(max_steps=100 + 100 * self.num_submitted)
+        self.host.check_outputs()
+
+
+TestEngine = EngineMachine.TestCase
+TestEngine.settings = settings(max_examples=800, stateful_step_count=40, deadline=None)
