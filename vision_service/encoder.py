@@ -4,6 +4,8 @@ Knows weights and arithmetic. Does not know images, requests, devices or the pro
 decoder service). Attribute names are those of a Hugging Face checkpoint below `vision_tower.`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -71,7 +73,7 @@ class PixtralVisionModel(nn.Module):
         return x
 
 
-def grid_positions(grids: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def grid_positions(grids: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Row and column of every patch of the grids (height, width), packed in raster order: two [num_patches]."""
     rows = [torch.arange(height, device=device).repeat_interleave(width) for height, width in grids]
     columns = [torch.arange(width, device=device).repeat(height) for height, width in grids]

@@ -1,0 +1,175 @@
+"""One vision replica: its channel, what is known of it, and one attempt to get features from it.
+
+Knows one address. Does not know the other replicas or when to try again (see `vision_client`).
+
+    UNREACHABLE --handshake--> READY        <-- the only state that gets work
+         ^      --handshake--> MISMATCH         another model, or another version of the API
+         ├── a call or a probe fails                 │
+         └── after a pause -- BAD <-- three bad streams in a row
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from enum import Enum
+
+import grpc
+
+from common.channel_options import CLIENT_OPTIONS
+from common.errors import DiptychError, InternalError, UnavailableError
+from common.features import FeatureReceiver, FeatureSpec
+from common.remote_errors import from_rpc_error
+from common.wire_types import dtype_from_proto, preprocessing_from_proto
+from decoder_service.image_encoder import VisionInfo
+from diptych.v1 import vision_pb2 as pb
+from diptych.v1 import vision_pb2_grpc
+
+_log = logging.getLogger(__name__)
+_MAX_BAD_STREAMS = 3
+_PROBE_SECONDS = 1.0
+"""How long a replica that is not ready may take to answer."""
+_READY_PROBE_SECONDS = 5.0
+"""How long a ready one may: a busy machine is no dead one, and pings find those."""
+
+
+class ReplicaState(Enum):
+    """What is known of a replica."""
+
+    UNREACHABLE = "unreachable"
+    MISMATCH = "mismatch"
+    READY = "ready"
+    BAD = "bad"
+
+
+Matches = Callable[[str, VisionInfo], bool]
+"""Whether a replica of this API version and this model may be used."""
+
+
+class VisionReplica:
+    """A replica at a fixed address; made on the event loop that uses it."""
+
+    def __init__(self, address: str, *, credentials: grpc.ChannelCredentials | None) -> None:
+        self.address = address
+        self.state = ReplicaState.UNREACHABLE
+        self.info: VisionInfo | None = None
+        """What the replica said when it was last asked."""
+        self.troubled = asyncio.Event()
+        """Set when an encode left the replica not ready, so that it is asked again at once."""
+        self._channel = (
+            grpc.aio.insecure_channel(address, CLIENT_OPTIONS)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, CLIENT_OPTIONS)
+        )
+        self._stub = vision_pb2_grpc.VisionServiceStub(self._channel)
+        self._own_patches = 0
+        self._others_patches = 0
+        self._bad_streams = 0
+
+    @property
+    def pending_patches(self) -> int:
+        """Patches that wait there: ours now, and those of other decoder services when last asked."""
+        return self._own_patches + self._others_patches
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether its streams were bad, so that it should be left alone for a while."""
+        return self.state is ReplicaState.BAD
+
+    async def close(self) -> None:
+        """Close the channel; calls under way end."""
+        await self._channel.close()
+
+    async def probe(self, matches: Matches) -> None:
+        """Ask for model and load, and set the state by the answer."""
+        was_ready = self.state is ReplicaState.READY
+        seconds = _READY_PROBE_SECONDS if was_ready else _PROBE_SECONDS
+        try:
+            model = await self._stub.GetModelInfo(
+                pb.VisionServiceGetModelInfoRequest(), timeout=seconds, wait_for_ready=True
+            )
+            load = await self._stub.GetLoad(pb.GetLoadRequest(), timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            self._enter(ReplicaState.UNREACHABLE, error.code().name)
+            return
+        self._others_patches = max(0, load.pending_patches - self._own_patches)
+        self.info = _to_info(model)
+        if self.info is None or not matches(model.api_version, self.info):
+            self._enter(ReplicaState.MISMATCH, model.api_version)
+            return
+        if not was_ready:
+            self._bad_streams = 0
+        self._enter(ReplicaState.READY, model.api_version)
+
+    async def encode(self, request: pb.EncodeRequest, *, spec: FeatureSpec, buffer: memoryview) -> None:
+        """Fill `buffer` with the features of one image, in one attempt. Raises a DiptychError.
+
+        After an error the buffer's content means nothing. Leaving early cancels the call.
+        """
+        self._own_patches += spec.grid.num_patches
+        try:
+            await self._receive(request, FeatureReceiver(spec, buffer))
+            self._bad_streams = 0
+        except UnavailableError as error:
+            self._enter(ReplicaState.UNREACHABLE, error.reason)
+            raise
+        except InternalError as error:
+            if is_bad_stream(error):
+                self._count_bad_stream(error)
+            raise
+        finally:
+            self._own_patches -= spec.grid.num_patches
+
+    async def _receive(self, request: pb.EncodeRequest, receiver: FeatureReceiver) -> None:
+        call = self._stub.Encode(request)
+        try:
+            async for message in call:
+                receiver.receive(message)
+            receiver.finish()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise UnavailableError("CLIENT_CLOSED", "the connection was closed") from None
+        finally:
+            # The server would go on encoding for a stream that is merely no longer read.
+            call.cancel()
+
+    def _count_bad_stream(self, error: DiptychError) -> None:
+        self._bad_streams += 1
+        _log.warning(
+            "a stream of features was bad",
+            extra={"address": self.address, "reason": error.reason, "in_a_row": self._bad_streams},
+        )
+        if self._bad_streams >= _MAX_BAD_STREAMS:
+            self._enter(ReplicaState.BAD, error.reason)
+
+    def _enter(self, state: ReplicaState, reason: str) -> None:
+        if state is not self.state:
+            extra = {"address": self.address, "state": state.value, "reason": reason}
+            _log.log(logging.INFO if state is ReplicaState.READY else logging.WARNING, "vision replica", extra=extra)
+            self.state = state
+        if state is not ReplicaState.READY:
+            self.troubled.set()
+
+
+def is_bad_stream(error: DiptychError) -> bool:
+    """Whether an error says that the features, not the request, were wrong."""
+    return error.reason in ("EMBED_CORRUPT", "EMBED_INVALID")
+
+
+def _to_info(model: pb.VisionServiceGetModelInfoResponse) -> VisionInfo | None:
+    """What a replica said; None where it speaks of things that we do not know."""
+    try:
+        return VisionInfo(
+            preprocessing=preprocessing_from_proto(model.preprocessing),
+            weights_digest=model.weights_digest,
+            feature_width=model.feature_width,
+            dtype=dtype_from_proto(model.dtype),
+            max_image_bytes=model.max_image_bytes,
+            max_image_pixels=model.max_image_pixels,
+            max_patches=model.max_patches,
+        )
+    except ValueError:
+        return None

@@ -1,0 +1,65 @@
+"""The command `python -m vision_service`: settings in, a serving process out.
+
+Knows the order in which things start and end. Exits with 0 after an orderly stop, with 1 where the device was
+lost, and with 2 and one line of reason where the settings or the checkpoint cannot be served.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+
+from prometheus_client import CollectorRegistry
+
+from common.logs import set_up_logging
+from common.process import tune_allocator
+from common.server import GrpcServer
+from common.settings import Parser, add_arguments, from_arguments
+from diptych.v1 import vision_pb2, vision_pb2_grpc
+from vision_service.config import VisionConfig
+from vision_service.service import VisionService
+
+_log = logging.getLogger(__name__)
+_SERVICE_NAME = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
+
+
+def main() -> None:
+    """Run the vision service until it is told to stop."""
+    tune_allocator()
+    parser = Parser(prog="vision_service", description="Encodes pictures into image features, over gRPC.")
+    add_arguments(parser, VisionConfig)
+    config = from_arguments(VisionConfig, parser.parse_args())
+    set_up_logging()
+    sys.exit(asyncio.run(serve(config)))
+
+
+async def serve(config: VisionConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status."""
+    registry = CollectorRegistry()
+    try:
+        service = VisionService(config.model, decode=config.decode, batch=config.batch, registry=registry)
+    except ValueError as error:
+        sys.stderr.write(f"vision_service: {error}\n")
+        return 2
+    server = GrpcServer(config.server, registry=registry)
+    vision_pb2_grpc.add_VisionServiceServicer_to_server(service.servicer, server.grpc)
+    await service.start()
+    watch = asyncio.create_task(_stop_when_lost(service))
+    try:
+        await server.start()
+        server.set_serving([_SERVICE_NAME])
+        await server.wait_for_termination()
+    finally:
+        watch.cancel()
+        await service.close()
+    return 1 if service.device_lost.is_set() else 0
+
+
+async def _stop_when_lost(service: VisionService) -> None:
+    await service.device_lost.wait()
+    _log.critical("the device is lost; stopping")
+    signal.raise_signal(signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

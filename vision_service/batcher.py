@@ -1,0 +1,208 @@
+"""The batcher: packs images that wait into batches for the encoder, first come first served.
+
+Knows patches, time and one encoder thread. Does not know pixels, tensors or calls. Two rules:
+
+- A batch takes the longest head of the queue that fits into `max_batch_patches`; an image larger than that
+  goes alone. Nobody overtakes.
+- A batch leaves when it is full, or when its first image has waited `max_wait` seconds for company, and the
+  encoder is free. Images whose caller has left are dropped before the encoder sees them.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from common.errors import DiptychError, InternalError, ResourceExhaustedError, UnavailableError
+from vision_service.encoded_image import EncodedImage
+from vision_service.image import Pixels
+
+_LOG = logging.getLogger(__name__)
+
+Encode = Callable[[list[Pixels]], list[EncodedImage]]
+"""Encodes a batch; called in the encoder thread, one call at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeResult:
+    """Features of one image, and where the time went in seconds."""
+
+    features: EncodedImage
+    queue_seconds: float
+    encode_seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    pixels: Pixels
+    num_patches: int
+    arrival: float
+    result: asyncio.Future[EncodeResult]
+
+
+class Batcher:
+    """Feeds `encode` with batches from images that callers bring one by one."""
+
+    def __init__(self, encode: Encode, *, max_batch_patches: int, max_pending_patches: int, max_wait: float) -> None:
+        self._encode = encode
+        self._max_batch_patches = max_batch_patches
+        self._max_pending_patches = max_pending_patches
+        self._max_wait = max_wait
+        self._waiting: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._pending_patches = 0
+        self._pending_images = 0
+        self._seconds_per_patch = 0.0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+        self._task: asyncio.Task[None] | None = None
+        self.device_lost = asyncio.Event()
+        """Set when the encoder says that it will not work again in this process."""
+
+    @property
+    def pending_patches(self) -> int:
+        """Patches of images that were admitted and are not yet encoded."""
+        return self._pending_patches
+
+    @property
+    def pending_images(self) -> int:
+        """Images that were admitted and are not yet encoded."""
+        return self._pending_images
+
+    @property
+    def free_patches(self) -> int:
+        """Patches that would still be admitted."""
+        return max(0, self._max_pending_patches - self._pending_patches)
+
+    def start(self) -> None:
+        """Begin to encode."""
+        self._task = asyncio.create_task(self._run(), name="batcher")
+
+    async def close(self) -> None:
+        """Let the batch under way end in its thread, refuse all others with UNAVAILABLE."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        await asyncio.to_thread(self._thread.shutdown)
+        while self._waiting:
+            _fail(self._waiting.popleft(), _closing())
+
+    @contextmanager
+    def admit(self, num_patches: int) -> Iterator[None]:
+        """Count an image as pending, from before it is decoded until it is encoded.
+
+        Raises ResourceExhaustedError ENCODER_QUEUE_FULL; an idle encoder admits any image.
+        """
+        if self._pending_patches and num_patches > self.free_patches:
+            raise ResourceExhaustedError(
+                "ENCODER_QUEUE_FULL",
+                "too many patches wait to be encoded",
+                metadata={"limit": self._max_pending_patches, "got": self._pending_patches + num_patches},
+                retry_after=min(max(self._pending_patches * self._seconds_per_patch, 0.1), 10.0),
+            )
+        self._pending_patches += num_patches
+        self._pending_images += 1
+        try:
+            yield
+        finally:
+            self._pending_patches -= num_patches
+            self._pending_images -= 1
+
+    async def encode(self, pixels: Pixels, *, num_patches: int) -> EncodeResult:
+        """Features of one admitted image. May be cancelled at any time.
+
+        Raises the encoder's DiptychError, or InternalError ENCODE_FAILED.
+        """
+        if self._task is None:
+            raise _closing()
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(pixels, num_patches, loop.time(), loop.create_future())
+        self._waiting.append(waiting)
+        self._arrived.set()
+        return await waiting.result
+
+    async def _run(self) -> None:
+        while True:
+            batch = await self._next_batch()
+            try:
+                await self._encode_batch(batch)
+            except asyncio.CancelledError:
+                for waiting in batch:
+                    _fail(waiting, _closing())
+                raise
+
+    async def _next_batch(self) -> list[_Waiting]:
+        """Wait until a batch may leave, and take it out of the queue."""
+        while True:
+            batch, is_full = self._pack()
+            remaining = None
+            if batch:
+                remaining = batch[0].arrival + self._max_wait - asyncio.get_running_loop().time()
+                if is_full or remaining <= 0:
+                    for _ in batch:
+                        self._waiting.popleft()
+                    return batch
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(remaining):
+                    await self._arrived.wait()
+
+    def _pack(self) -> tuple[list[_Waiting], bool]:
+        """The head of the queue that fits into a batch, and whether the batch cannot grow any more."""
+        self._waiting = deque(waiting for waiting in self._waiting if not waiting.result.done())
+        batch: list[_Waiting] = []
+        num_patches = 0
+        for waiting in self._waiting:
+            num_patches += waiting.num_patches
+            if batch and num_patches > self._max_batch_patches:
+                return batch, True
+            batch.append(waiting)
+        return batch, num_patches >= self._max_batch_patches
+
+    async def _encode_batch(self, batch: list[_Waiting]) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        images = [waiting.pixels for waiting in batch]
+        try:
+            features = await loop.run_in_executor(self._thread, self._encode, images)
+            if len(features) != len(batch):
+                raise RuntimeError(f"the encoder returned {len(features)} images for {len(batch)}")
+        except Exception as error:
+            await self._after_failure(batch, error)
+            return
+        seconds = loop.time() - start
+        self._seconds_per_patch = seconds / sum(waiting.num_patches for waiting in batch)
+        for waiting, image in zip(batch, features, strict=True):
+            if not waiting.result.done():
+                waiting.result.set_result(
+                    EncodeResult(features=image, queue_seconds=start - waiting.arrival, encode_seconds=seconds)
+                )
+
+    async def _after_failure(self, batch: list[_Waiting], error: Exception) -> None:
+        """Try the images of a failed batch one by one, so that only the one at fault fails."""
+        if isinstance(error, UnavailableError):
+            self.device_lost.set()
+        elif len(batch) > 1:
+            _LOG.warning("a batch of %d images failed and is tried one by one", len(batch), exc_info=error)
+            for waiting in batch:
+                if not waiting.result.done():
+                    await self._encode_batch([waiting])
+            return
+        if not isinstance(error, DiptychError):
+            _LOG.error("the encoder failed", exc_info=error)
+            error = InternalError("ENCODE_FAILED", "the image could not be encoded")
+        for waiting in batch:
+            _fail(waiting, error)
+
+
+def _fail(waiting: _Waiting, error: Exception) -> None:
+    if not waiting.result.done():
+        waiting.result.set_exception(error)
+
+
+def _closing() -> UnavailableError:
+    return UnavailableError("DRAINING", "this replica is shutting down")

@@ -1,0 +1,45 @@
+"""Settings of the vision service.
+
+Knows names, defaults and bounds. Does not know the model: what is bounded by it is checked when it is there.
+"""
+
+from dataclasses import dataclass
+
+from common.model_settings import ModelSettings
+from common.preprocessing import PreprocessingMode
+from common.server import ServerConfig
+from common.settings import setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeConfig:
+    """How image files become pixels."""
+
+    preprocessing: PreprocessingMode | None = setting(
+        None, help="reference that resizing follows; the one that belongs to the checkpoint's format where unset"
+    )
+    max_image_bytes: int = setting(20 * 2**20, minimum=1, help="largest picture file")
+    max_image_pixels: int = setting(50_000_000, minimum=1, help="largest picture, in pixels")
+    decode_workers: int = setting(2, minimum=1, maximum=256, help="processes that decode pictures")
+    decode_queue: int = setting(256, minimum=1, help="most pictures that wait to be decoded")
+    decode_seconds: int = setting(10, minimum=1, help="longest time to decode one picture")
+    decode_memory_bytes: int = setting(2 * 2**30, minimum=2**28, help="address space of a decode process")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """How pictures are batched for the encoder."""
+
+    max_batch_patches: int = setting(8192, minimum=1, help="most patches in a batch; a larger picture goes alone")
+    max_pending_patches: int = setting(262_144, minimum=1, help="patches that may wait before pictures are refused")
+    max_batch_wait: float = setting(0.002, minimum=0.0, maximum=1.0, help="longest wait for company, in seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionConfig:
+    """All settings of the service."""
+
+    server: ServerConfig
+    model: ModelSettings
+    decode: DecodeConfig
+    batch: BatchConfig

@@ -1,0 +1,109 @@
+"""Runs the patch encoder on a device: batches of pixels in, image features as bytes out.
+
+Knows tensors, the device and its failures. Does not know queues, calls or files of images. Images of one
+batch share every matrix product but never attention, so a batch gives what its images give alone.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common.attention import packed_attention
+from common.checkpoint import Checkpoint
+from common.checkpoint_config import CheckpointError
+from common.checkpoint_layout import Part
+from common.errors import ResourceExhaustedError, UnavailableError
+from common.model_config import PixtralConfig
+from common.preprocessing import Preprocessing
+from vision_service.encoded_image import EncodedImage
+from vision_service.encoder import PixtralVisionModel, grid_positions
+from vision_service.image import Pixels
+
+
+class EncoderRunner:
+    """A loaded encoder on its device; not for several threads at once."""
+
+    def __init__(
+        self, model: PixtralVisionModel, preprocessing: Preprocessing, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Run `model`, whose weights are on `device` in `dtype`."""
+        self._model = model
+        self._device = device
+        self._dtype = dtype
+        self._patch_size = preprocessing.patch_size
+        self._mean = torch.tensor(preprocessing.mean, device=device)
+        self._std = torch.tensor(preprocessing.std, device=device)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        preprocessing: Preprocessing,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "EncoderRunner":
+        """Load the encoder's weights, and nothing else, from a checkpoint. Raises CheckpointError."""
+        if not isinstance(checkpoint.config, PixtralConfig):
+            raise CheckpointError("the model takes no pictures")
+        with torch.device("meta"):
+            model = PixtralVisionModel(checkpoint.config.vision)
+        checkpoint.load(Part.VISION, model, device=device, dtype=dtype)
+        return cls(model.eval(), preprocessing, device=device, dtype=dtype)
+
+    def warm_up(self, grids: Sequence[tuple[int, int]]) -> None:
+        """Encode black images of these patch grids, so that the first real ones find everything in place."""
+        for height, width in grids:
+            black = torch.zeros(height * self._patch_size, width * self._patch_size, 3, dtype=torch.uint8)
+            self.encode([black.numpy()])
+
+    def encode(self, images: Sequence[Pixels]) -> list[EncodedImage]:
+        """Features of images [height, width, 3] of whole patches, in their order.
+
+        Raises ResourceExhaustedError where the device's memory does not do, after giving back what is cached;
+        UnavailableError where the device is lost, which only a new process cures.
+        """
+        try:
+            return self._encode(images)
+        except torch.OutOfMemoryError as error:
+            torch.accelerator.empty_cache()
+            raise ResourceExhaustedError(
+                "ENCODER_OUT_OF_MEMORY", "the images do not fit into the encoder's memory", retry_after=1.0
+            ) from error
+        except torch.AcceleratorError as error:
+            raise UnavailableError("DEVICE_LOST", "this replica lost its device") from error
+
+    @torch.inference_mode()
+    def _encode(self, images: Sequence[Pixels]) -> list[EncodedImage]:
+        patch = self._patch_size
+        grids = [(image.shape[0] // patch, image.shape[1] // patch) for image in images]
+        lengths = [height * width for height, width in grids]
+        scale = self._model.config.vision_attention_multiplier
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return packed_attention(query, key, value, lengths=lengths, causal=False, scale=scale)
+
+        patches = torch.cat([self._patches(image) for image in images])
+        rows, columns = grid_positions(grids, self._device)
+        features: Tensor = self._model(patches, rows, columns, attend)
+        # One copy off the device for the whole batch; numpy has no bfloat16, bytes will do.
+        in_bytes = features.cpu().contiguous().view(torch.uint8).numpy()
+        starts = [sum(lengths[:index]) for index in range(len(lengths))]
+        return [
+            EncodedImage(
+                rows=in_bytes[start : start + length].data.cast("B"),
+                num_rows=length,
+                width=features.shape[1],
+            )
+            for start, length in zip(starts, lengths, strict=True)
+        ]
+
+    def _patches(self, image: Pixels) -> Tensor:
+        """Normalised patches [num_patches, 3 * patch_size ** 2] in (channel, row, column) order."""
+        # A copy: arrays that lie in received bytes cannot be written to, which torch does not support.
+        pixels = torch.tensor(image, device=self._device).float()
+        pixels = (pixels / 255 - self._mean) / self._std
+        height, width = pixels.shape[0] // self._patch_size, pixels.shape[1] // self._patch_size
+        split = pixels.view(height, self._patch_size, width, self._patch_size, 3)
+        return split.permute(0, 2, 4, 1, 3).reshape(height * width, -1).to(self._dtype)
