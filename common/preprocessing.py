@@ -4,6 +4,7 @@ Knows sizes. Does not know pixels (see `vision_service.image`) or files (see `co
 services use it: one lays out placeholders by it, the other resizes by it, so the two cannot disagree.
 """
 
+import struct
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -81,5 +82,6 @@ class Preprocessing:
 
 
 def _exact(value: float) -> str:
-    # Two services may have parsed the same checkpoint through fp32 (the wire) and fp64 (the file).
-    return f"{value:.6f}"
+    # One service reads fp64 from a file, the other what fp32 on the wire left of it. Decimals would not do:
+    # 0.4578275, a mean that Pixtral uses, rounds to different sixth places on either side.
+    return struct.pack("<f", value).hex()
