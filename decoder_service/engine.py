@@ -163,24 +163,26 @@ class Engine:
         for request, token_id in zip(sampled, token_ids, strict=True):
             if token_id is None:
                 error = InternalError("NUMERIC_ERROR", "the model's output was not finite")
-                output.failed.append((request.request_id, error))
-                self._remove(request)
+                self._end_failed(request, error, output)
             else:
-                output.tokens.append(self._append(request, token_id))
+                self._append(request, token_id, output)
 
-    def _append(self, request: Request, token_id: int) -> TokenOutput:
+    def _append(self, request: Request, token_id: int, output: StepOutput) -> None:
         request.output_token_ids.append(token_id)
         reason = _finish_reason(request)
         if reason is not None:
-            self._remove(request)
-        stop_token_id = token_id if reason is FinishReason.STOP else None
-        return TokenOutput(request.request_id, token_id, finish_reason=reason, stop_token_id=stop_token_id)
+            output.consumed.extend(self._remove(request))
+        stop = token_id if reason is FinishReason.STOP else None
+        output.tokens.append(TokenOutput(request.request_id, token_id, finish_reason=reason, stop_token_id=stop))
 
     def _fail_batch(self, batch: ScheduledBatch, output: StepOutput) -> None:
         for scheduled in batch.requests:
             error = InternalError("STEP_FAILED", "the step failed", metadata={"error_id": f"step-{self._num_steps}"})
-            output.failed.append((scheduled.request.request_id, error))
-            output.consumed.extend(self._remove(scheduled.request))
+            self._end_failed(scheduled.request, error, output)
+
+    def _end_failed(self, request: Request, error: DiptychError, output: StepOutput) -> None:
+        output.failed.append((request.request_id, error))
+        output.consumed.extend(self._remove(request))
 
     def _remove(self, request: Request) -> list[ImageRef]:
         del self._requests[request.request_id]
