@@ -89,11 +89,13 @@ def _prompt_field(prompt: Prompt) -> dict[str, Any]:
 def _message(message: ChatMessage) -> pb.Message:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise ValueError('a message is {"role": ..., "content": ...}')
-    role = _ROLES.get(message["role"])
+    role = _ROLES.get(str(message["role"]))
     if role is None:
         raise ValueError(f"no such role: {message['role']!r}")
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list | tuple):
+        raise ValueError("the content of a message is a text or a list of parts")
     return pb.Message(role=role, parts=[_part(part) for part in parts])
 
 

@@ -1,0 +1,55 @@
+"""The command `diptych`: reads the command line and hands over.
+
+Knows subcommands and exit statuses: 0 done, 1 refused or failed, 2 wrongly asked. Does not know what the
+subcommands do.
+"""
+
+import asyncio
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from common.client_types import ClientError
+from common.settings import Parser, add_arguments, from_arguments
+from diptych import generate, info
+from diptych.up import UpConfig, up
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = Parser(prog="diptych", description="Serves Pixtral as two services joined by gRPC, and asks them.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    up_parser = commands.add_parser("up", help="run both services on this machine")
+    add_arguments(up_parser, UpConfig)
+    up_parser.set_defaults(run=_up)
+    generate_parser = commands.add_parser("generate", help="ask a question, with or without pictures")
+    generate.add_arguments(generate_parser)
+    generate_parser.set_defaults(run=generate.run)
+    info_parser = commands.add_parser("info", help="show what is served, and within which limits")
+    info.add_arguments(info_parser)
+    info_parser.set_defaults(run=info.run)
+    return _run(parser.parse_args(arguments))
+
+
+def _run(options: Namespace) -> int:
+    try:
+        status: int = options.run(options)
+    except ClientError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output left. Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _up(options: Namespace) -> int:
+    return asyncio.run(up(from_arguments(UpConfig, options)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

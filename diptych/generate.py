@@ -1,0 +1,86 @@
+"""`diptych generate`: one question, the answer as it comes.
+
+Knows the command's flags and how an answer is shown. Does not judge values: the server does.
+"""
+
+import dataclasses
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from common.client import DiptychClient
+from common.client_messages import GenerateOptions, Prompt, chat, raw_text, user_message
+from common.client_types import Completion, CompletionBuilder
+
+_OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "ignore_eos", "stop")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the flags of `diptych generate`."""
+    parser.add_argument("question", nargs="?", help="what to ask; comes after the pictures")
+    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="the decoder service")
+    parser.add_argument("--image", action="append", type=Path, metavar="FILE", help="a picture; may be repeated")
+    parser.add_argument("--messages", type=Path, metavar="FILE", help="a chat as a JSON list instead of a question")
+    parser.add_argument("--raw", metavar="TEXT", help="a prompt without the chat template instead of a question")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
+    parser.add_argument("--top-p", type=float, metavar="P", help="probability that the kept tokens reach")
+    parser.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    parser.add_argument("--ignore-eos", action="store_true", default=None, help="go on past the end token")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="a text that ends it; may be repeated")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="longest time for the whole answer")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def run(options: Namespace) -> int:
+    """Ask and print; returns the exit status. Raises ClientError where the server refuses."""
+    try:
+        prompt = _prompt(options)
+        given: dict[str, Any] = {name: getattr(options, name) for name in _OPTIONS}
+        sampling: GenerateOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
+        with DiptychClient(options.address) as client:
+            builder = CompletionBuilder()
+            for response in client.generate(prompt, timeout=options.timeout, **sampling):
+                builder.add(response)
+                if not options.json:
+                    print(visible(response.delta.text), end="", flush=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        sys.stderr.write(f"diptych generate: {error}\n")
+        return 2
+    completion = builder.build()
+    print(json.dumps(to_json(completion)) if options.json else "")
+    return 0
+
+
+def to_json(completion: Completion) -> dict[str, Any]:
+    """A completion as the command prints it."""
+    return {
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "usage": dataclasses.asdict(completion.usage),
+        "timings": dataclasses.asdict(completion.timings),
+    }
+
+
+def visible(text: str) -> str:
+    """Text without the control characters by which a model's answer could command the terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _prompt(options: Namespace) -> Prompt:
+    """The one prompt that the flags describe. Raises ValueError or OSError for a wrong one."""
+    given = [value for value in (options.question, options.messages, options.raw) if value is not None]
+    if len(given) > 1 or not (given or options.image):
+        raise ValueError("give either a question, --messages or --raw")
+    if options.image and (options.messages or options.raw is not None):
+        raise ValueError("--image goes with a question only")
+    if options.messages:
+        return chat(json.loads(options.messages.read_bytes()))
+    if options.raw is not None:
+        return raw_text(options.raw)
+    return [user_message(options.question or "", options.image or ())]

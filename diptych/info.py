@@ -1,0 +1,52 @@
+"""`diptych info`: what a decoder service serves, and within which limits.
+
+Knows how the fields of GetModelInfo are shown. Does not know what they mean.
+"""
+
+import json
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from google.protobuf.message import Message
+
+from common.client import DiptychClient
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the flags of `diptych info`."""
+    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="the decoder service")
+    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default: 10")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: Namespace) -> int:
+    """Ask and print; returns the exit status. Raises ClientError where the server does not answer."""
+    with DiptychClient(options.address) as client:
+        fields = to_plain(client.get_model_info(timeout=options.timeout))
+    if options.json:
+        print(json.dumps(fields))
+        return 0
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        print(f"{name.replace('_', ' '):{width}}  {shown}")
+    return 0
+
+
+def to_plain(message: Message) -> dict[str, Any]:
+    """A message's fields by name: bytes in hexadecimal, enumeration values by name, absent ones left out."""
+    return {
+        field.name: _plain(field, getattr(message, field.name))
+        for field in message.DESCRIPTOR.fields
+        if not field.has_presence or message.HasField(field.name)
+    }
+
+
+def _plain(field: Any, value: Any) -> Any:  # noqa: ANN401 - as protobuf has it
+    if isinstance(value, Message):
+        return to_plain(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if field.enum_type is not None:
+        return field.enum_type.values_by_number[value].name
+    return list(value) if field.is_repeated else value
