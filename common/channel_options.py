@@ -31,7 +31,7 @@ CLIENT_OPTIONS: Final[Options] = (
 """For the client of a service inside the deployment."""
 
 SERVER_OPTIONS: Final[Options] = (
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_EVERY_MS // 2),
+    ("grpc.http2.min_ping_interval_without_data_ms", _PING_EVERY_MS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 """For every server that such clients connect to."""

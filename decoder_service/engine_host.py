@@ -26,10 +26,10 @@ class Listener(Protocol):
     """What one request hears, on the event loop. Times are seconds of the monotonic clock."""
 
     def scheduled(self, at: float) -> None:
-        """The first step worked on it."""
+        """The first step that works on it began."""
 
     def token(self, token: TokenOutput, at: float) -> None:
-        """A token came out; the last one has a finish reason."""
+        """A step that ended gave a token; the last one has a finish reason."""
 
     def consumed(self, image_index: int) -> None:
         """The engine has let go of an image's features."""
@@ -135,8 +135,9 @@ class EngineHost:
         try:
             while self._take_commands():
                 if self._engine.has_work:
+                    started_at = time.monotonic()
                     output = self._engine.step()
-                    self._tell(self._publish, output, time.monotonic())
+                    self._tell(self._publish, output, started_at, time.monotonic())
         except Exception:
             _log.exception("the engine's thread died")
             self._tell(self._die)
@@ -154,16 +155,16 @@ class EngineHost:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _publish(self, output: StepOutput, at: float) -> None:
+    def _publish(self, output: StepOutput, started_at: float, ended_at: float) -> None:
         """Tell the listeners what a step put out; one that is gone has been aborted and hears nothing."""
         for request_id in output.first_scheduled:
-            self._listener(request_id).scheduled(at)
+            self._listener(request_id).scheduled(started_at)
         for ref in output.consumed:
             self._listener(ref.request_id).consumed(ref.image_index)
         for request_id in dict.fromkeys(ref.request_id for ref in output.wanted):
             self._listener(request_id).wanted()
         for token in output.tokens:
-            self._listener(token.request_id, is_last=token.finish_reason is not None).token(token, at)
+            self._listener(token.request_id, is_last=token.finish_reason is not None).token(token, ended_at)
         for request_id, error in output.failed:
             self._listener(request_id, is_last=True).failed(error)
 

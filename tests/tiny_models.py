@@ -6,7 +6,7 @@ The oracle of the parity tests: nothing in here is code of ours.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ def reference_logits(model: PreTrainedModel, prompt: Prompt, output: Sequence[in
     return logits[len(prompt.token_ids) - 1 : -1].float()
 
 
-def _text(shape: Shape) -> dict[str, object]:
+def _text(shape: Shape) -> dict[str, Any]:
     return {
         "hidden_size": shape.hidden,
         "num_attention_heads": shape.heads,
@@ -136,4 +136,5 @@ def _randomised(model: Model) -> Model:
                 parameter.uniform_(0.5, 1.5, generator=generator)
             else:
                 parameter.normal_(0.0, 1.2 * parameter[0].numel() ** -0.5, generator=generator)
-    return model.float().eval()
+    model.eval()
+    return model

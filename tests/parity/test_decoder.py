@@ -187,8 +187,8 @@ def test_pictures_matter(tmp_path: Path) -> None:
     """The negative control: with another picture's features the reference is missed by far."""
     shape = IMAGE_SHAPES[0]
     model = random_pixtral(shape)
-    seen, other = (Prompt(token_ids=_mixed_prompts(shape.patch)[1].token_ids, images=[_picture(3, 5, shape.patch, seed)])
-                   for seed in (1, 2))  # fmt: skip
+    token_ids = _mixed_prompts(shape.patch)[1].token_ids
+    seen, other = (Prompt(token_ids=token_ids, images=[_picture(3, 5, shape.patch, seed)]) for seed in (1, 2))
     harness = Harness(save(model, tmp_path), num_blocks=64, block_size=8, token_budget=64)
     ids, logits = harness.run([seen])[0]
     assert (logits - reference_logits(model, other, ids)).abs().max() > 0.1
