@@ -1,0 +1,167 @@
+"""Who may import whom. Read from the sources, so that an import inside a function counts too."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("common", "vision_service", "decoder_service", "diptych", "training")
+POLICY = (
+    "decoder_service.block_manager",
+    "decoder_service.scheduler",
+    "decoder_service.engine",
+    "decoder_service.request",
+    "decoder_service.step",
+    "decoder_service.feature_store",
+    "decoder_service.image_fetch",
+    "decoder_service.engine_host",
+    "decoder_service.generation",
+    "decoder_service.prompt",
+    "vision_service.batcher",
+    "vision_service.decode_pool",
+    "vision_service.image",
+)
+SERVICERS = ("decoder_service.servicer", "vision_service.servicer", "decoder_service.vision_client")
+TENSOR_FILES = (
+    "common.layers",
+    "common.rope",
+    "common.attention",
+    "common.checkpoint",
+    "vision_service.encoder",
+    "vision_service.runner",
+    "decoder_service.model",
+    "decoder_service.projector",
+    "decoder_service.kv_cache",
+    "decoder_service.batch",
+    "decoder_service.sampler",
+    "decoder_service.runner",
+)
+FORBIDDEN_EVERYWHERE = {"pickle", "dill", "marshal", "cloudpickle", "shelve"}
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path) -> set[str]:
+    """Every module that the file names in an import; `from a import b` names both a and a.b."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+SOURCES = {_module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+IMPORTS = {name: _imports(path) for name, path in SOURCES.items()}
+
+
+def _reach(module: str) -> set[str]:
+    """Every module that importing this one brings in, our own and others, by their top names."""
+    seen, todo = set(), [module]
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo.extend(IMPORTS.get(name, ()))
+    return {name.partition(".")[0] for name in seen}
+
+
+@pytest.mark.parametrize("module", [*POLICY, *SERVICERS])
+def test_policy_and_servicers_never_reach_torch(module: str) -> None:
+    assert module in SOURCES
+    assert "torch" not in _reach(module)
+
+
+@pytest.mark.parametrize("module", [*POLICY, *TENSOR_FILES])
+def test_policy_and_tensor_files_never_reach_grpc(module: str) -> None:
+    assert module in SOURCES
+    assert not {"grpc", "grpc_health", "grpc_reflection"} & _reach(module)
+
+
+@pytest.mark.parametrize(
+    ("package", "strangers"),
+    [
+        ("common", {"vision_service", "decoder_service", "diptych", "training"}),
+        ("vision_service", {"decoder_service", "training"}),
+        ("decoder_service", {"vision_service", "training"}),
+        ("diptych", set()),
+    ],
+)
+def test_packages_do_not_import_those_above_or_beside_them(package: str, strangers: set[str]) -> None:
+    for name, imports in IMPORTS.items():
+        if name.partition(".")[0] == package:
+            own = {imported for imported in imports if not imported.startswith("diptych.v1")}  # the stubs
+            assert not strangers & {imported.partition(".")[0] for imported in own}, name
+
+
+def test_services_never_import_the_oracle() -> None:
+    for name, imports in IMPORTS.items():
+        if not name.startswith("training"):
+            assert "transformers" not in {imported.partition(".")[0] for imported in imports}, name
+
+
+def test_nobody_imports_what_runs_code_from_data() -> None:
+    for name, imports in IMPORTS.items():
+        assert not FORBIDDEN_EVERYWHERE & {imported.partition(".")[0] for imported in imports}, name
+
+
+def test_package_of_common_re_exports_nothing() -> None:
+    for package in ("common", "vision_service", "decoder_service"):
+        assert not IMPORTS[package]
+
+
+def test_client_needs_only_grpc_and_protobuf() -> None:
+    """In a fresh interpreter, with every other third-party package made unimportable."""
+    script = """
+import sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "numpy", "PIL", "prometheus_client", "transformers",
+                                      "mistral_common", "safetensors", "grpc_health", "grpc_status"} or (
+            name == "google.rpc" or name.startswith("google.rpc.")):
+            raise ImportError(f"{name} is behind the wall")
+sys.meta_path.insert(0, Wall())
+import common.client
+"""
+    path = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'build/gen')!r}]\n"
+    done = subprocess.run([sys.executable, "-c", path + script], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_keeps_state() -> None:
+    for name, path in SOURCES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not any(isinstance(node, ast.Global) for node in ast.walk(tree)), name
+
+
+def test_files_say_first_what_they_know() -> None:
+    for name, path in SOURCES.items():
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), name
+
+
+def test_files_and_functions_fit_in_the_eye() -> None:
+    for name, path in SOURCES.items():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 250, f"{name}: is there a second noun in it?"
+
+
+def test_words_of_the_glossary_have_no_synonyms() -> None:
+    for name, path in SOURCES.items():
+        if name.startswith("decoder_service"):
+            assert not re.search(r"\b(num_pages|page_size|page_table|seq_group|req_id)\b", path.read_text()), name
+
+
+def test_the_check_itself_sees_a_hidden_import(tmp_path: Path) -> None:
+    """The negative control: an import inside a function is found."""
+    file = tmp_path / "sly.py"
+    file.write_text("def f():\n    from torch import nn\n    return nn\n")
+    assert {"torch", "torch.nn"} <= _imports(file)
