@@ -35,7 +35,7 @@ class ForwardBatch:
     slot_mapping: Tensor
     """[num_tokens], where each token's key and value go"""
     block_tables: Tensor
-    """[num_requests, max_blocks], padded with block 0, which the sequence lengths hide"""
+    """[num_requests, max_blocks], padded with each request's own first block, which the lengths hide"""
     query_lengths: tuple[int, ...]
     """[num_requests], new tokens"""
     seq_lens: tuple[int, ...]
@@ -111,7 +111,8 @@ def _image_rows(scheduled: ScheduledRequest, offset: int) -> list[tuple[ImageRow
 def _block_tables(batch: ScheduledBatch, device: torch.device) -> Tensor:
     tables = [scheduled.request.block_table for scheduled in batch.requests]
     longest = max(len(table) for table in tables)
-    return _tensor([table + [0] * (longest - len(table)) for table in tables], device)
+    # Hidden values are still multiplied by 0, so they must not be those of a request that may hold a NaN.
+    return _tensor([table + table[:1] * (longest - len(table)) for table in tables], device)
 
 
 def _tensor(values: object, device: torch.device) -> Tensor:

@@ -138,7 +138,8 @@ class EngineHost:
                     started_at = time.monotonic()
                     output = self._engine.step()
                     self._tell(self._publish, output, started_at, time.monotonic())
-        except Exception:
+        except BaseException:
+            # Whatever ended the thread, nobody may go on waiting for it.
             _log.exception("the engine's thread died")
             self._tell(self._die)
 

@@ -40,6 +40,10 @@ class ImageEncoder(Protocol):
         """What the encoder said of itself; None until it first answered, then it stays."""
         ...
 
+    def require_info(self) -> VisionInfo:
+        """The same, for a request that needs it. Raises UnavailableError, or FailedPreconditionError on a mismatch."""
+        ...
+
     async def encode(
         self, image: bytes, *, salt: bytes, spec: FeatureSpec, buffer: memoryview, request_id: str
     ) -> None:

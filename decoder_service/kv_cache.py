@@ -3,6 +3,8 @@
 Knows tensors and their sizes. Does not know which request owns which block (see `block_manager`).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,11 @@ class KVCache:
         """
         self.key_blocks[layer].flatten(0, 1).index_copy_(0, slot_mapping, key)
         self.value_blocks[layer].flatten(0, 1).index_copy_(0, slot_mapping, value)
+
+    def clear(self, block_table: Sequence[int]) -> None:
+        """Zero blocks, so that what they held harms nobody who gets them next."""
+        for blocks in (*self.key_blocks, *self.value_blocks):
+            blocks[list(block_table)] = 0
 
 
 def bytes_per_block(config: MistralConfig, *, block_size: int, dtype: torch.dtype) -> int:

@@ -50,8 +50,11 @@ class DecoderRunner:
         An entry is None where the request's logits were not finite.
         """
         forward = build_forward_batch(batch, block_size=self._kv_cache.block_size, device=self._model.device)
-        logits = self.logits(forward)
-        return sample(logits, [_sampling_row(request) for request in batch.sampled])
+        tokens = sample(self.logits(forward), [_sampling_row(request) for request in batch.sampled])
+        for request, token in zip(batch.sampled, tokens, strict=True):
+            if token is None:
+                self._kv_cache.clear(request.block_table)
+        return tokens
 
     def warm_up(self) -> None:
         """Run one small pass, so that the first request does not pay for what is set up at first use.

@@ -80,7 +80,7 @@ class DecoderService:
         """Serve until SIGTERM or SIGINT, then let running requests finish."""
         registry = CollectorRegistry()
         server = GrpcServer(self._config.server, registry=registry)
-        host = EngineHost(self._engine, on_fatal=lambda: server.set_alive(False))
+        host = EngineHost(self._engine, on_fatal=lambda: _give_up(server))
         store = FeatureStore(self._vision, budget_bytes=self._config.engine.feature_bytes)
         registry.register(EngineCollector(lambda: host.stats, lambda: store.bytes_held))
         servicer = GenerationServicer(
@@ -116,6 +116,12 @@ class DecoderService:
             await self._vision.wait_ready()
         server.set_serving([SERVICE_NAME])
         _log.info("ready", extra={"model": self._info.model_name})
+
+
+def _give_up(server: GrpcServer) -> None:
+    """Ask to be replaced: without its engine the process serves nothing."""
+    server.set_serving([SERVICE_NAME], serving=False)
+    server.set_alive(False)
 
 
 def _build_engine(config: DecoderConfig, checkpoint: Checkpoint, max_model_len: int) -> Engine:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import grpc
 
-from common.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
+from common.errors import DeadlineExceededError, ResourceExhaustedError
 from common.features import FeatureSpec
 from common.identity import image_hash
 from common.wire_types import grid_to_proto
@@ -136,9 +136,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def _lay_out(self, spec: PromptSpec, *, salt: bytes) -> tuple[Prompt, tuple[PromptImage, ...]]:
         """Token ids, and the images with the features that they will get."""
-        info = self._encoder.info if self._encoder else None
-        if info is None and self._encoder is not None and has_images(spec):
-            raise UnavailableError("VISION_UNAVAILABLE", "no vision replica has answered yet", retry_after=1.0)
+        info = self._encoder.require_info() if self._encoder and has_images(spec) else None
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _lay_out, self._prompts, spec, info, salt)
 

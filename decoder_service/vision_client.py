@@ -63,6 +63,16 @@ class VisionClient:
         """What the replicas agree on; None until the first handshake, then it stays."""
         return self._info
 
+    def require_info(self) -> VisionInfo:
+        """The same, for a request that needs it.
+
+        Raises UnavailableError VISION_UNAVAILABLE, or FailedPreconditionError MODEL_MISMATCH where the
+        replicas that answered do not match.
+        """
+        if self._info is None:
+            raise self._refusal(None)
+        return self._info
+
     async def start(self) -> None:
         """Begin to look for the replicas; returns at once."""
         for address in self._addresses:
@@ -129,10 +139,11 @@ class VisionClient:
         return None
 
     def _refusal(self, failure: DiptychError | None) -> DiptychError:
+        states = {replica.state for replica in self._replicas}
+        if ReplicaState.MISMATCH in states <= {ReplicaState.MISMATCH, ReplicaState.UNREACHABLE}:
+            return FailedPreconditionError("MODEL_MISMATCH", "no vision replica serves the encoder of this model")
         if failure is not None and not isinstance(failure, UnavailableError):
             return failure
-        if failure is None and any(replica.state is ReplicaState.MISMATCH for replica in self._replicas):
-            return FailedPreconditionError("MODEL_MISMATCH", "no vision replica serves the encoder of this model")
         return UnavailableError("VISION_UNAVAILABLE", "no vision replica answers", retry_after=1.0)
 
     async def _watch(self, replica: VisionReplica) -> None:

@@ -96,7 +96,7 @@ class VisionReplica:
         if self.info is None or not matches(model.api_version, self.info):
             self._enter(ReplicaState.MISMATCH, model.api_version)
             return
-        if not was_ready:
+        if self.is_bad:
             self._bad_streams = 0
         self._enter(ReplicaState.READY, model.api_version)
 
@@ -144,6 +144,9 @@ class VisionReplica:
         )
         if self._bad_streams >= _MAX_BAD_STREAMS:
             self._enter(ReplicaState.BAD, error.reason)
+        elif error.reason == "EMBED_INVALID":
+            # Perhaps another model has come up at this address, so it must introduce itself again.
+            self._enter(ReplicaState.UNREACHABLE, error.reason)
 
     def _enter(self, state: ReplicaState, reason: str) -> None:
         if state is not self.state:

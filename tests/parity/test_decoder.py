@@ -1,6 +1,6 @@
 """The decoder against transformers, through the engine: logits, greedy ids, any batch, any chunk size."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -74,18 +74,25 @@ class Harness:
         self.engine = Engine(config=config, num_blocks=num_blocks, block_size=block_size, runner=self.runner)
         self.num_preemptions = 0
 
-    def run(self, prompts: Sequence[Prompt]) -> list[tuple[list[int], Tensor]]:
-        """Greedy tokens and the logits they were chosen from, for each prompt, all at once in one engine."""
+    def run(self, prompts: Sequence[Prompt], *, poisoned: Collection[int] = ()) -> list[tuple[list[int], Tensor]]:
+        """Greedy tokens and the logits they were chosen from, for each prompt, all at once in one engine.
+
+        The features of `poisoned` prompts hold a NaN, and those requests must fail.
+        """
         requests = [self._request(index, prompt) for index, prompt in enumerate(prompts)]
         features = [self._encode(prompt) for prompt in prompts]
+        for index in poisoned:
+            features[index][0].data[:4] = b"\xff\xff\xff\x7f"
+        failed = set()
         logits: dict[str, list[Tensor]] = {request.request_id: [] for request in requests}
         for request, held in zip(requests, features, strict=True):
             self.engine.submit(request)
             self._hand_over(request, held)
         while self.engine.has_work:
             output = self.engine.step()
-            assert not output.failed
-            for token, row in zip(output.tokens, self.runner.last, strict=True):
+            failed.update(request_id for request_id, _ in output.failed)
+            finite = self.runner.last[self.runner.last.isfinite().all(dim=-1)]
+            for token, row in zip(output.tokens, finite, strict=True):
                 logits[token.request_id].append(row)
             for request_id in {ref.request_id for ref in output.wanted}:
                 index = int(request_id)
@@ -94,7 +101,12 @@ class Harness:
         stats = self.engine.stats()
         assert stats.num_free_blocks == stats.num_blocks
         self.num_preemptions = stats.num_preemptions
-        return [(request.output_token_ids, torch.stack(logits[request.request_id])) for request in requests]
+        assert failed == {str(index) for index in poisoned}
+        return [
+            (request.output_token_ids, torch.stack(logits[request.request_id]))
+            for request in requests
+            if request.request_id not in failed
+        ]
 
     def _hand_over(self, request: Request, features: Sequence[ImageFeatures]) -> None:
         for index, each in enumerate(features):
@@ -181,6 +193,18 @@ def test_preempted_requests_get_the_reference_ids(tmp_path: Path) -> None:
     for prompt, (ids, logits) in zip(prompts, harness.run(prompts), strict=True):
         _assert_matches(ids, logits, reference_logits(model, prompt, ids))
     assert harness.num_preemptions > 0
+
+
+@pytest.mark.parametrize("token_budget", [12, 500])
+def test_request_with_a_nan_fails_alone(token_budget: int, tmp_path: Path) -> None:
+    shape = IMAGE_SHAPES[0]
+    model = random_pixtral(shape)
+    prompts = _mixed_prompts(shape.patch)
+    harness = Harness(save(model, tmp_path), num_blocks=128, block_size=8, token_budget=token_budget)
+    for _ in range(2):  # the second time in blocks that the poisoned one had
+        results = harness.run([*prompts, prompts[1]], poisoned=[5])
+        for prompt, (ids, logits) in zip(prompts, results, strict=True):
+            _assert_matches(ids, logits, reference_logits(model, prompt, ids))
 
 
 def test_pictures_matter(tmp_path: Path) -> None:

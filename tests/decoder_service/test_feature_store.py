@@ -1,0 +1,183 @@
+"""Feature memory: credits in order, sharing in flight, and nothing kept once nobody holds it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from common.errors import InvalidArgumentError, UnavailableError
+from common.features import FeatureSpec
+from common.identity import ImageHash
+from common.preprocessing import PatchGrid
+from decoder_service.feature_store import FeatureStore, Lease, PromptImage
+from decoder_service.image_encoder import VisionInfo
+
+ROW = 4
+"""Bytes of a one-patch image with one float32 a row."""
+
+
+class FakeEncoder:
+    """Finishes, fails or hangs when the test says so."""
+
+    info: VisionInfo | None = None
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.running: dict[str, asyncio.Future[None]] = {}
+
+    def require_info(self) -> VisionInfo:
+        raise UnavailableError("VISION_UNAVAILABLE", "there is none")
+
+    async def encode(
+        self, image: bytes, *, salt: bytes, spec: FeatureSpec, buffer: memoryview, request_id: str
+    ) -> None:
+        name = image.decode()
+        self.started.append(name)
+        self.running[name] = asyncio.get_running_loop().create_future()
+        try:
+            await self.running[name]
+            buffer[:] = image[:1] * len(buffer)
+        finally:
+            del self.running[name]
+
+    async def finish(self, name: str, error: Exception | None = None) -> None:
+        if error is None:
+            self.running[name].set_result(None)
+        else:
+            self.running[name].set_exception(error)
+        await settle()
+
+
+@pytest.fixture
+async def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+async def store(encoder: FakeEncoder) -> AsyncIterator[FeatureStore]:
+    """Room for three small images; empty again, without a task, after the test."""
+    store = FeatureStore(encoder, budget_bytes=3 * ROW)
+    yield store
+    await settle()
+    assert store.bytes_held == 0
+    assert not encoder.running
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_equal_images_in_flight_are_encoded_once(store: FeatureStore, encoder: FakeEncoder) -> None:
+    first, second = await take(store, ["a"]), await take(store, ["a"])
+    await encoder.finish("a")
+    assert [bytes((await lease.arrived()).data) for lease in (*first, *second)] == [b"aaaa"] * 2
+    assert encoder.started == ["a"]
+    assert store.bytes_held == ROW
+    first[0].release()
+    assert store.bytes_held == ROW
+    second[0].release()
+
+
+async def test_releasing_twice_counts_once(store: FeatureStore, encoder: FakeEncoder) -> None:
+    (mine,), (other,) = await take(store, ["a"]), await take(store, ["a"])
+    mine.release()
+    mine.release()
+    assert encoder.running, "the other one still waits for it"
+    other.release()
+
+
+async def test_encoding_stops_when_the_last_holder_leaves(store: FeatureStore, encoder: FakeEncoder) -> None:
+    (lease,) = await take(store, ["a"])
+    await settle()
+    lease.release()
+    assert store.bytes_held == ROW, "the buffer may still be written"
+    await settle()
+    assert store.bytes_held == 0
+
+
+async def test_image_wanted_again_while_its_encoding_dies_is_encoded_anew(
+    store: FeatureStore, encoder: FakeEncoder
+) -> None:
+    (lease,) = await take(store, ["a"])
+    await settle()
+    lease.release()
+    (again,) = await take(store, ["a"])
+    await settle()
+    await encoder.finish("a")
+    assert bytes((await again.arrived()).data) == b"aaaa"
+    again.release()
+
+
+async def test_failure_reaches_every_holder_and_is_not_remembered(store: FeatureStore, encoder: FakeEncoder) -> None:
+    leases = [*await take(store, ["a"]), *await take(store, ["a"])]
+    await settle()
+    await encoder.finish("a", UnavailableError("VISION_UNAVAILABLE", "gone"))
+    for lease in leases:
+        with pytest.raises(UnavailableError):
+            await lease.arrived()
+        lease.release()
+    (again,) = await take(store, ["a"])
+    await settle()
+    await encoder.finish("a")
+    await again.arrived()
+    again.release()
+    assert encoder.started == ["a", "a"]
+
+
+async def test_memory_is_given_first_come_first_served_and_in_prompt_order(
+    store: FeatureStore, encoder: FakeEncoder
+) -> None:
+    holder = await take(store, ["a", "b"])
+    big, big_taken = start_taking(store, ["c", "d"])
+    small, small_taken = start_taking(store, ["e"])
+    await settle()
+    assert (len(big_taken), len(small_taken)) == (1, 0), "the small one came later and waits its turn"
+    holder[0].release()
+    await asyncio.gather(big)
+    assert encoder.started == ["a", "b", "c", "d"]
+    holder[1].release()
+    await asyncio.gather(small)
+    for lease in (*big_taken, *small_taken):
+        lease.release()
+
+
+async def test_request_that_leaves_the_queue_lets_the_next_one_in(store: FeatureStore) -> None:
+    holder = await take(store, ["a", "b", "c"])
+    leaver, left = start_taking(store, ["d"])
+    waiter, taken = start_taking(store, ["e"])
+    await settle()
+    leaver.cancel()
+    await settle()
+    assert not left
+    holder[0].release()
+    await waiter
+    for lease in (*holder, *taken):
+        lease.release()
+
+
+async def test_images_larger_than_all_memory_are_refused_with_both_numbers(store: FeatureStore) -> None:
+    store.check_fits([image("a"), image("a"), image("b"), image("c")])
+    with pytest.raises(InvalidArgumentError) as caught:
+        store.check_fits([image(name) for name in "abcd"])
+    assert caught.value.metadata == {"limit": "12", "got": "16"}
+
+
+def image(name: str) -> PromptImage:
+    spec = FeatureSpec(image_hash=ImageHash(name.encode()), grid=PatchGrid(1, 1), width=1, dtype="float32")
+    return PromptImage(data=name.encode(), spec=spec)
+
+
+async def take(store: FeatureStore, names: Sequence[str]) -> list[Lease]:
+    task, taken = start_taking(store, names)
+    await task
+    return taken
+
+
+def start_taking(store: FeatureStore, names: Sequence[str]) -> tuple[asyncio.Task[None], list[Lease]]:
+    taken: list[Lease] = []
+    images = [image(name) for name in names]
+    leasing = store.lease(images, salt=b"", request_id="r", take=lambda _, lease: taken.append(lease))
+    return asyncio.create_task(leasing), taken
+
+
+async def settle() -> None:
+    """Let every task that can run do so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
