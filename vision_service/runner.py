@@ -67,7 +67,7 @@ class EncoderRunner:
         try:
             return self._encode(images)
         except torch.OutOfMemoryError as error:
-            torch.accelerator.empty_cache()
+            torch.cuda.empty_cache()
             raise ResourceExhaustedError(
                 "ENCODER_OUT_OF_MEMORY", "the images do not fit into the encoder's memory", retry_after=1.0
             ) from error

@@ -37,6 +37,8 @@ class WorkerProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             limit=_PIPE_BUFFER,
+            # Away from the terminal: its Ctrl-C is for the service, which lets images under way end.
+            start_new_session=True,
             # Nothing of the service's environment: a worker has no use for its tokens. One thread is enough.
             env={"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
         )

@@ -1,0 +1,449 @@
+"""Features come from whichever replica can give them, or one clear error comes soon."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from common.errors import (
+    DiptychError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from common.features import EncodeTimings, FeatureSpec, feature_messages
+from common.identity import ImageHash
+from common.preprocessing import PatchGrid, PreprocessingMode
+from common.server import GrpcServer, ServerConfig
+from common.wire_types import preprocessing_to_proto
+from decoder_service.vision_client import VisionClient
+from decoder_service.vision_replica import ReplicaState
+from diptych.v1 import types_pb2, vision_pb2_grpc
+from diptych.v1 import vision_pb2 as pb
+from tests.pictures import preprocessing
+
+DIGEST = b"d" * 32
+WIDTH = 1024
+GRID = PatchGrid(30, 30)
+"""Three chunks and a half."""
+TIMINGS = EncodeTimings(queue=0, preprocess=0, encode=0)
+
+Behaviour = Callable[[list[pb.EncodeResponse]], AsyncIterator[pb.EncodeResponse]]
+
+
+def spec_of(name: bytes = b"h") -> FeatureSpec:
+    return FeatureSpec(image_hash=ImageHash(name * 32), grid=GRID, width=WIDTH, dtype="float32")
+
+
+def rows_of(name: bytes = b"h") -> bytes:
+    return name * spec_of(name).num_bytes
+
+
+async def well(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
+    for message in messages:
+        yield message
+
+
+async def corrupt(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
+    messages[2].chunk.crc32 ^= 1
+    for message in messages:
+        yield message
+
+
+async def forever(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
+    yield messages[0]
+    yield messages[1]
+    await asyncio.sleep(60)
+
+
+async def another_image(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
+    messages[0].header.image_hash = b"x" * 32
+    for message in messages:
+        yield message
+
+
+def failing(error: DiptychError, *, after: int = 0) -> Behaviour:
+    async def fail(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
+        for message in messages[:after]:
+            yield message
+        raise error
+
+    return fail
+
+
+class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
+    """A vision service without a model: the image's first byte fills its features."""
+
+    def __init__(self, behaviour: Behaviour = well) -> None:
+        self.behaviour = behaviour
+        self.num_encodes = 0
+        self.num_cancelled = 0
+        self.pending_patches = 0
+        self.info = pb.VisionServiceGetModelInfoResponse(
+            api_version="1.7",
+            weights_digest=DIGEST,
+            preprocessing=preprocessing_to_proto(preprocessing(PreprocessingMode.HF)),
+            feature_width=WIDTH,
+            dtype=types_pb2.DTYPE_FLOAT32,
+            max_image_bytes=100,
+            max_image_pixels=200,
+            max_patches=4096,
+        )
+        self.address = "127.0.0.1:0"
+        self._server: GrpcServer | None = None
+
+    async def Encode(self, request: pb.EncodeRequest, context: object) -> AsyncIterator[pb.EncodeResponse]:
+        self.num_encodes += 1
+        name = request.image[:1]
+        messages = feature_messages(spec_of(name), memoryview(rows_of(name)), weights_digest=DIGEST, timings=TIMINGS)
+        try:
+            async for message in self.behaviour(list(messages)):
+                yield message
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+
+    async def GetModelInfo(self, request: object, context: object) -> pb.VisionServiceGetModelInfoResponse:
+        return self.info
+
+    async def GetLoad(self, request: object, context: object) -> pb.GetLoadResponse:
+        return pb.GetLoadResponse(pending_patches=self.pending_patches)
+
+    async def start(self) -> None:
+        """Listen; a second time at the same address."""
+        port = int(self.address.partition(":")[2])
+        self._server = GrpcServer(ServerConfig(port=port), registry=CollectorRegistry())
+        vision_pb2_grpc.add_VisionServiceServicer_to_server(self, self._server.grpc)
+        self.address = f"127.0.0.1:{await self._server.start()}"
+
+    async def stop(self) -> None:
+        """Die, as far as callers can tell."""
+        if self._server is not None:
+            await self._server.grpc.stop(None)
+            self._server = None
+
+
+@asynccontextmanager
+async def client_of(*replicas: FakeReplica, ready: bool = True) -> AsyncIterator[VisionClient]:
+    before = asyncio.all_tasks()
+    for replica in replicas:
+        await replica.start()
+    client = VisionClient([replica.address for replica in replicas], expected_digest=DIGEST, expected_width=WIDTH)
+    await client.start()
+    try:
+        if ready:
+            await until(lambda: all(replica.state is ReplicaState.READY for replica in client._replicas))
+        yield client
+    finally:
+        await client.close()
+        for replica in replicas:
+            await replica.stop()
+        await asyncio.sleep(0)
+        assert {
+            task.get_name() for task in asyncio.all_tasks() - before if task.get_name().startswith("vision")
+        } == set()
+
+
+async def encode(client: VisionClient, name: bytes = b"h") -> bytes:
+    spec = spec_of(name)
+    buffer = bytearray(spec.num_bytes)
+    await client.encode(name * 10, salt=b"s", spec=spec, buffer=memoryview(buffer), request_id="r")
+    return bytes(buffer)
+
+
+async def failure(client: VisionClient) -> DiptychError:
+    with pytest.raises(DiptychError) as caught:
+        await encode(client)
+    return caught.value
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def seconds(work: Awaitable[object]) -> float:
+    begin = time.monotonic()
+    await work
+    return time.monotonic() - begin
+
+
+async def test_features_arrive_and_the_handshake_is_kept() -> None:
+    replica = FakeReplica()
+    async with client_of(replica) as client:
+        await client.wait_ready()
+        assert await encode(client) == rows_of()
+        assert client.info is not None
+        assert client.info.preprocessing.fingerprint() == preprocessing(PreprocessingMode.HF).fingerprint()
+        assert (client.info.max_image_bytes, client.info.max_patches) == (100, 4096)
+        await replica.stop()
+        await failure(client)
+        assert client.info is not None
+
+
+@pytest.mark.parametrize("after", range(7))
+async def test_a_replica_that_dies_after_any_message_costs_nothing(after: int) -> None:
+    dying = failing(UnavailableError("DRAINING", "this replica is shutting down"), after=after)
+    replicas = [FakeReplica(dying), FakeReplica(dying), FakeReplica()]
+    async with client_of(*replicas) as client:
+        assert await encode(client) == rows_of()
+
+
+async def test_a_killed_server_costs_nothing_while_another_lives() -> None:
+    replicas = [FakeReplica(forever), FakeReplica()]
+    async with client_of(*replicas) as client:
+        replicas[1].pending_patches = 10**6  # So that the first one is asked first.
+        await until(lambda: client._replicas[1].pending_patches == 10**6)
+        task = asyncio.create_task(encode(client))
+        await until(lambda: replicas[0].num_encodes == 1)
+        await replicas[0].stop()
+        assert await task == rows_of()
+        assert replicas[1].num_encodes == 1
+
+
+async def test_a_broken_stream_is_tried_again_elsewhere() -> None:
+    replicas = [FakeReplica(corrupt), FakeReplica()]
+    async with client_of(*replicas) as client:
+        for name in (b"a", b"b", b"c", b"d", b"e"):
+            assert await encode(client, name) == rows_of(name)
+
+
+async def test_a_replica_whose_streams_are_always_bad_gets_no_more_work() -> None:
+    replica = FakeReplica(corrupt)
+    async with client_of(replica) as client:
+        error = await failure(client)
+        assert isinstance(error, InternalError)
+        assert (error.reason, replica.num_encodes) == ("EMBED_CORRUPT", 3)
+        assert client._replicas[0].state is ReplicaState.BAD
+        assert (await failure(client)).reason == "VISION_UNAVAILABLE"
+        assert replica.num_encodes == 3
+
+
+async def test_features_of_another_image_are_refused() -> None:
+    async with client_of(FakeReplica(another_image)) as client:
+        assert (await failure(client)).reason == "EMBED_INVALID"
+
+
+async def test_a_refusal_comes_through_and_is_not_tried_again() -> None:
+    refusal = InvalidArgumentError(
+        "IMAGE_TOO_LARGE", "the image is too large", field="image", metadata={"limit": 1, "got": 2}
+    )
+    replicas = [FakeReplica(failing(refusal)), FakeReplica(failing(refusal))]
+    async with client_of(*replicas) as client:
+        error = await failure(client)
+        assert isinstance(error, InvalidArgumentError)
+        assert (error.reason, error.field, error.metadata) == ("IMAGE_TOO_LARGE", "image", {"limit": "1", "got": "2"})
+        assert sum(replica.num_encodes for replica in replicas) == 1
+
+
+async def test_a_full_replica_is_asked_once_and_then_the_other() -> None:
+    full = failing(ResourceExhaustedError("ENCODER_QUEUE_FULL", "too many patches wait", retry_after=2.5))
+    replicas = [FakeReplica(full), FakeReplica(full)]
+    async with client_of(*replicas) as client:
+        error = await failure(client)
+        assert isinstance(error, ResourceExhaustedError)
+        assert (error.reason, error.retry_after) == ("ENCODER_QUEUE_FULL", 2.5)
+        assert [replica.num_encodes for replica in replicas] == [1, 1]
+        replicas[1].behaviour = well
+        assert await encode(client) == rows_of()
+
+
+async def test_when_all_are_down_the_answer_comes_within_a_second() -> None:
+    replicas = [FakeReplica(), FakeReplica()]
+    async with client_of(*replicas) as client:
+        for replica in replicas:
+            await replica.stop()
+        begin = time.monotonic()
+        errors = await asyncio.gather(*(failure(client) for _ in range(5)))
+        assert time.monotonic() - begin < 1.0
+        for error in errors:
+            assert isinstance(error, UnavailableError)
+            assert (error.reason, error.retry_after) == ("VISION_UNAVAILABLE", 1.0)
+
+
+async def test_a_replica_that_comes_back_gets_work_again() -> None:
+    replica = FakeReplica()
+    async with client_of(replica) as client:
+        await replica.stop()
+        await failure(client)
+        await replica.start()
+        await until(lambda: client._replicas[0].state is ReplicaState.READY)
+        assert await encode(client) == rows_of()
+
+
+async def test_a_short_restart_is_waited_for() -> None:
+    replica = FakeReplica()
+    async with client_of(replica) as client:
+        await replica.stop()
+        task = asyncio.create_task(encode(client))
+        await asyncio.sleep(0.1)
+        await replica.start()
+        assert await task == rows_of()
+
+
+MISMATCHES = {
+    "weights": pb.VisionServiceGetModelInfoResponse(weights_digest=b"x" * 32),
+    "width": pb.VisionServiceGetModelInfoResponse(feature_width=5120),
+    "version": pb.VisionServiceGetModelInfoResponse(api_version="2.0"),
+    "unknown type": pb.VisionServiceGetModelInfoResponse(dtype=99),  # type: ignore[arg-type]
+    "unknown preprocessing": pb.VisionServiceGetModelInfoResponse(preprocessing=types_pb2.Preprocessing(mode=99)),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", MISMATCHES)
+async def test_a_replica_that_does_not_match_gets_no_work(name: str) -> None:
+    wrong, right = FakeReplica(), FakeReplica()
+    wrong.info.MergeFrom(MISMATCHES[name])
+    async with client_of(wrong, right, ready=False) as client:
+        await client.wait_ready()
+        for image in (b"a", b"b", b"c", b"d"):
+            assert await encode(client, image) == rows_of(image)
+        assert wrong.num_encodes == 0
+
+
+async def test_replicas_must_agree_with_the_first_about_pixels_and_type() -> None:
+    replicas = [FakeReplica() for _ in range(3)]
+    replicas[1].info.preprocessing.mode = types_pb2.PREPROCESSING_MODE_MISTRAL
+    replicas[2].info.dtype = types_pb2.DTYPE_BFLOAT16
+    async with client_of(*replicas, ready=False) as client:
+        await until(lambda: all(replica.state is not ReplicaState.UNREACHABLE for replica in client._replicas))
+        assert [replica.state for replica in client._replicas].count(ReplicaState.READY) == 1
+
+
+async def test_when_no_replica_matches_the_deployment_is_at_fault() -> None:
+    wrong = FakeReplica()
+    wrong.info.weights_digest = b"x" * 32
+    async with client_of(wrong, ready=False) as client:
+        error = await failure(client)
+        assert isinstance(error, FailedPreconditionError)
+        assert error.reason == "MODEL_MISMATCH"
+        assert client.info is None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await client.wait_ready()
+                pytest.fail("a replica that does not match made the client ready")
+
+
+async def test_a_replica_that_comes_back_with_another_model_gets_no_work() -> None:
+    replica = FakeReplica()
+    async with client_of(replica) as client:
+        await replica.stop()
+        replica.info.weights_digest = b"x" * 32
+        replica.behaviour = another_image
+        await replica.start()
+        assert isinstance(await failure(client), FailedPreconditionError)
+        assert client._replicas[0].state is ReplicaState.MISMATCH
+        assert isinstance(await failure(client), FailedPreconditionError)
+        assert replica.num_encodes <= 1
+
+
+async def test_work_goes_where_the_fewest_patches_wait() -> None:
+    replicas = [FakeReplica() for _ in range(3)]
+    replicas[0].pending_patches = replicas[2].pending_patches = 10
+    async with client_of(*replicas) as client:
+        for name in (b"a", b"b", b"c", b"d"):
+            await encode(client, name)
+        assert [replica.num_encodes for replica in replicas] == [0, 4, 0]
+
+
+async def test_work_at_once_is_spread_and_equal_images_go_to_the_same_replica() -> None:
+    replicas = [FakeReplica() for _ in range(3)]
+    async with client_of(*replicas) as client:
+        await asyncio.gather(*(encode(client, bytes([65 + index])) for index in range(12)))
+        assert [replica.num_encodes for replica in replicas] == [4, 4, 4]
+        for _ in range(5):
+            await encode(client, b"z")
+        assert sorted(replica.num_encodes for replica in replicas) == [4, 4, 9]
+
+
+async def test_a_caller_that_leaves_cancels_the_call() -> None:
+    replica = FakeReplica(forever)
+    async with client_of(replica) as client:
+        for leave in (True, False):
+            replica.num_encodes = replica.num_cancelled = 0
+            task = asyncio.create_task(encode(client))
+            await until(lambda: replica.num_encodes == 1)
+            await asyncio.sleep(0.05)
+            if leave:
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            else:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        await task
+            await until(lambda: replica.num_cancelled == 1)
+        assert client._replicas[0].pending_patches == 0
+        assert client._replicas[0].state is ReplicaState.READY
+
+
+async def test_a_bad_stream_is_cancelled_and_not_read_to_its_end() -> None:
+    async def bad_then_forever(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
+        yield messages[1]
+        await asyncio.sleep(60)
+
+    replicas = [FakeReplica(bad_then_forever), FakeReplica(bad_then_forever)]
+    async with client_of(*replicas) as client:
+        assert (await failure(client)).reason == "EMBED_CORRUPT"
+        await until(lambda: sum(replica.num_cancelled for replica in replicas) == 3)
+
+
+async def test_closing_ends_calls_under_way_with_an_error() -> None:
+    replica = FakeReplica(forever)
+    async with client_of(replica) as client:
+        task = asyncio.create_task(failure(client))
+        await until(lambda: replica.num_encodes == 1)
+        await client.close()
+        assert isinstance(await task, UnavailableError)
+
+
+async def test_a_client_without_addresses_says_that_nobody_answers() -> None:
+    client = VisionClient([], expected_digest=DIGEST, expected_width=WIDTH)
+    await client.start()
+    assert (await failure(client)).reason == "VISION_UNAVAILABLE"
+    await client.close()
+
+
+_FROZEN_SERVER = """
+import asyncio
+from tests.decoder_service.test_vision_client import FakeReplica
+async def main():
+    await FakeReplica().start()
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def test_a_frozen_replica_is_given_up_within_six_seconds() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _FROZEN_SERVER),
+        stdout=asyncio.subprocess.PIPE,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    address = (await process.stdout.readline()).decode().split()[1]
+    client = VisionClient([address], expected_digest=DIGEST, expected_width=WIDTH)
+    try:
+        await client.start()
+        await client.wait_ready()
+        assert await encode(client) == rows_of()
+        process.send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        assert (await failure(client)).reason == "VISION_UNAVAILABLE"
+        assert time.monotonic() - begin < 6.0
+        process.send_signal(signal.SIGCONT)
+        await until(lambda: client._replicas[0].state is ReplicaState.READY)
+        assert await encode(client) == rows_of()
+    finally:
+        await client.close()
+        process.kill()
+        await process.wait()

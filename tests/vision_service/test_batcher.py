@@ -1,0 +1,208 @@
+"""Batches are packed in order, leave when they should, and fail alone."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import DiptychError, InternalError, ResourceExhaustedError, UnavailableError
+from vision_service.batcher import Batcher, EncodeResult
+from vision_service.encoded_image import EncodedImage
+from vision_service.image import Pixels
+
+
+class FakeEncoder:
+    """Turns an image of one row into its own first byte; remembers batches. Byte 255 fails, 254 loses the device."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def encode(self, images: list[Pixels]) -> list[EncodedImage]:
+        self.threads.add(threading.get_ident())
+        assert self.gate.wait(5)
+        names = [int(image[0, 0, 0]) for image in images]
+        self.batches.append(names)
+        if 255 in names:
+            raise RuntimeError("secret path")
+        if 254 in names:
+            raise UnavailableError("DEVICE_LOST", "this replica lost its device")
+        return [EncodedImage(rows=memoryview(bytes([name])), num_rows=1, width=1) for name in names]
+
+
+@asynccontextmanager
+async def batcher_of(
+    encoder: FakeEncoder, *, max_batch_patches: int = 10, max_pending_patches: int = 1000, max_wait: float = 0.0
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher(
+        encoder.encode,
+        max_batch_patches=max_batch_patches,
+        max_pending_patches=max_pending_patches,
+        max_wait=max_wait,
+    )
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        encoder.gate.set()
+        await batcher.close()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("encoder")]
+
+
+async def encode(batcher: Batcher, name: int, num_patches: int = 1) -> EncodeResult:
+    with batcher.admit(num_patches):
+        return await batcher.encode(np.full((1, 1, 3), name, np.uint8), num_patches=num_patches)
+
+
+def start(batcher: Batcher, *images: tuple[int, int]) -> list[asyncio.Task[EncodeResult]]:
+    return [asyncio.create_task(encode(batcher, *image)) for image in images]
+
+
+async def hold_up(batcher: Batcher, encoder: FakeEncoder) -> asyncio.Task[EncodeResult]:
+    """Keep the encoder busy with image 0, so that those that follow gather."""
+    encoder.gate.clear()
+    task = asyncio.create_task(encode(batcher, 0))
+    while not encoder.threads:
+        await asyncio.sleep(0.001)
+    return task
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 14), min_size=1, max_size=30))
+def test_batches_are_the_longest_heads_of_the_queue_that_fit(sizes: list[int]) -> None:
+    async def scenario() -> None:
+        encoder = FakeEncoder()
+        async with batcher_of(encoder) as batcher:
+            first = await hold_up(batcher, encoder)
+            tasks = start(batcher, *enumerate(sizes, start=1))
+            await asyncio.sleep(0)
+            encoder.gate.set()
+            results = await asyncio.gather(first, *tasks)
+        assert [bytes(result.features.rows) for result in results] == [bytes([i]) for i in range(len(sizes) + 1)]
+        batches = encoder.batches[1:]
+        assert [name for batch in batches for name in batch] == list(range(1, len(sizes) + 1))
+        for batch, following in zip(batches, [*batches[1:], []], strict=True):
+            total = sum(sizes[name - 1] for name in batch)
+            assert total <= 10 or len(batch) == 1
+            assert not following or total + sizes[following[0] - 1] > 10
+
+    asyncio.run(scenario())
+
+
+async def test_everything_is_encoded_in_one_thread_that_is_not_the_loop_s() -> None:
+    encoder = FakeEncoder()
+    async with batcher_of(encoder) as batcher:
+        for name in range(5):
+            await encode(batcher, name)
+    assert len(encoder.threads) == 1
+    assert threading.get_ident() not in encoder.threads
+
+
+async def test_an_image_waits_for_company_but_not_long() -> None:
+    encoder = FakeEncoder()
+    async with batcher_of(encoder, max_wait=0.05) as batcher:
+        begin = time.monotonic()
+        early = start(batcher, (1, 1))
+        await asyncio.sleep(0.01)
+        late = start(batcher, (2, 1))
+        await asyncio.gather(*early, *late)
+        assert 0.045 < time.monotonic() - begin < 0.5
+    assert encoder.batches == [[1, 2]]
+
+
+@pytest.mark.parametrize("sizes", [[10], [6, 4], [6, 5], [11]])
+async def test_a_full_batch_is_never_held_back(sizes: list[int]) -> None:
+    encoder = FakeEncoder()
+    async with batcher_of(encoder, max_wait=1.0) as batcher:
+        begin = time.monotonic()
+        tasks = start(batcher, *enumerate(sizes))
+        await tasks[0]
+        assert time.monotonic() - begin < 0.5
+        for task in tasks:
+            task.cancel()
+
+
+async def test_images_of_callers_who_left_never_reach_the_encoder() -> None:
+    encoder = FakeEncoder()
+    async with batcher_of(encoder) as batcher:
+        first = await hold_up(batcher, encoder)
+        tasks = start(batcher, (1, 5), (2, 5), (3, 5))
+        await asyncio.sleep(0)
+        assert (batcher.pending_patches, batcher.pending_images) == (16, 4)
+        tasks[1].cancel()
+        await asyncio.wait([tasks[1]])
+        assert (batcher.pending_patches, batcher.pending_images) == (11, 3)
+        encoder.gate.set()
+        await asyncio.gather(first, tasks[0], tasks[2])
+        assert (batcher.pending_patches, batcher.pending_images) == (0, 0)
+    assert encoder.batches == [[0], [1, 3]]
+
+
+async def test_only_the_image_at_fault_fails() -> None:
+    encoder = FakeEncoder()
+    async with batcher_of(encoder) as batcher:
+        first = await hold_up(batcher, encoder)
+        tasks = start(batcher, (1, 1), (255, 1), (3, 1))
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        await first
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(results[0], EncodeResult)
+        assert isinstance(results[2], EncodeResult)
+        assert isinstance(results[1], InternalError)
+        assert "secret" not in results[1].message
+        assert bytes((await encode(batcher, 4)).features.rows) == b"\x04"
+        assert not batcher.device_lost.is_set()
+    assert encoder.batches == [[0], [1, 255, 3], [1], [255], [3], [4]]
+
+
+async def test_a_lost_device_fails_the_batch_and_is_told() -> None:
+    encoder = FakeEncoder()
+    async with batcher_of(encoder) as batcher:
+        first = await hold_up(batcher, encoder)
+        tasks = start(batcher, (1, 1), (254, 1))
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        await first
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, UnavailableError) for result in results)
+        assert batcher.device_lost.is_set()
+    assert encoder.batches == [[0], [1, 254]]
+
+
+async def test_admission_is_bounded_in_patches() -> None:
+    encoder = FakeEncoder()
+    async with batcher_of(encoder, max_pending_patches=20) as batcher:
+        with batcher.admit(50):  # An idle encoder takes any image.
+            with pytest.raises(ResourceExhaustedError) as caught, batcher.admit(1):
+                pass
+            assert caught.value.reason == "ENCODER_QUEUE_FULL"
+            assert caught.value.retry_after is not None
+            assert batcher.free_patches == 0
+        with batcher.admit(15), batcher.admit(5), pytest.raises(ResourceExhaustedError), batcher.admit(1):
+            pass
+        assert batcher.free_patches == 20
+
+
+async def test_closing_refuses_those_who_wait() -> None:
+    encoder = FakeEncoder()
+    async with batcher_of(encoder) as batcher:
+        first = await hold_up(batcher, encoder)
+        tasks = start(batcher, (1, 10), (2, 10))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0.01)
+        encoder.gate.set()
+        await closing
+        errors = await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert all(isinstance(error, UnavailableError) for error in errors)
+        with pytest.raises(DiptychError):
+            await encode(batcher, 3)

@@ -1,0 +1,187 @@
+"""The vision service over loopback: a picture goes in, checked features or one clear status comes out."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from common.client_types import to_client_error
+from common.features import FeatureReceiver
+from common.image_header import ImageLimits
+from common.preprocessing import PreprocessingMode
+from common.server import GrpcServer, ServerConfig
+from common.wire_types import preprocessing_from_proto
+from diptych.v1 import vision_pb2 as pb
+from diptych.v1 import vision_pb2_grpc
+from tests.pictures import noise, preprocessing, save
+from vision_service.batcher import Batcher
+from vision_service.decode_pool import DecodePool
+from vision_service.decode_worker import DecodeSettings
+from vision_service.encoded_image import EncodedImage
+from vision_service.image import Pixels
+from vision_service.model_info import EncoderInfo
+from vision_service.servicer import VisionServicer
+
+WIDTH = 64
+INFO = EncoderInfo(
+    model_name="tiny",
+    weights_digest=b"d" * 32,
+    preprocessing=preprocessing(PreprocessingMode.HF, image_size=256),
+    feature_width=WIDTH,
+    dtype="float32",
+    limits=ImageLimits(max_bytes=10**6, max_pixels=10**6),
+)
+PICTURE = save(noise(100, 60))
+
+
+class FakeEncoder:
+    """Gives every patch the mean of its image."""
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def encode(self, images: list[Pixels]) -> list[EncodedImage]:
+        assert self.gate.wait(5)
+        self.num_images += len(images)
+        return [self._encode(image) for image in images]
+
+    def _encode(self, image: Pixels) -> EncodedImage:
+        num_rows = image.shape[0] * image.shape[1] // 256
+        rows = np.full((num_rows, WIDTH), image.mean(), "<f4")
+        return EncodedImage(rows=memoryview(rows.tobytes()), num_rows=num_rows, width=WIDTH)
+
+
+class Service:
+    """A running service and a stub for it."""
+
+    def __init__(self, stub: "vision_pb2_grpc.VisionServiceAsyncStub", encoder: FakeEncoder, batcher: Batcher) -> None:
+        self.stub = stub
+        self.encoder = encoder
+        self.batcher = batcher
+
+
+@asynccontextmanager
+async def running(*, max_pending_patches: int = 10_000) -> AsyncIterator[Service]:
+    encoder = FakeEncoder()
+    settings = DecodeSettings(
+        preprocessing=INFO.preprocessing, limits=INFO.limits, max_memory_bytes=2 << 30, max_cpu_seconds=5
+    )
+    pool = DecodePool(settings, num_workers=1, max_waiting=16, timeout=5.0)
+    batcher = Batcher(encoder.encode, max_batch_patches=512, max_pending_patches=max_pending_patches, max_wait=0.001)
+    server = GrpcServer(ServerConfig(port=0), registry=CollectorRegistry())
+    servicer = VisionServicer(INFO, decode_pool=pool, batcher=batcher)
+    vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, server.grpc)
+    await pool.start()
+    batcher.start()
+    port = await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Service(vision_pb2_grpc.VisionServiceStub(channel), encoder, batcher)
+    finally:
+        encoder.gate.set()
+        await server.grpc.stop(1)
+        await pool.close()
+        await batcher.close()
+        assert (batcher.pending_patches, batcher.pending_images) == (0, 0)
+
+
+async def encode(service: Service, image: bytes = PICTURE, salt: bytes = b"") -> bytes:
+    grid = INFO.preprocessing.patch_grid(100, 60)
+    spec = INFO.feature_spec(image, grid=grid, salt=salt)
+    buffer = bytearray(spec.num_bytes)
+    receiver = FeatureReceiver(spec, memoryview(buffer))
+    async for message in service.stub.Encode(pb.EncodeRequest(image=image, salt=salt, request_id="r")):
+        receiver.receive(message)
+    receiver.finish()
+    return bytes(buffer)
+
+
+async def refusal(service: Service, **fields: bytes | str) -> tuple[grpc.StatusCode, str, str | None]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in service.stub.Encode(pb.EncodeRequest(**fields)):  # type: ignore[arg-type]
+            pass
+    error = to_client_error(caught.value)
+    return error.code, error.reason, error.field
+
+
+async def until_pending(service: Service, num_images: int) -> pb.GetLoadResponse:
+    async with asyncio.timeout(5):
+        while True:
+            load = await service.stub.GetLoad(pb.GetLoadRequest())
+            if load.pending_images == num_images:
+                return load
+            await asyncio.sleep(0.005)
+
+
+async def test_a_picture_becomes_the_features_that_its_bytes_promise() -> None:
+    async with running() as service:
+        rows = np.frombuffer(await encode(service, salt=b"tenant"), "<f4")
+        assert rows.shape == (4 * 7 * WIDTH,)
+        assert rows.min() == rows.max() > 0
+
+
+async def test_the_service_tells_what_it_serves() -> None:
+    async with running() as service:
+        info = await service.stub.GetModelInfo(pb.VisionServiceGetModelInfoRequest())
+    assert info.api_version == "1.0"
+    assert info.weights_digest == INFO.weights_digest
+    assert info.max_patches == 256
+    assert preprocessing_from_proto(info.preprocessing).fingerprint() == INFO.preprocessing.fingerprint()
+
+
+async def test_what_is_no_picture_is_refused_before_any_work() -> None:
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    async with running() as service:
+        assert await refusal(service, image=b"") == (invalid, "IMAGE_UNDECODABLE", "image")
+        assert await refusal(service, image=bytes(10**6 + 1)) == (invalid, "IMAGE_TOO_LARGE", "image")
+        assert await refusal(service, image=save(noise(9, 9), "BMP")) == (invalid, "IMAGE_FORMAT", "image")
+        assert await refusal(service, image=PICTURE[:-100]) == (invalid, "IMAGE_UNDECODABLE", "image")
+        assert await refusal(service, image=PICTURE, salt=bytes(65)) == (invalid, "FIELD_TOO_LONG", "salt")
+        assert await refusal(service, image=PICTURE, request_id="r" * 65) == (invalid, "FIELD_TOO_LONG", "request_id")
+        assert service.encoder.num_images == 0
+        await encode(service)
+
+
+async def test_load_is_told_in_patches_and_bounded() -> None:
+    async with running(max_pending_patches=40) as service:
+        service.encoder.gate.clear()
+        task = asyncio.create_task(encode(service))
+        load = await until_pending(service, 1)
+        assert (load.pending_patches, load.free_patches) == (28, 12)
+        code, reason, _ = await refusal(service, image=PICTURE)
+        assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ENCODER_QUEUE_FULL")
+        service.encoder.gate.set()
+        await task
+        assert (await until_pending(service, 0)).free_patches == 40
+
+
+async def test_a_caller_that_leaves_takes_its_image_along() -> None:
+    async with running() as service:
+        service.encoder.gate.clear()
+        tasks = [asyncio.create_task(encode(service, save(noise(100, 60, seed=seed)))) for seed in range(3)]
+        await until_pending(service, 3)
+        await asyncio.sleep(0.1)  # One is in the encoder's hands now, or in company of the others.
+        tasks += [asyncio.create_task(encode(service, save(noise(100, 60, seed=9))))]
+        await until_pending(service, 4)
+        tasks[3].cancel()
+        with suppress(asyncio.CancelledError):
+            await tasks[3]
+        await until_pending(service, 3)
+        service.encoder.gate.set()
+        await asyncio.gather(*tasks[:3])
+        assert service.encoder.num_images == 3
+
+
+async def test_many_pictures_at_once_get_their_own_features() -> None:
+    pictures = [save(noise(100, 60, seed=seed)) for seed in range(12)]
+    async with running() as service:
+        alone = [await encode(service, picture) for picture in pictures]
+        assert await asyncio.gather(*(encode(service, picture) for picture in pictures)) == alone
+        assert len(set(alone)) > 1
