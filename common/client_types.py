@@ -100,13 +100,15 @@ def to_client_error(error: grpc.RpcError) -> ClientError:
 
 def _details(call: grpc.Call) -> dict[str, Any]:
     """The details that we have twins of, by name."""
-    values = [value for key, value in call.trailing_metadata() or () if key == _DETAILS_KEY]
+    values = [
+        value for key, value in call.trailing_metadata() or () if key == _DETAILS_KEY and isinstance(value, bytes)
+    ]
     twins = {twin.DESCRIPTOR.name: twin for twin in (details_pb.ErrorInfo, details_pb.BadRequest, details_pb.RetryInfo)}
     try:
         status = details_pb.ErrorStatus.FromString(values[0])
         packed = {detail.type_url.removeprefix(_TYPE_PREFIX): detail.value for detail in status.details}
         return {name: twins[name].FromString(value) for name, value in packed.items() if name in twins}
-    except (IndexError, TypeError, DecodeError):
+    except (IndexError, DecodeError):
         return {}
 
 

@@ -113,7 +113,7 @@ async def _outcome(running: asyncio.Task[None]) -> int:
         with suppress(asyncio.CancelledError):
             await running
     except (ChildError, TimeoutError) as error:
-        sys.stderr.write(f"diptych up: {error or 'the services were not ready in time'}\n")
+        sys.stderr.write(f"diptych up: {str(error) or 'the services were not ready in time'}\n")
         return 1
     return 0
 

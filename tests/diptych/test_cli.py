@@ -1,0 +1,171 @@
+"""The commands `generate` and `info` against a fake service, which runs on a thread's own event loop."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from diptych.cli import main
+from tests.fake_generation import HIDDEN, FakeGeneration, running
+
+
+class Service:
+    """A fake service that runs while the test does."""
+
+    def __init__(self) -> None:
+        self.servicer = FakeGeneration()
+        self.address = ""
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> "Service":
+        self._thread.start()
+        self._ready.wait(10)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.ensure_future(asyncio.sleep(3600))
+        async with running(self.servicer) as (_, self.address):
+            self._ready.set()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+
+@pytest.fixture
+def service(capsys: pytest.CaptureFixture[str]) -> Iterator[Service]:
+    with Service() as started:
+        capsys.readouterr()
+        yield started
+
+
+Output = pytest.CaptureFixture[str]
+
+
+def test_an_answer_is_printed_as_text(service: Service, capsys: Output) -> None:
+    assert main(["generate", "--address", service.address, "x two words"]) == 0
+    assert capsys.readouterr() == ("two words \n", "")
+
+
+def test_json_is_one_object(service: Service, capsys: Output) -> None:
+    assert main(["generate", "--address", service.address, "x two words", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {
+        "text": "two words ",
+        "token_ids": [3, 5],
+        "finish_reason": "length",
+        "usage": {"prompt_tokens": 5, "image_tokens": 3, "cached_tokens": 1, "completion_tokens": 2},
+        "timings": {"queue_seconds": 0.5, "encode_wait_seconds": 0.0, "prefill_seconds": 0.0, "decode_seconds": 1.5},
+    }
+
+
+def test_pictures_come_before_the_question(service: Service, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    images = [argument for path in paths for argument in ("--image", str(path))]
+    assert main(["generate", "--address", service.address, *images, "what?"]) == 0
+    (message,) = service.servicer.requests[0].chat.messages
+    assert [part.text or part.image.data for part in message.parts] == [b"a.png", b"b.png", "what?"]
+
+
+def test_a_messages_file_is_a_chat(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"A")
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": str(tmp_path / "a.png")}, {"type": "text", "text": "b"}],
+        },
+    ]
+    (tmp_path / "chat.json").write_text(json.dumps(chat))
+    assert main(["generate", "--address", service.address, "--messages", str(tmp_path / "chat.json")]) == 0
+    first, second = service.servicer.requests[0].chat.messages
+    assert [part.text for part in first.parts] == ["Be brief."]
+    assert [part.text or part.image.data for part in second.parts] == [b"A", "b"]
+
+
+def test_every_flag_reaches_the_server_and_no_other_is_set(service: Service) -> None:
+    flags = "--raw x --max-tokens 3 --temperature 0.5 --top-p 0.25 --seed 9 --ignore-eos --stop a --stop b"
+    assert main(["generate", "--address", service.address, *flags.split()]) == 0
+    assert main(["generate", "--address", service.address, "x"]) == 0
+    first, second = service.servicer.requests
+    sampling = first.sampling
+    assert first.text.text == "x"
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (3, 0.5, 0.25, 9)
+    assert (sampling.ignore_eos, list(sampling.stop)) == (True, ["a", "b"])
+    assert not second.sampling.ListFields()
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_a_refusal_tells_code_reason_and_message(service: Service, capsys: Output, json_flag: list[str]) -> None:
+    assert main(["generate", "--address", service.address, "InvalidArgumentError", *json_flag]) == 1
+    assert capsys.readouterr() == ("", "INVALID_ARGUMENT (SOME_REASON): Some text.\n")
+
+
+def test_a_failure_in_the_middle_is_status_1(service: Service, capsys: Output) -> None:
+    assert main(["generate", "--address", service.address, "x some bug"]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith("INTERNAL (INTERNAL): ")
+    assert HIDDEN not in output.err
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["info"]])
+def test_nobody_there_is_one_line_and_status_1(capsys: Output, command: list[str]) -> None:
+    assert main([*command, "--address", "127.0.0.1:1", "--timeout", "10"]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("UNAVAILABLE: ")
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["question", "--raw", "x"],
+        ["--raw", "x", "--image", "a.png"],
+        ["question", "--image", "/nowhere/a.png"],
+        ["--messages", "/nowhere/a.json"],
+        ["--messages", __file__],
+        ["question", "--max-tokens", "-1"],
+    ],
+)
+def test_a_wrong_question_is_one_line_and_status_2(arguments: list[str], capsys: Output) -> None:
+    assert main(["generate", "--address", "127.0.0.1:1", *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("diptych generate: ")
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["generate"], ["generate", "--adress", "x"], ["up", "--port", "-1"], ["no"]])
+def test_a_wrong_flag_is_one_line_and_status_2(arguments: list[str], capsys: Output) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_answer_cannot_command_the_terminal(service: Service, capsys: Output) -> None:
+    assert main(["generate", "--address", service.address, "x a\x1b[2Jb\n"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_info_shows_the_model_and_digests_in_hexadecimal(service: Service, capsys: Output) -> None:
+    assert main(["info", "--address", service.address]) == 0
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    shown = {name.strip(): value.strip() for name, value in rows.items()}
+    assert shown["model name"] == "fake"
+    assert shown["vision weights digest"] == "01ff"
+    assert main(["info", "--address", service.address, "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert (fields["model_name"], fields["end_token_ids"], fields["vision_weights_digest"]) == ("fake", [2, 3], "01ff")
+    assert "preprocessing" not in fields
