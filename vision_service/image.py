@@ -42,7 +42,7 @@ def decode_image(data: bytes, *, preprocessing: Preprocessing, limits: ImageLimi
     header = read_image_header(data, limits, field=field)
     try:
         with Image.open(BytesIO(data), formats=(header.format,)) as image:
-            # Before the pixels are allocated, and again below: some decoders enlarge the canvas as they load.
+            # Before the pixels are allocated. Pillow enlarges a GIF's canvas to its first frame, for one.
             if image.size != header.stored_size:
                 raise undecodable(field)
             image.load()
@@ -52,8 +52,6 @@ def decode_image(data: bytes, *, preprocessing: Preprocessing, limits: ImageLimi
     except Exception:
         # A decoder may raise anything, and its words may name addresses of memory: the cause is dropped.
         raise undecodable(field) from None
-    if picture.size != header.stored_size:
-        raise undecodable(field)
     if header.orientation != 1:
         picture = picture.transpose(_UPRIGHT[header.orientation])
     return _resize(picture, preprocessing)

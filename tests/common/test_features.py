@@ -118,6 +118,12 @@ def test_offsets_that_do_not_follow_are_refused(offset: int) -> None:
     assert reason([sent()[0], chunk(offset, ROWS[:CHUNK_SIZE])]) == "EMBED_CORRUPT"
 
 
+def test_an_end_that_counted_other_chunks_is_refused() -> None:
+    messages = sent()
+    messages[-1].end.num_chunks += 1
+    assert reason(messages) == "EMBED_CORRUPT"
+
+
 def test_more_rows_than_asked_for_are_refused() -> None:
     messages = sent()
     assert reason([*messages[:-1], chunk(len(ROWS), ROWS[:MIN_CHUNK_SIZE]), messages[-1]]) == "EMBED_CORRUPT"
