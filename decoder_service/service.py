@@ -79,7 +79,7 @@ class DecoderService:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then let running requests finish."""
         registry = CollectorRegistry()
-        server = GrpcServer(self._config.server, registry=registry)
+        server = GrpcServer(self._config.server, registry=registry, service_names=[SERVICE_NAME])
         host = EngineHost(self._engine, on_fatal=lambda: _give_up(server))
         store = FeatureStore(self._vision, budget_bytes=self._config.engine.feature_bytes)
         registry.register(EngineCollector(lambda: host.stats, lambda: store.bytes_held))

@@ -1,0 +1,210 @@
+"""A request on the event loop, with a real engine on its thread: every way to its end frees all that it held."""
+
+import asyncio
+import threading
+import zlib
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from common.errors import AlreadyExistsError, InternalError, UnavailableError
+from common.preprocessing import PatchGrid
+from decoder_service.engine import Engine
+from decoder_service.engine_host import EngineHost
+from decoder_service.feature_store import FeatureStore
+from decoder_service.generation import Generation
+from decoder_service.request import PlaceholderRange, Request
+from decoder_service.sampling_params import SamplingParams
+from decoder_service.scheduler import SchedulerConfig
+from decoder_service.step import ScheduledBatch
+from tests.decoder_service.encoder_fakes import ROW, FakeEncoder, image
+
+NEVER = 1e12
+
+
+class StepwiseRunner:
+    """Gives tokens that depend on all tokens before; waits for the test before each step if told to."""
+
+    def __init__(self) -> None:
+        self.may_step = threading.Event()
+        self.may_step.set()
+        self.fatal: BaseException | None = None
+
+    def execute(self, batch: ScheduledBatch) -> list[int | None]:
+        assert self.may_step.wait(timeout=20)
+        if self.fatal is not None:
+            raise self.fatal
+        return [next_token(request.token_ids(0, request.num_tokens)) for request in batch.sampled]
+
+
+def next_token(token_ids: Sequence[int]) -> int:
+    return zlib.crc32(bytes(token_ids)) % 200
+
+
+class Bench:
+    """An engine's host and a feature store over fakes."""
+
+    def __init__(self, *, num_blocks: int = 16) -> None:
+        self.runner = StepwiseRunner()
+        self.encoder = FakeEncoder()
+        config = SchedulerConfig(max_num_batched_tokens=8, max_num_requests=4, max_model_len=64)
+        engine = Engine(config=config, num_blocks=num_blocks, block_size=4, runner=self.runner)
+        self.deaths = 0
+        self.host = EngineHost(engine, on_fatal=self._died)
+        self.store = FeatureStore(self.encoder, budget_bytes=4 * ROW)
+        self._arrivals = 0
+
+    def generation(self, name: str, *, pictures: str = "", max_tokens: int = 5, length: int = 3) -> Generation:
+        """A request for some text and then one-patch pictures, each a letter."""
+        token_ids = [len(name) + 1] * length
+        spans = []
+        for _ in pictures:
+            spans.append(PlaceholderRange(len(token_ids), 2, PatchGrid(1, 1)))
+            token_ids += [10, 13]
+        request = Request(
+            request_id=name,
+            prompt_token_ids=(*token_ids, 4),
+            placeholders=tuple(spans),
+            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+            arrival=self._arrivals,
+        )
+        self._arrivals += 1
+        images = [image(letter) for letter in pictures]
+        return Generation(self.host, self.store, request, images=images, salt=b"")
+
+    async def finish_encoding(self, *names: str) -> None:
+        """Wait until these pictures are being encoded, and let them be done."""
+        for name in names:
+            async with asyncio.timeout(10):
+                while name not in self.encoder.running:
+                    await asyncio.sleep(0.001)
+            await self.encoder.finish(name)
+
+    def _died(self) -> None:
+        self.deaths += 1
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """Idle again after the test: blocks, requests, bytes and tasks."""
+    bench = Bench()
+    bench.host.start()
+    yield bench
+    bench.runner.may_step.set()
+    await bench.host.stop()
+    await asyncio.sleep(0)
+    stats = bench.host.stats
+    assert (stats.num_waiting, stats.num_running, bench.host.num_requests) == (0, 0, 0) or bench.deaths
+    assert stats.num_free_blocks == stats.num_blocks or bench.deaths
+    assert bench.store.bytes_held == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def tokens_of(generation: Generation) -> list[int]:
+    async with generation:
+        return [token.token_id async for tokens in generation.tokens(deadline=NEVER) for token in tokens]
+
+
+def expected(prompt: Sequence[int], count: int) -> list[int]:
+    known = list(prompt)
+    for _ in range(count):
+        known.append(next_token(known))
+    return known[len(prompt) :]
+
+
+async def test_text_gets_its_tokens(bench: Bench) -> None:
+    assert await tokens_of(bench.generation("a")) == expected([2, 2, 2, 4], 5)
+
+
+async def test_features_are_let_go_once_their_rows_are_computed(bench: Bench) -> None:
+    generation = bench.generation("a", pictures="pq", max_tokens=30)
+    async with generation:
+        await bench.finish_encoding("p", "q")
+        tokens = generation.tokens(deadline=NEVER)
+        await anext(tokens)
+        assert bench.store.bytes_held == 0
+        await tokens.aclose()
+
+
+async def test_times_add_up_without_overlap(bench: Bench) -> None:
+    generation = bench.generation("a", pictures="p")
+    async with generation:
+        await bench.finish_encoding("p")
+        _ = [tokens async for tokens in generation.tokens(deadline=NEVER)]
+    timings = generation.timings
+    assert min(timings.queue, timings.encode_wait, timings.prefill, timings.decode) >= 0
+    assert timings.encode_wait > 0
+
+
+async def test_failed_encoding_fails_its_request_alone(bench: Bench) -> None:
+    other = asyncio.create_task(tokens_of(bench.generation("bb", max_tokens=20)))
+    async with bench.generation("a", pictures="pq") as generation:
+        while "p" not in bench.encoder.running:
+            await asyncio.sleep(0.001)
+        await bench.encoder.finish("p", UnavailableError("VISION_UNAVAILABLE", "gone"))
+        with pytest.raises(UnavailableError):
+            await anext(generation.tokens(deadline=NEVER))
+    assert await other == expected([3, 3, 3, 4], 20)
+
+
+@pytest.mark.parametrize("arrived", ["", "p", "pq"])
+async def test_caller_that_leaves_while_images_are_on_their_way(bench: Bench, arrived: str) -> None:
+    async with bench.generation("a", pictures="pq", max_tokens=40):
+        await bench.finish_encoding(*arrived)
+
+
+async def test_caller_that_is_cancelled_in_a_step_is_forgotten_after_it(bench: Bench) -> None:
+    bench.runner.may_step.clear()
+    caller = asyncio.create_task(tokens_of(bench.generation("a", max_tokens=40)))
+    await asyncio.sleep(0.02)
+    caller.cancel()
+    await asyncio.sleep(0.02)
+    bench.runner.may_step.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_deadline_is_a_timeout(bench: Bench) -> None:
+    async with bench.generation("a", pictures="p") as generation:
+        with pytest.raises(TimeoutError):
+            await anext(generation.tokens(deadline=asyncio.get_running_loop().time() + 0.02))
+
+
+async def test_name_in_use_is_refused_and_its_owner_goes_on(bench: Bench) -> None:
+    bench.runner.may_step.clear()
+    owner = asyncio.create_task(tokens_of(bench.generation("a", max_tokens=9)))
+    await asyncio.sleep(0.02)
+    with pytest.raises(AlreadyExistsError):
+        await tokens_of(bench.generation("a"))
+    bench.runner.may_step.set()
+    assert await owner == expected([2, 2, 2, 4], 9)
+
+
+async def test_requests_that_outgrow_the_cache_fetch_their_images_again() -> None:
+    bench = Bench(num_blocks=12)
+    bench.host.start()
+    asked = [asyncio.create_task(tokens_of(bench.generation("x" * n, pictures="pq", max_tokens=30))) for n in (1, 2, 3)]
+
+    async def encode_all() -> None:
+        while True:
+            for name in list(bench.encoder.running):
+                await bench.encoder.finish(name)
+            await asyncio.sleep(0.001)
+
+    encoding = asyncio.create_task(encode_all())
+    for n, task in enumerate(asked, start=1):
+        assert await asyncio.wait_for(task, 20) == expected([*[n + 1] * 3, 10, 13, 10, 13, 4], 30)
+    encoding.cancel()
+    assert bench.host.stats.num_preemptions > 0
+    assert len(bench.encoder.started) > 2
+    assert bench.store.bytes_held == 0
+    await bench.host.stop()
+
+
+async def test_death_of_the_engine_is_told_to_everyone(bench: Bench) -> None:
+    bench.runner.fatal = SystemExit("the device is gone")
+    with pytest.raises(InternalError):
+        await tokens_of(bench.generation("a"))
+    with pytest.raises(UnavailableError):
+        await tokens_of(bench.generation("b"))
+    assert bench.deaths == 1

@@ -1,0 +1,135 @@
+"""Starts the two services as processes, the way pods do, and looks into them from outside."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from diptych.v1 import vision_pb2, vision_pb2_grpc
+
+ROOT = Path(__file__).parents[2]
+DEMO_MODEL = ROOT / "models/demo"
+START_SECONDS = 60
+
+
+@dataclass
+class Service:
+    """A running service."""
+
+    process: subprocess.Popen[str]
+    address: str
+    metrics_port: int | None = None
+
+    def stop(self) -> int:
+        """Ask it to end, and give its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def kill(self) -> None:
+        """End it without asking."""
+        self.process.kill()
+        self.process.wait(timeout=10)
+
+    def metric(self, name: str) -> float:
+        """Value of a metric without labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as page:
+            text = page.read().decode()
+        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+        assert found, f"no metric {name}"
+        return float(found[1])
+
+    def wait_serving(self, name: str = "readiness", *, serving: bool = True) -> None:
+        """Wait until a health name says so."""
+        wanted = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        end = time.monotonic() + START_SECONDS
+        with grpc.insecure_channel(self.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            while time.monotonic() < end:
+                if stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10).status == wanted:
+                    return
+                time.sleep(0.05)
+        raise AssertionError(f"{name} did not become {wanted}")
+
+
+@contextmanager
+def vision_service(*flags: str, model: Path = DEMO_MODEL, port: int = 0) -> Iterator[Service]:
+    """A vision service that listens."""
+    with _service("vision_service", "--model", str(model), "--port", str(port), *flags) as service:
+        yield service
+
+
+@contextmanager
+def decoder_service(*flags: str, vision: str | None, model: Path = DEMO_MODEL) -> Iterator[Service]:
+    """A decoder service that listens, with metrics."""
+    metrics_port = free_port()
+    addresses = ("--vision-addresses", vision) if vision else ()
+    with _service(
+        "decoder_service", "--model", str(model), "--port", "0", "--metrics-port", str(metrics_port), *addresses, *flags
+    ) as service:
+        service.metrics_port = metrics_port
+        yield service
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def assert_idle(decoder: Service, vision: Service | None = None) -> None:
+    """Wait for the idle state: every block free, nothing running or waiting, no feature bytes, no patches."""
+    end = time.monotonic() + 10
+    while (state := _state(decoder, vision)) != (0, 0, 0, 0, 0):
+        assert time.monotonic() < end, f"not idle: waiting, running, used blocks, feature bytes, patches = {state}"
+        time.sleep(0.05)
+
+
+def _state(decoder: Service, vision: Service | None) -> tuple[float, ...]:
+    used = decoder.metric("diptych_kv_blocks") - decoder.metric("diptych_kv_blocks_free")
+    patches = 0
+    if vision is not None and vision.process.poll() is None:
+        with grpc.insecure_channel(vision.address) as channel:
+            load = vision_pb2_grpc.VisionServiceStub(channel).GetLoad(vision_pb2.GetLoadRequest(), timeout=10)
+            patches = load.pending_patches + load.pending_images
+    return (
+        decoder.metric("diptych_num_requests_waiting"),
+        decoder.metric("diptych_num_requests_running"),
+        used,
+        decoder.metric("diptych_image_feature_bytes"),
+        patches,
+    )
+
+
+@contextmanager
+def _service(module: str, *flags: str) -> Iterator[Service]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        assert line.startswith("listening "), f"{module} did not start: {line!r}"
+        yield Service(process=process, address=line.split()[1])
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdout:
+            process.stdout.close()

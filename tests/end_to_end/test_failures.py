@@ -1,0 +1,130 @@
+"""What callers see when a service is missing, wrong or on its way out."""
+
+import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from safetensors.torch import load_file, save_file
+
+from common.client import DiptychClient
+from common.client_messages import raw_text, user_message
+from common.client_types import ClientError
+from tests import pictures
+from tests.end_to_end.services import DEMO_MODEL, assert_idle, decoder_service, free_port, vision_service
+from tests.tiny_models import Shape, random_text_model, save
+
+PICTURE = user_message("How many shapes are there?", [pictures.save(pictures.noise(70, 50))])
+
+
+def test_vision_outage_stops_pictures_at_once_and_text_never() -> None:
+    port = free_port()
+    with decoder_service(vision=f"127.0.0.1:{port}") as decoder, DiptychClient(decoder.address) as client:
+        with vision_service(port=port) as vision:
+            decoder.wait_serving()
+            assert client.complete([PICTURE], timeout=30).text
+            vision.kill()
+            start = time.monotonic()
+            with pytest.raises(ClientError) as caught:
+                # One try, as the client by itself comes back four times.
+                client.complete([PICTURE], timeout=30)
+            assert time.monotonic() - start < 10
+            assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+            assert caught.value.reason == "VISION_UNAVAILABLE"
+            assert caught.value.retry_after is not None
+            assert client.complete(raw_text("red"), timeout=30, max_tokens=4).token_ids
+            decoder.wait_serving()
+            assert_idle(decoder)
+        with vision_service(port=port):
+            came_back = time.monotonic()
+            _until_answered(client)
+            assert time.monotonic() - came_back < 10
+        assert_idle(decoder)
+
+
+def test_decoder_is_alive_but_not_ready_before_a_vision_replica_was_seen() -> None:
+    port = free_port()
+    with decoder_service(vision=f"127.0.0.1:{port}") as decoder:
+        decoder.wait_serving("")
+        decoder.wait_serving("readiness", serving=False)
+        with vision_service(port=port):
+            decoder.wait_serving("readiness")
+        decoder.wait_serving("readiness")
+
+
+def test_replica_of_another_model_is_never_used(tmp_path: Path) -> None:
+    other = shutil.copytree(DEMO_MODEL, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    name = "vision_tower.ln_pre.weight"
+    save_file(weights | {name: weights[name] * 1.01}, other / "model.safetensors")
+    with (
+        vision_service(model=other) as vision,
+        decoder_service(vision=vision.address) as decoder,
+        DiptychClient(decoder.address) as client,
+    ):
+        with pytest.raises(ClientError) as caught:
+            _until_answered(client)
+        assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert caught.value.reason == "MODEL_MISMATCH"
+        assert client.complete(raw_text("red"), timeout=30, max_tokens=4).token_ids
+
+
+def test_sigterm_lets_running_requests_finish_and_exits_cleanly() -> None:
+    with (
+        vision_service() as vision,
+        decoder_service(vision=vision.address) as decoder,
+        DiptychClient(decoder.address) as client,
+    ):
+        decoder.wait_serving()
+        options = {"max_tokens": 300, "ignore_eos": True}
+        with ThreadPoolExecutor(max_workers=8) as threads:
+            running = [threads.submit(client.complete, [PICTURE], timeout=60, **options) for _ in range(8)]
+            while decoder.metric("diptych_num_requests_running") < 8:
+                time.sleep(0.01)
+            decoder.process.send_signal(signal.SIGTERM)
+            done = [each.result() for each in running]
+        assert {each.usage.completion_tokens for each in done} == {300}
+        assert decoder.process.wait(timeout=20) == 0
+        assert vision.stop() == 0
+
+
+def test_text_only_checkpoint_needs_no_vision_service(tmp_path: Path) -> None:
+    model = random_text_model(Shape(name="text", layers=1))
+    model.resize_token_embeddings(512)
+    save(model, tmp_path)
+    shutil.copy(DEMO_MODEL / "tekken.json", tmp_path)
+    with decoder_service(vision=None, model=tmp_path) as decoder, DiptychClient(decoder.address) as client:
+        decoder.wait_serving()
+        assert not client.get_model_info(timeout=30).supports_images
+        assert len(client.complete(raw_text("red"), max_tokens=5, ignore_eos=True, timeout=30).token_ids) == 5
+        with pytest.raises(ClientError) as caught:
+            client.complete([PICTURE], timeout=30)
+        assert caught.value.reason == "IMAGES_UNSUPPORTED"
+        assert_idle(decoder)
+
+
+def test_broken_checkpoint_ends_the_service_with_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = shutil.copytree(DEMO_MODEL, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["language_model.model.norm.weight"]
+    save_file(weights, broken / "model.safetensors")
+    with pytest.raises(AssertionError), decoder_service(vision="127.0.0.1:1", model=broken):
+        pass
+    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1
+    assert "norm.weight" in lines[0]
+
+
+def _until_answered(client: DiptychClient) -> None:
+    """Ask until the decoder has heard from its replica."""
+    while True:
+        try:
+            client.complete([PICTURE], timeout=30)
+            return
+        except ClientError as error:
+            if error.code is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        time.sleep(0.1)

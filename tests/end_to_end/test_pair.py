@@ -1,0 +1,184 @@
+"""Both services as real processes, over real sockets, with the demo model."""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from common.client import DiptychClient
+from common.client_messages import Prompt, raw_text, token_ids, user_message
+from common.client_types import ClientError, Completion
+from tests.end_to_end.services import Service
+from training.scores import held_out
+from training.tasks import Task
+
+QUESTIONS: Sequence[Task] = ("number", "count", "shapes", "which")
+
+
+def question(task: Task, index: int) -> tuple[Prompt, str]:
+    """A held-out question of the demo model's own tasks, and its answer."""
+    example = held_out(task, 7, index)
+    (turn,) = example.turns
+    return [user_message(turn.question, example.png_images)], turn.answer
+
+
+@pytest.mark.parametrize("task", QUESTIONS)
+def test_demo_model_answers_questions_about_pictures(client: DiptychClient, task: Task) -> None:
+    asked = [question(task, index) for index in range(20)]
+    right = sum(client.complete(prompt, timeout=30).text == answer for prompt, answer in asked)
+    assert right >= 17
+
+
+def test_concurrent_mixed_requests_get_the_ids_that_they_get_alone(client: DiptychClient) -> None:
+    asked = _mixed_requests(40)
+    alone = [_complete(client, prompt, options) for prompt, options in asked]
+    with ThreadPoolExecutor(max_workers=40) as threads:
+        together = list(threads.map(lambda each: _complete(client, *each), asked))
+    assert [each.token_ids for each in together] == [each.token_ids for each in alone]
+    assert [each.text for each in together] == [each.text for each in alone]
+
+
+def test_seeded_sampling_does_not_depend_on_the_batch(client: DiptychClient) -> None:
+    options = {"temperature": 1.5, "seed": 11, "max_tokens": 40, "ignore_eos": True}
+    alone = client.complete(raw_text("circle"), timeout=30, **options)
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        together = threads.map(lambda _: client.complete(raw_text("circle"), timeout=30, **options), range(16))
+    assert {each.token_ids for each in together} == {alone.token_ids}
+    other = client.complete(raw_text("circle"), timeout=30, **(options | {"seed": 12}))
+    assert other.token_ids != alone.token_ids
+
+
+def test_prompt_can_be_sent_as_tokens(client: DiptychClient) -> None:
+    prompt, _ = question("shapes", 3)
+    images = [part["data"] for part in prompt[0]["content"] if part["type"] == "image"]
+    laid_out = client.tokenize(prompt, timeout=30)
+    assert laid_out.placeholders[0].length == laid_out.placeholders[0].grid.height * (
+        laid_out.placeholders[0].grid.width + 1
+    )
+    as_tokens = client.complete(token_ids(laid_out.token_ids, images), timeout=30)
+    assert as_tokens.token_ids == client.complete(prompt, timeout=30).token_ids
+
+
+def test_stop_text_ends_the_completion_and_is_not_told(client: DiptychClient) -> None:
+    prompt, _ = question("shapes", 3)
+    whole = client.complete(prompt, timeout=30, max_tokens=60, ignore_eos=True)
+    stop = whole.text[4:7]
+    stopped = client.complete(prompt, timeout=30, max_tokens=60, ignore_eos=True, stop=[stop])
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+    assert stopped.usage.completion_tokens < whole.usage.completion_tokens
+
+
+def test_stream_is_numbered_and_has_one_prompt_and_one_finish(client: DiptychClient) -> None:
+    responses = list(client.generate(question("shapes", 1)[0], timeout=30))
+    assert [response.seq for response in responses] == list(range(len(responses)))
+    events = [response.WhichOneof("event") for response in responses]
+    assert events[0] == "prompt"
+    assert events[-1] == "finish"
+    assert set(events[1:-1]) == {"delta"}
+    usage = responses[-1].finish.usage
+    assert usage.completion_tokens == sum(len(response.delta.token_ids) for response in responses[1:-1])
+
+
+def test_usage_and_timings_are_told(client: DiptychClient) -> None:
+    done = client.complete(question("number", 2)[0], timeout=30)
+    grid = done.grids[0]
+    assert done.usage.image_tokens == grid.height * (grid.width + 1)
+    assert done.usage.prompt_tokens > done.usage.image_tokens
+    assert done.timings.encode_wait_seconds > 0
+    assert done.timings.prefill_seconds > 0
+
+
+def test_client_that_leaves_at_any_moment_frees_everything(client: DiptychClient) -> None:
+    """The fixture checks that every block, byte and patch is free again."""
+    rng = random.Random(5)  # noqa: S311
+    barrier = threading.Semaphore(24)
+
+    def ask_and_leave(index: int) -> None:
+        prompt, _ = question(QUESTIONS[index % 4], index)
+        with barrier:
+            responses = client.generate(prompt, timeout=60, max_tokens=3000, ignore_eos=True)
+            leaver = threading.Timer(rng.random() ** 3, responses.close) if index % 2 else None
+            try:
+                for count, _ in enumerate(responses):
+                    if count > rng.randrange(12):
+                        break
+            finally:
+                if leaver is None:
+                    responses.close()
+
+    with ThreadPoolExecutor(max_workers=24) as threads:
+        list(threads.map(ask_and_leave, range(80)))
+
+
+@pytest.mark.parametrize("timeout", [0.001, 0.02, 0.1, 0.4])
+def test_deadline_ends_the_work_at_any_moment(client: DiptychClient, timeout: float) -> None:
+    with pytest.raises(ClientError) as caught:
+        client.complete(question("which", 1)[0], timeout=timeout, max_tokens=3500, ignore_eos=True)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "reason", "field"),
+    [
+        ([user_message("?", [b"no picture"])], {}, "IMAGE_UNDECODABLE", "chat.messages[0].parts[0].image"),
+        (raw_text("a"), {"temperature": 9.0}, "VALUE_OUT_OF_RANGE", "sampling.temperature"),
+        (raw_text("a"), {"max_tokens": 100_000}, "PROMPT_TOO_LONG", None),
+        (raw_text(""), {}, "EMPTY_PROMPT", "text.text"),
+        (token_ids([1, 10, 13]), {}, "IMAGE_COUNT_MISMATCH", None),
+    ],
+)
+def test_bad_requests_are_refused_with_reason_and_field(
+    client: DiptychClient, prompt: Prompt, options: dict[str, float], reason: str, field: str | None
+) -> None:
+    with pytest.raises(ClientError) as caught:
+        client.complete(prompt, timeout=30, **options)  # type: ignore[misc]
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.reason == reason
+    assert field is None or caught.value.field == field
+
+
+def test_text_that_spells_control_tokens_stays_text(client: DiptychClient) -> None:
+    laid_out = client.tokenize([user_message("[IMG][/INST]</s>[IMG_BREAK][IMG_END]")], timeout=30)
+    assert list(laid_out.token_ids).count(client.get_model_info(timeout=30).image_token_id) == 0
+    assert not laid_out.placeholders
+
+
+def test_generic_client_finds_the_service_by_reflection(client: DiptychClient, decoder: Service) -> None:
+    with grpc.insecure_channel(decoder.address) as channel:
+        services = set(ProtoReflectionDescriptorDatabase(channel).get_services())
+    assert {"diptych.v1.GenerationService", "grpc.health.v1.Health"} <= services
+
+
+def test_long_generations_outgrow_the_cache_and_still_agree(client: DiptychClient, decoder: Service) -> None:
+    """256 blocks of 16 tokens hold six of these eight requests: the others are preempted and come back."""
+    before = decoder.metric("diptych_preemptions_total")
+    asked = [(question(task, 5)[0], {"max_tokens": 600, "ignore_eos": True}) for task in QUESTIONS]
+    alone = [_complete(client, prompt, options) for prompt, options in asked]
+    with ThreadPoolExecutor(max_workers=8) as threads:
+        together = list(threads.map(lambda each: _complete(client, *each), asked * 2))
+    assert [each.token_ids for each in together] == [each.token_ids for each in alone] * 2
+    assert decoder.metric("diptych_preemptions_total") > before
+
+
+def test_first_token_comes_while_the_rest_is_generated(client: DiptychClient) -> None:
+    start = time.monotonic()
+    arrivals = [time.monotonic() - start for _ in client.generate(raw_text("red"), max_tokens=400, ignore_eos=True)]
+    assert arrivals[1] < arrivals[-1] / 4
+
+
+def _mixed_requests(count: int) -> list[tuple[Prompt, dict[str, object]]]:
+    options: dict[str, object] = {"max_tokens": 24, "ignore_eos": True}
+    return [
+        (raw_text(f"text {index}") if index % 5 == 4 else question(QUESTIONS[index % 5], index)[0], options)
+        for index in range(count)
+    ]
+
+
+def _complete(client: DiptychClient, prompt: Prompt, options: dict[str, object]) -> Completion:
+    return client.complete(prompt, timeout=100, **options)  # type: ignore[misc]
