@@ -5,7 +5,6 @@ services use it: one lays out placeholders by it, the other resizes by it, so th
 """
 
 import struct
-import struct
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple

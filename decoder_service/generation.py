@@ -5,7 +5,7 @@ Knows the engine's host, the request's images and its times. Does not know text 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -69,7 +69,7 @@ class Generation:
         finally:
             await self._fetch.close()
 
-    async def tokens(self, *, deadline: float) -> AsyncIterator[list[TokenOutput]]:
+    async def tokens(self, *, deadline: float) -> AsyncGenerator[list[TokenOutput], None]:
         """Tokens as they come, all that have gathered at once; ends after the one with a finish reason.
 
         Raises the error that the request ended with, and TimeoutError at `deadline`, a time of the event loop.

@@ -46,7 +46,7 @@ class Shape:
 
 def random_text_model(shape: Shape) -> MistralForCausalLM:
     """A Mistral with weights large enough that its answers differ from token to token."""
-    return _randomised(MistralForCausalLM(MistralConfig(**_text(shape), attn_implementation="eager")))
+    return _randomised(MistralForCausalLM(MistralConfig(**_text(shape))))
 
 
 def random_pixtral(shape: Shape) -> LlavaForConditionalGeneration:
@@ -68,7 +68,6 @@ def random_pixtral(shape: Shape) -> LlavaForConditionalGeneration:
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         multimodal_projector_bias=shape.projector_bias,
-        attn_implementation="eager",
     )
     model = _randomised(LlavaForConditionalGeneration(config))
     with torch.no_grad():
@@ -136,5 +135,5 @@ def _randomised(model: Model) -> Model:
                 parameter.uniform_(0.5, 1.5, generator=generator)
             else:
                 parameter.normal_(0.0, 1.2 * parameter[0].numel() ** -0.5, generator=generator)
-    model.eval()
+    model.train(mode=False)
     return model

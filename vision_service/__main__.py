@@ -41,7 +41,7 @@ async def serve(config: VisionConfig) -> int:
     except ValueError as error:
         sys.stderr.write(f"vision_service: {error}\n")
         return 2
-    server = GrpcServer(config.server, registry=registry)
+    server = GrpcServer(config.server, registry=registry, service_names=[_SERVICE_NAME])
     vision_pb2_grpc.add_VisionServiceServicer_to_server(service.servicer, server.grpc)
     await service.start()
     watch = asyncio.create_task(_stop_when_lost(service))

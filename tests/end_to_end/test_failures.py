@@ -79,9 +79,11 @@ def test_sigterm_lets_running_requests_finish_and_exits_cleanly() -> None:
         DiptychClient(decoder.address) as client,
     ):
         decoder.wait_serving()
-        options = {"max_tokens": 300, "ignore_eos": True}
         with ThreadPoolExecutor(max_workers=8) as threads:
-            running = [threads.submit(client.complete, [PICTURE], timeout=60, **options) for _ in range(8)]
+            running = [
+                threads.submit(client.complete, [PICTURE], timeout=60, max_tokens=300, ignore_eos=True)
+                for _ in range(8)
+            ]
             while decoder.metric("diptych_num_requests_running") < 8:
                 time.sleep(0.01)
             decoder.process.send_signal(signal.SIGTERM)

@@ -11,7 +11,7 @@ import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from common.client import DiptychClient
-from common.client_messages import Prompt, raw_text, token_ids, user_message
+from common.client_messages import GenerateOptions, Prompt, raw_text, token_ids, user_message
 from common.client_types import ClientError, Completion
 from tests.end_to_end.services import Service
 from training.scores import held_out
@@ -44,18 +44,19 @@ def test_concurrent_mixed_requests_get_the_ids_that_they_get_alone(client: Dipty
 
 
 def test_seeded_sampling_does_not_depend_on_the_batch(client: DiptychClient) -> None:
-    options = {"temperature": 1.5, "seed": 11, "max_tokens": 40, "ignore_eos": True}
+    options: GenerateOptions = {"temperature": 1.5, "seed": 11, "max_tokens": 40, "ignore_eos": True}
     alone = client.complete(raw_text("circle"), timeout=30, **options)
     with ThreadPoolExecutor(max_workers=16) as threads:
         together = threads.map(lambda _: client.complete(raw_text("circle"), timeout=30, **options), range(16))
     assert {each.token_ids for each in together} == {alone.token_ids}
-    other = client.complete(raw_text("circle"), timeout=30, **(options | {"seed": 12}))
+    options["seed"] = 12
+    other = client.complete(raw_text("circle"), timeout=30, **options)
     assert other.token_ids != alone.token_ids
 
 
 def test_prompt_can_be_sent_as_tokens(client: DiptychClient) -> None:
     prompt, _ = question("shapes", 3)
-    images = [part["data"] for part in prompt[0]["content"] if part["type"] == "image"]
+    images = held_out("shapes", 7, 3).png_images
     laid_out = client.tokenize(prompt, timeout=30)
     assert laid_out.placeholders[0].length == laid_out.placeholders[0].grid.height * (
         laid_out.placeholders[0].grid.width + 1
@@ -134,10 +135,10 @@ def test_deadline_ends_the_work_at_any_moment(client: DiptychClient, timeout: fl
     ],
 )
 def test_bad_requests_are_refused_with_reason_and_field(
-    client: DiptychClient, prompt: Prompt, options: dict[str, float], reason: str, field: str | None
+    client: DiptychClient, prompt: Prompt, options: GenerateOptions, reason: str, field: str | None
 ) -> None:
     with pytest.raises(ClientError) as caught:
-        client.complete(prompt, timeout=30, **options)  # type: ignore[misc]
+        client.complete(prompt, timeout=30, **options)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.reason == reason
     assert field is None or caught.value.field == field
@@ -158,7 +159,8 @@ def test_generic_client_finds_the_service_by_reflection(client: DiptychClient, d
 def test_long_generations_outgrow_the_cache_and_still_agree(client: DiptychClient, decoder: Service) -> None:
     """256 blocks of 16 tokens hold six of these eight requests: the others are preempted and come back."""
     before = decoder.metric("diptych_preemptions_total")
-    asked = [(question(task, 5)[0], {"max_tokens": 600, "ignore_eos": True}) for task in QUESTIONS]
+    options: GenerateOptions = {"max_tokens": 600, "ignore_eos": True}
+    asked = [(question(task, 5)[0], options) for task in QUESTIONS]
     alone = [_complete(client, prompt, options) for prompt, options in asked]
     with ThreadPoolExecutor(max_workers=8) as threads:
         together = list(threads.map(lambda each: _complete(client, *each), asked * 2))
@@ -172,13 +174,13 @@ def test_first_token_comes_while_the_rest_is_generated(client: DiptychClient) ->
     assert arrivals[1] < arrivals[-1] / 4
 
 
-def _mixed_requests(count: int) -> list[tuple[Prompt, dict[str, object]]]:
-    options: dict[str, object] = {"max_tokens": 24, "ignore_eos": True}
+def _mixed_requests(count: int) -> list[tuple[Prompt, GenerateOptions]]:
+    options: GenerateOptions = {"max_tokens": 24, "ignore_eos": True}
     return [
         (raw_text(f"text {index}") if index % 5 == 4 else question(QUESTIONS[index % 5], index)[0], options)
         for index in range(count)
     ]
 
 
-def _complete(client: DiptychClient, prompt: Prompt, options: dict[str, object]) -> Completion:
-    return client.complete(prompt, timeout=100, **options)  # type: ignore[misc]
+def _complete(client: DiptychClient, prompt: Prompt, options: GenerateOptions) -> Completion:
+    return client.complete(prompt, timeout=100, **options)

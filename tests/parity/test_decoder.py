@@ -83,7 +83,7 @@ class Harness:
         features = [self._encode(prompt) for prompt in prompts]
         for index in poisoned:
             features[index][0].data[:4] = b"\xff\xff\xff\x7f"
-        failed = set()
+        failed: set[str] = set()
         logits: dict[str, list[Tensor]] = {request.request_id: [] for request in requests}
         for request, held in zip(requests, features, strict=True):
             self.engine.submit(request)
