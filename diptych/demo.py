@@ -40,6 +40,8 @@ def main() -> int:
     except (ClientError, OSError, RuntimeError) as error:
         sys.stderr.write(f"The demo failed: {error}\nThe services' log is {folder / 'services.log'}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(f"{right} of {len(examples)} answers are right; {time.monotonic() - started:.1f} s in all.")
     return 0
 

@@ -29,6 +29,7 @@ class Outer:
     limit: int | None = setting(None, help="how many", minimum=1)
     names: tuple[str, ...] = setting((), help="who")
     kind: str = setting("a", help="which", choices=("a", "b"))
+    rate: float = setting(1.0, help="how fast", minimum=0)
     secret: int = field(default=7)
 
     def __post_init__(self) -> None:
@@ -67,6 +68,7 @@ def test_every_type_is_read() -> None:
         (["--model", "m", "--depth", "2.5"], "--depth must be a whole number from 1 to 9, got '2.5'"),
         (["--model", "m", "--share", "nan"], "--share must be a number from 0 to 1, got nan"),
         (["--model", "m", "--share", "inf"], "--share must be a number from 0 to 1, got inf"),
+        (["--model", "m", "--rate", "inf"], "--rate must be a number of at least 0, got inf"),
         (["--model", "m", "--limit", "-1"], "--limit must be a whole number of at least 1, got -1"),
         (["--model", "m", "--colour", "green"], "--colour must be one of red, blue, got 'green'"),
         (["--model", "m", "--kind", "c"], "--kind must be one of a, b, got 'c'"),
