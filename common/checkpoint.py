@@ -1,47 +1,54 @@
 """Loads the tensors of a checkpoint directory into modules, strictly and one at a time.
 
-Knows safetensors files. Does not know model arithmetic. Only safetensors are read: a pickle can run code.
-A tensor that is missing, left over or of the wrong shape is an error that names it and its file.
+Knows which tensors there must be. Does not know model arithmetic. Only safetensors are read: a pickle can run
+code. A tensor that is missing, left over or of the wrong shape is an error that names it and its file.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+import logging
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from common.checkpoint_config import (
-    CheckpointError,
-    CheckpointFormat,
-    ModelConfig,
-    find_format,
-    read_end_token_ids,
-    read_json,
-    read_model_config,
-)
-from common.checkpoint_layout import Part, Place, place
+from common.checkpoint_config import ModelConfig, read_end_token_ids, read_model_config
+from common.checkpoint_files import CheckpointError, CheckpointFormat, WeightFiles, find_format, find_weights
+from common.checkpoint_layout import Part, Place, place, stored_name
+from common.checkpoint_shapes import tensor_shapes
+from common.checksums import MANIFEST_NAME, ChecksumCheck
 from common.model_config import MistralConfig, PixtralConfig
+from common.rotary_order import half_split
+from common.safetensors_file import StoredTensor, read_header
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
+class Entry:
     """One tensor: where it lies and where it goes."""
 
-    file: Path
-    stored_name: str
+    stored: StoredTensor
     place: Place
 
 
 class Checkpoint:
-    """An opened checkpoint directory; `open_checkpoint` makes it."""
+    """An opened checkpoint directory, whose headers have been judged; `open_checkpoint` makes it."""
 
-    def __init__(self, directory: Path, config: ModelConfig, entries: dict[Part, list[_Entry]]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: ModelConfig,
+        entries: list[Entry],
+        *,
+        layout: CheckpointFormat,
+        check: ChecksumCheck | None = None,
+    ) -> None:
         self.directory = directory
         self.config = config
+        self.layout = layout
         self._entries = entries
+        self._check = check
 
     @property
     def text_config(self) -> MistralConfig:
@@ -53,95 +60,145 @@ class Checkpoint:
         """Ids that end a completion; empty where the checkpoint does not say."""
         return read_end_token_ids(self.directory)
 
+    def entries(self, part: Part) -> list[Entry]:
+        """The tensors of a part, in the order of their names, however they are spread over files."""
+        return [entry for entry in self._entries if entry.place.part is part]
+
     def load(self, part: Part, module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
         """Give every parameter of a module that was built on the meta device its tensor.
 
         Memory peaks at the part's weights plus one tensor. Raises CheckpointError.
         """
         wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        found = {entry.place.name: entry.stored for entry in self.entries(part)}
+        for name in sorted(wanted.keys() | found.keys()):
+            # The headers have been judged by the config; this says that the module is what the config says.
+            if name not in wanted or name not in found or found[name].shape != wanted[name]:
+                raise CheckpointError(f"{self.directory.name}: tensor {part.value}.{name} does not fit its module")
         state: dict[str, Tensor] = {}
-        for entry, tensor in self._tensors(part):
-            name = entry.place.name
-            if name not in wanted:
-                raise CheckpointError(f"{entry.file.name}: tensor {entry.stored_name} is left over")
-            if tuple(tensor.shape) != wanted[name]:
-                raise CheckpointError(
-                    f"{entry.file.name}: tensor {entry.stored_name} has shape {tuple(tensor.shape)}, "
-                    f"expected {wanted[name]}"
-                )
+        for entry in self.entries(part):
+            tensor = entry.stored.read()
             if entry.place.permuted_heads:
-                tensor = _half_split(tensor, self._head_dim(part))
-            # The copy leaves the mapped file, which may change or vanish under a running service.
-            state[name] = tensor.to(device=device, dtype=dtype, copy=True)
-        missing = sorted(wanted.keys() - state.keys())
-        if missing:
-            raise CheckpointError(f"{self.directory.name}: tensor {part.value}.{missing[0]} is missing")
+                tensor = half_split(tensor, head_dim(self.config, part))
+            state[entry.place.name] = tensor.to(device=device, dtype=dtype)
         module.load_state_dict(state, strict=True, assign=True)
 
     def digest(self, part: Part) -> bytes:
         """SHA-256 over the names, types, shapes and raw bytes of a part's tensors, streamed."""
         digest = hashlib.sha256()
-        for entry, tensor in self._tensors(part):
-            digest.update(f"{entry.place.name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        for entry in self.entries(part):
+            stored = entry.stored
+            digest.update(f"{entry.place.name}|{stored.dtype}|{stored.shape}|".encode())
+            digest.update(stored.read().flatten().view(torch.uint8).numpy().data)
         return digest.digest()
 
-    def _tensors(self, part: Part) -> Iterator[tuple[_Entry, Tensor]]:
-        for entry in self._entries.get(part, []):
-            try:
-                with safe_open(entry.file, framework="pt") as file:
-                    tensor: Tensor = file.get_tensor(entry.stored_name)
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{entry.file.name}: tensor {entry.stored_name}: {error}") from error
-            yield entry, tensor
+    def finish_checks(self) -> None:
+        """Wait for the checksums, where they are asked for; call it when all is loaded and before serving.
 
-    def _head_dim(self, part: Part) -> int:
-        if part is Part.VISION and isinstance(self.config, PixtralConfig):
-            return self.config.vision.vision_head_dim
-        return self.text_config.head_dim
+        Raises CheckpointError naming a file that differs from the manifest.
+        """
+        if self._check is not None:
+            self._check.finish()
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Read the shape of the model and find every tensor. Raises CheckpointError."""
-    config = read_model_config(directory)
+def open_checkpoint(directory: Path, *, verify_checksums: bool = False) -> Checkpoint:
+    """Read the shape of the model, find every tensor and judge all headers. Raises CheckpointError.
+
+    With `verify_checksums`, every file that is used must be listed in the manifest, and its SHA-256 is computed
+    on a thread, whose end `Checkpoint.finish_checks` awaits.
+    """
     layout = find_format(directory)
+    weights = find_weights(directory, layout)
+    check = ChecksumCheck(directory, _used_files(directory, weights)) if verify_checksums else None
+    config = read_model_config(directory)
+    stored = _read_headers(weights)
+    config = _tied_as_stored(config, stored, layout)
+    entries = _match(config, stored, weights=weights, layout=layout)
+    _log.info(
+        "checkpoint",
+        extra={
+            "directory": str(directory),
+            "format": layout.value,
+            "files": [file.name for file in weights.files],
+            "ignored_formats": [
+                other.value for other in CheckpointFormat if other != layout and other.is_in(directory)
+            ],
+        },
+    )
+    return Checkpoint(directory, config, entries, layout=layout, check=check)
+
+
+def head_dim(config: ModelConfig, part: Part) -> int:
+    """Width of an attention head in the decoder or the encoder."""
+    if isinstance(config, PixtralConfig):
+        return config.vision.vision_head_dim if part is Part.VISION else config.text.head_dim
+    return config.head_dim
+
+
+def _used_files(directory: Path, weights: WeightFiles) -> set[str]:
+    """Names of all files that decide what the model computes: weights, configs and tokenizers."""
+    names = {file.name for file in weights.files}
+    for pattern in ("*.json", "*.jinja", "tokenizer.model*", "*.model.v*"):
+        names.update(path.name for path in directory.glob(pattern))
+    return names - {MANIFEST_NAME}
+
+
+def _read_headers(weights: WeightFiles) -> dict[str, StoredTensor]:
+    """All tensors by their stored names. Raises CheckpointError where files and index disagree."""
+    found: dict[str, StoredTensor] = {}
+    for file in weights.files:
+        for tensor in read_header(file):
+            if tensor.name in found:
+                other = found[tensor.name].file.name
+                raise CheckpointError(f"{file.name}: tensor {_shown(tensor.name)} is in {other} too")
+            if weights.weight_map is not None and weights.weight_map.get(tensor.name) != file.name:
+                raise CheckpointError(f"{file.name}: tensor {_shown(tensor.name)} is left over by {weights.listing}")
+            found[tensor.name] = tensor
+    for name, file_name in (weights.weight_map or {}).items():
+        if name not in found:
+            raise CheckpointError(f"{file_name}: tensor {_shown(name)} is missing, but {weights.listing} names it")
+    return found
+
+
+def _match(
+    config: ModelConfig, stored: dict[str, StoredTensor], *, weights: WeightFiles, layout: CheckpointFormat
+) -> list[Entry]:
+    """Every tensor at its place, each of the right shape, and no other."""
     has_vision = isinstance(config, PixtralConfig)
-    entries: dict[Part, list[_Entry]] = {}
-    for file, stored_name in _stored_names(directory, layout):
-        where = place(stored_name, layout=layout, has_vision=has_vision)
-        if where is None or (where.part is not Part.DECODER and not has_vision):
-            raise CheckpointError(f"{file.name}: tensor {stored_name} is left over")
-        entries.setdefault(where.part, []).append(_Entry(file=file, stored_name=stored_name, place=where))
-    for part in entries:
-        # A fixed order, so that a digest does not depend on how the tensors are spread over files.
-        entries[part].sort(key=lambda entry: entry.place.name)
-    return Checkpoint(directory, _tied_as_stored(config, entries), entries)
+    places: dict[tuple[Part, str], Entry] = {}
+    for tensor in stored.values():
+        where = place(tensor.name, layout=layout, has_vision=has_vision)
+        if where is None or (where.part, where.name) in places:
+            raise CheckpointError(f"{tensor.file.name}: tensor {_shown(tensor.name)} is left over")
+        places[where.part, where.name] = Entry(stored=tensor, place=where)
+    matched = []
+    for part, name, shape in tensor_shapes(config):
+        entry = places.pop((part, name), None)
+        if entry is None:
+            missing = stored_name(part, name, layout=layout, has_vision=has_vision)
+            raise CheckpointError(f"{weights.listing}: tensor {missing} is missing")
+        if entry.stored.shape != shape:
+            raise CheckpointError(
+                f"{entry.stored.file.name}: tensor {entry.stored.name} has shape "
+                f"{_shown(list(entry.stored.shape))}, expected {list(shape)}"
+            )
+        matched.append(entry)
+    for entry in places.values():
+        raise CheckpointError(f"{entry.stored.file.name}: tensor {_shown(entry.stored.name)} is left over")
+    # A fixed order, so that a digest does not depend on how the tensors are spread over files.
+    return sorted(matched, key=lambda entry: entry.place.name)
 
 
-def _stored_names(directory: Path, layout: CheckpointFormat) -> Iterator[tuple[Path, str]]:
-    pattern = "model*.safetensors" if layout is CheckpointFormat.HF else "consolidated*.safetensors"
-    files = sorted(directory.glob(pattern))
-    index = directory / "model.safetensors.index.json"
-    if layout is CheckpointFormat.HF and index.is_file():
-        files = [directory / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                names = list(opened.keys())
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file.name}: cannot be read: {error}") from error
-        yield from ((file, name) for name in names)
-
-
-def _tied_as_stored(config: ModelConfig, entries: dict[Part, list[_Entry]]) -> ModelConfig:
+def _tied_as_stored(config: ModelConfig, stored: dict[str, StoredTensor], layout: CheckpointFormat) -> ModelConfig:
     """Embeddings are tied exactly when there is no head, whatever a default of the config says."""
-    has_head = any(entry.place.name == "lm_head.weight" for entry in entries.get(Part.DECODER, []))
+    has_vision = isinstance(config, PixtralConfig)
+    places = (place(name, layout=layout, has_vision=has_vision) for name in stored)
+    has_head = any(where is not None and where.name == "lm_head.weight" for where in places)
     if isinstance(config, PixtralConfig):
         return dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=not has_head))
     return dataclasses.replace(config, tie_word_embeddings=not has_head)
 
 
-def _half_split(weight: Tensor, head_dim: int) -> Tensor:
-    """Reorder rows [num_heads * head_dim, in] from pairs (2j, 2j + 1) to halves (j, j + head_dim / 2)."""
-    pairs: Tensor = weight.unflatten(0, (-1, head_dim // 2, 2))
-    return pairs.transpose(1, 2).reshape(weight.shape)
+def _shown(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else text[:100] + "..."

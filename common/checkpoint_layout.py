@@ -1,14 +1,14 @@
 """Which tensor of a checkpoint belongs to which part of the model, under which name.
 
 Knows names. Does not know files or values. The local names are those of our modules, which are those of
-Hugging Face checkpoints, so that only Mistral's own names need a table.
+Hugging Face checkpoints, so that only Mistral's own names need a table. `place` and `stored_name` undo each other.
 """
 
 import re
 from enum import Enum
 from typing import NamedTuple
 
-from common.checkpoint_config import CheckpointFormat
+from common.checkpoint_files import CheckpointFormat
 
 
 class Part(Enum):
@@ -34,6 +34,13 @@ def place(name: str, *, layout: CheckpointFormat, has_vision: bool) -> Place | N
     if layout is CheckpointFormat.NATIVE:
         return _place_native(name)
     return _place_hf(name) if has_vision else Place(Part.DECODER, name)
+
+
+def stored_name(part: Part, name: str, *, layout: CheckpointFormat, has_vision: bool) -> str:
+    """The tensor's name in a checkpoint; for Hugging Face's in the layout that transformers writes."""
+    if layout is CheckpointFormat.NATIVE:
+        return _stored_native(part, name)
+    return f"{part.value}.{name}" if has_vision else name
 
 
 # Transformers has two layouts: the first is the one on disk, the second the one in memory since 4.52.
@@ -67,8 +74,9 @@ _NATIVE_NAMES = {
     "vision_language_adapter.w_out.weight": Place(Part.PROJECTOR, "linear_2.weight"),
     "vision_language_adapter.w_out.bias": Place(Part.PROJECTOR, "linear_2.bias"),
 }
-_NATIVE_PROJECTIONS = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"}
-_NATIVE_PROJECTIONS |= {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_ATTENTION = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"}
+_FEED_FORWARD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_NATIVE_PROJECTIONS = _ATTENTION | _FEED_FORWARD
 _NATIVE_LAYER = re.compile(
     r"(?P<vision>vision_encoder\.transformer\.)?layers\.(?P<index>\d+)\."
     r"(?:(?P<block>attention|feed_forward)\.(?P<projection>w[qkvo123])|(?P<norm>attention_norm|ffn_norm))\.weight"
@@ -90,3 +98,31 @@ def _place_native(name: str) -> Place | None:
     prefix = "transformer.layers" if is_vision else "model.layers"
     part = Part.VISION if is_vision else Part.DECODER
     return Place(part, f"{prefix}.{match['index']}.{inner}.weight", projection in ("wq", "wk"))
+
+
+_NATIVE_BY_PLACE = {(where.part, where.name): name for name, where in _NATIVE_NAMES.items()}
+_LOCAL_LAYER = re.compile(r"(?:model|transformer)\.layers\.(?P<index>\d+)\.(?P<inner>.+)\.weight")
+
+
+def _stored_native(part: Part, name: str) -> str:
+    match = _LOCAL_LAYER.fullmatch(name)
+    if match is None:
+        return _NATIVE_BY_PLACE[part, name]
+    prefix = "vision_encoder.transformer." if part is Part.VISION else ""
+    return f"{prefix}layers.{match['index']}.{_NATIVE_INNER[match['inner']]}.weight"
+
+
+_NATIVE_INNER = (
+    {
+        f"{block}.{local}": f"attention.{own}"
+        for block in ("self_attn", "attention")
+        for own, local in _ATTENTION.items()
+    }
+    | {
+        f"{block}.{local}": f"feed_forward.{own}"
+        for block in ("mlp", "feed_forward")
+        for own, local in _FEED_FORWARD.items()
+    }
+    | {local: own for own, local in _DECODER_NORMS.items()}
+    | {own: own for own in _DECODER_NORMS}
+)

@@ -61,6 +61,8 @@ class PixtralVisionConfig:
     vision_rms_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        if self.num_channels != 3:
+            raise ValueError(f"num_channels {self.num_channels} is not 3; pictures are decoded to red, green and blue")
         if self.vision_head_dim % 4:
             raise ValueError(f"vision_head_dim {self.vision_head_dim} is not a multiple of 4 (two axes of pairs)")
 
@@ -84,3 +86,9 @@ class PixtralConfig:
     image_token_index: int
     """Token id whose embedding is replaced by an image feature row."""
     multimodal_projector_bias: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.image_token_index < self.text.vocab_size:
+            raise ValueError(
+                f"image_token_index {self.image_token_index} is outside of vocab_size {self.text.vocab_size}"
+            )

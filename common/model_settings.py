@@ -27,6 +27,7 @@ class ModelSettings:
     model_name: str = setting("", help="name to serve it under; the directory's name where empty")
     device: str = setting("cpu", help="cpu, cuda or cuda:N")
     dtype: DtypeChoice = setting(DtypeChoice.AUTO, help="type of weights; auto is float32 on cpu, bfloat16 on cuda")
+    verify_checksums: bool = setting(False, help="check the files against the model's SHA256SUMS while they load")
 
     @property
     def served_name(self) -> str:
