@@ -25,6 +25,19 @@ class ImageRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRows:
+    """Rows of one request whose logits say how likely the prompt's next tokens were."""
+
+    request_id: str
+    first: int
+    """First row in the batch; one row follows another."""
+    token_ids: tuple[int, ...]
+    """For each row, the token of the prompt that comes after it."""
+    num_top: int
+    """Likeliest tokens to tell with each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBatch:
     """New tokens of several requests, packed one request after another."""
 
@@ -41,11 +54,13 @@ class ForwardBatch:
     seq_lens: tuple[int, ...]
     """[num_requests], tokens with the new ones"""
     logits_indices: Tensor
-    """[num_sampled], rows that get logits"""
+    """[num_sampled], rows that get logits to choose a token from"""
     image_indices: Tensor
     """[num_image_rows], rows whose embedding an image row replaces"""
     image_rows: tuple[ImageRows, ...]
     """The image rows, in the order of `image_indices`"""
+    prompt_rows: tuple[PromptRows, ...] = ()
+    """Rows that get logits to judge the prompt by; none for requests that do not ask for them"""
 
 
 def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch.device) -> ForwardBatch:
@@ -56,12 +71,14 @@ def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch
     logits_indices: list[int] = []
     image_indices: list[int] = []
     image_rows: list[ImageRows] = []
+    prompt_rows: list[PromptRows] = []
     for scheduled in batch.requests:
         request, start = scheduled.request, scheduled.request.num_computed_tokens
         end = start + scheduled.num_scheduled_tokens
         for rows, indices in _image_rows(scheduled, offset=len(token_ids) - start):
             image_rows.append(rows)
             image_indices.extend(indices)
+        prompt_rows.extend(_prompt_rows(scheduled, offset=len(token_ids) - start))
         token_ids.extend(request.token_ids(start, end))
         positions.extend(range(start, end))
         table = request.block_table
@@ -78,6 +95,7 @@ def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch
         logits_indices=_tensor(logits_indices, device),
         image_indices=_tensor(image_indices, device),
         image_rows=tuple(image_rows),
+        prompt_rows=tuple(prompt_rows),
     )
 
 
@@ -106,6 +124,32 @@ def _image_rows(scheduled: ScheduledRequest, offset: int) -> list[tuple[ImageRow
         places = [place + offset for place in range(first, last) if (place - span.offset) % step != step - 1]
         found.append((rows, places))
     return found
+
+
+def _prompt_rows(scheduled: ScheduledRequest, offset: int) -> list[PromptRows]:
+    """Rows inside the scheduled span that judge the prompt, and have not done so before a preemption.
+
+    position            0   1   2   3   4      prompt of 5 tokens, logprobs of t1 are there
+    token              t0  t1  t2  t3  t4
+    its row judges     t1  t2  t3  t4   -      scheduled 0 to 4: rows 1 to 3 are asked for
+    """
+    request, start = scheduled.request, scheduled.request.num_computed_tokens
+    if request.prompt_logprobs is None or request.sampling.prompt_logprobs is None:
+        return []
+    first = len(request.prompt_logprobs)
+    last = min(start + scheduled.num_scheduled_tokens, request.num_prompt_tokens - 1)
+    if first < start and first < request.num_prompt_tokens - 1:
+        raise RuntimeError(f"prompt logits of position {first} are asked for, but it was not computed")
+    if first >= last:
+        return []
+    return [
+        PromptRows(
+            request_id=request.request_id,
+            first=first + offset,
+            token_ids=request.prompt_token_ids[first + 1 : last + 1],
+            num_top=request.sampling.prompt_logprobs,
+        )
+    ]
 
 
 def _block_tables(batch: ScheduledBatch, device: torch.device) -> Tensor:

@@ -9,20 +9,23 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.errors import AlreadyExistsError, DiptychError, InternalError
+from common.errors import AlreadyExistsError, DiptychError, InternalError, InvalidArgumentError
 from decoder_service.block_manager import BlockManager
+from decoder_service.logprobs import Logprobs
 from decoder_service.request import Features, FinishReason, ImageRef, Request
 from decoder_service.scheduler import Scheduler, SchedulerConfig, check_fits
-from decoder_service.step import ScheduledBatch, ScheduledRequest, StepOutput, TokenOutput
+from decoder_service.step import NoToken, ScheduledBatch, ScheduledRequest, StepOutput, StepResult, TokenOutput
 
 __all__ = [
     "Engine",
     "EngineStats",
     "ImageRef",
+    "NoToken",
     "Runner",
     "ScheduledBatch",
     "ScheduledRequest",
     "StepOutput",
+    "StepResult",
     "TokenOutput",
 ]
 
@@ -32,8 +35,8 @@ _logger = logging.getLogger(__name__)
 class Runner(Protocol):
     """Computes batches."""
 
-    def execute(self, batch: ScheduledBatch) -> list[int | None]:
-        """Return a token id for each of `batch.sampled`, `None` where its logits were not finite."""
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """Compute the scheduled tokens and choose the next one of each of `batch.sampled`."""
         ...
 
 
@@ -124,12 +127,12 @@ class Engine:
             self._num_steps += 1
             self._num_batched_tokens = batch.num_tokens
             try:
-                token_ids = self._execute(batch)
+                result = self._execute(batch)
             except Exception:  # Whatever it was, it costs this batch and not the engine.
                 _logger.exception("step-%d failed", self._num_steps)
                 self._fail_batch(batch, output)
             else:
-                self._update(batch, token_ids, output)
+                self._update(batch, result, output)
         return output
 
     def stats(self) -> EngineStats:
@@ -148,32 +151,43 @@ class Engine:
         """Compare all books with each other, between steps; raises IntegrityError."""
         self._scheduler.check_integrity(self._requests.values())
 
-    def _execute(self, batch: ScheduledBatch) -> list[int | None]:
-        token_ids = self._runner.execute(batch)
-        if len(token_ids) != len(batch.sampled):
-            raise ValueError(f"the runner gave {len(token_ids)} tokens for {len(batch.sampled)} requests")
-        return token_ids
+    def _execute(self, batch: ScheduledBatch) -> StepResult:
+        result = self._runner.execute(batch)
+        if len(result.token_ids) != len(batch.sampled):
+            raise ValueError(f"the runner gave {len(result.token_ids)} tokens for {len(batch.sampled)} requests")
+        return result
 
-    def _update(self, batch: ScheduledBatch, token_ids: list[int | None], output: StepOutput) -> None:
+    def _update(self, batch: ScheduledBatch, result: StepResult, output: StepOutput) -> None:
         sampled = batch.sampled  # Before the counters move.
         for scheduled in batch.requests:
             request = scheduled.request
             request.num_computed_tokens += scheduled.num_scheduled_tokens
             output.consumed.extend(request.release_features(request.num_computed_tokens))
-        for request, token_id in zip(sampled, token_ids, strict=True):
-            if token_id is None:
-                error = InternalError("NUMERIC_ERROR", "the model's output was not finite")
-                self._end_failed(request, error, output)
+            if request.prompt_logprobs is not None:
+                request.prompt_logprobs.extend(result.prompt_logprobs.get(request.request_id, ()))
+        for request, token_id in zip(sampled, result.token_ids, strict=True):
+            if isinstance(token_id, NoToken):
+                self._end_failed(request, _no_token_error(token_id), output)
             else:
-                self._append(request, token_id, output)
+                self._append(request, token_id, result.logprobs.get(request.request_id), output)
 
-    def _append(self, request: Request, token_id: int, output: StepOutput) -> None:
+    def _append(self, request: Request, token_id: int, logprobs: Logprobs | None, output: StepOutput) -> None:
         request.output_token_ids.append(token_id)
+        prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs or (), None
         reason = _finish_reason(request)
         if reason is not None:
             output.consumed.extend(self._remove(request))
         stop = token_id if reason is FinishReason.STOP else None
-        output.tokens.append(TokenOutput(request.request_id, token_id, finish_reason=reason, stop_token_id=stop))
+        output.tokens.append(
+            TokenOutput(
+                request.request_id,
+                token_id,
+                finish_reason=reason,
+                stop_token_id=stop,
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
+            )
+        )
 
     def _fail_batch(self, batch: ScheduledBatch, output: StepOutput) -> None:
         for scheduled in batch.requests:
@@ -188,6 +202,14 @@ class Engine:
         del self._requests[request.request_id]
         self._scheduler.remove(request)
         return request.release_features(request.num_prompt_tokens)
+
+
+def _no_token_error(reason: NoToken) -> DiptychError:
+    if reason is NoToken.NOT_FINITE:
+        return InternalError("NUMERIC_ERROR", "the model's output was not finite")
+    return InvalidArgumentError(
+        "NO_TOKEN_LEFT", "allowed_token_ids, bad_words and min_tokens leave no token to choose", field="sampling"
+    )
 
 
 def _finish_reason(request: Request) -> FinishReason | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from common.preprocessing import PatchGrid
 from decoder_service.block_manager import BlockId
+from decoder_service.logprobs import Logprobs
 from decoder_service.sampling_params import SamplingParams
 
 Features = object
@@ -80,6 +81,9 @@ class Request:
     features: list[Features | None] = field(init=False)
     """One for each image; `None` while they are not held: before they arrive and after their rows are computed."""
     output_token_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: list[Logprobs] | None = field(init=False)
+    """Of the prompt's tokens from the second one on, as far as they were computed; survives preemption. `None`
+    where they are not asked for, and once they were told."""
     num_computed_tokens: int = 0
     """Tokens whose keys and values are in the KV cache."""
     num_preemptions: int = 0
@@ -88,6 +92,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.features = [None] * len(self.placeholders)
+        self.prompt_logprobs = None if self.sampling.prompt_logprobs is None else []
         if not self.prompt_token_ids:
             raise ValueError("a prompt needs at least one token")
         end = 0
@@ -107,6 +112,11 @@ class Request:
     def num_tokens(self) -> int:
         """Tokens known so far, prompt and output."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether prompt tokens must be computed for their logits, though a cache may hold their keys and values."""
+        return self.prompt_logprobs is not None
 
     @property
     def num_schedulable_tokens(self) -> int:

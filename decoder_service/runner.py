@@ -3,6 +3,8 @@
 Knows tensors, weights and the KV cache. Does not know queues, text or gRPC. It runs on the engine's thread.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,14 +12,20 @@ from common.attention import paged_attention
 from common.checkpoint import Checkpoint
 from common.checkpoint_layout import Part
 from common.model_config import MistralConfig, PixtralConfig
-from decoder_service.batch import ForwardBatch, ImageRows, build_forward_batch
+from decoder_service.batch import ForwardBatch, ImageRows, PromptRows, build_forward_batch
 from decoder_service.kv_cache import KVCache
+from decoder_service.likelihood import likelihoods
+from decoder_service.logits_processors import SamplingRow
+from decoder_service.logprobs import Logprobs
 from decoder_service.model import MistralForCausalLM
 from decoder_service.projector import Projector
 from decoder_service.random_stream import uniform
 from decoder_service.request import Request
-from decoder_service.sampler import SamplingRow, sample
-from decoder_service.step import ScheduledBatch
+from decoder_service.sampler import sample
+from decoder_service.step import NoToken, ScheduledBatch, StepResult
+
+PROMPT_LOGITS_ROWS = 64
+"""Rows of prompt logits that are computed at once: a whole step's would take gigabytes of a large vocabulary."""
 
 
 class DecoderModel:
@@ -44,17 +52,20 @@ class DecoderRunner:
         self._kv_cache = kv_cache
 
     @torch.inference_mode()
-    def execute(self, batch: ScheduledBatch) -> list[int | None]:
-        """Compute the scheduled tokens and choose the next one of each sampled request.
-
-        An entry is None where the request's logits were not finite.
-        """
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """Compute the scheduled tokens and choose the next one of each sampled request."""
         forward = build_forward_batch(batch, block_size=self._kv_cache.block_size, device=self._model.device)
-        tokens = sample(self.logits(forward), [_sampling_row(request) for request in batch.sampled])
-        for request, token in zip(batch.sampled, tokens, strict=True):
-            if token is None:
+        hidden = self.hidden(forward)
+        logits = self.logits(hidden[forward.logits_indices])
+        token_ids = sample(logits, [_sampling_row(request) for request in batch.sampled])
+        for request, token_id in zip(batch.sampled, token_ids, strict=True):
+            if token_id is NoToken.NOT_FINITE:
                 self._kv_cache.clear(request.block_table)
-        return tokens
+        return StepResult(
+            token_ids=token_ids,
+            logprobs=_logprobs(logits, batch.sampled, token_ids),
+            prompt_logprobs={rows.request_id: self._prompt_logprobs(hidden, rows) for rows in forward.prompt_rows},
+        )
 
     def warm_up(self) -> None:
         """Run one small pass, so that the first request does not pay for what is set up at first use.
@@ -62,7 +73,7 @@ class DecoderRunner:
         It writes to the first block, which nobody owns yet.
         """
         rows = torch.zeros(2, dtype=torch.long, device=self._model.device)
-        self.logits(
+        hidden = self.hidden(
             ForwardBatch(
                 token_ids=rows,
                 positions=rows,
@@ -75,13 +86,29 @@ class DecoderRunner:
                 image_rows=(),
             )
         )
+        self.logits(hidden)
 
     @torch.inference_mode()
-    def logits(self, forward: ForwardBatch) -> Tensor:
-        """Logits as fp32 [num_sampled, vocab_size] of the rows that `logits_indices` names."""
+    def hidden(self, forward: ForwardBatch) -> Tensor:
+        """Hidden rows [num_tokens, hidden_size] of the batch."""
         attend = _PagedAttend(self._model.config, self._kv_cache, forward)
-        hidden = self._model.decoder(self._embed(forward), forward.positions, attend)
-        return self._model.decoder.logits(hidden[forward.logits_indices])
+        hidden: Tensor = self._model.decoder(self._embed(forward), forward.positions, attend)
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits as fp32 [num_sampled, vocab_size] to choose tokens from, for as many hidden rows."""
+        return self._model.decoder.logits(hidden)
+
+    def _prompt_logprobs(self, hidden: Tensor, rows: PromptRows) -> list[Logprobs]:
+        """How likely the tokens of a prompt were, a few rows of logits at a time."""
+        found: list[Logprobs] = []
+        for start in range(0, len(rows.token_ids), PROMPT_LOGITS_ROWS):
+            token_ids = rows.token_ids[start : start + PROMPT_LOGITS_ROWS]
+            first = rows.first + start
+            logits = self._model.decoder.logits(hidden[first : first + len(token_ids)])
+            found.extend(likelihoods(logits, token_ids, num_top=[rows.num_top] * len(token_ids)))
+        return found
 
     def _embed(self, forward: ForwardBatch) -> Tensor:
         """Embeddings [num_tokens, hidden_size], with projected image features at their places."""
@@ -130,8 +157,25 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def _sampling_row(request: Request) -> SamplingRow:
-    sampling = request.sampling
-    if not sampling.temperature:
-        return SamplingRow(params=sampling, uniform=0.0)
-    position = len(request.output_token_ids)
-    return SamplingRow(params=sampling, uniform=uniform(seed=sampling.seed, index=0, position=position))
+    sampling, position = request.sampling, len(request.output_token_ids)
+    return SamplingRow(
+        params=sampling,
+        uniform=uniform(seed=sampling.seed, index=0, position=position) if sampling.temperature else 0.0,
+        prompt_token_ids=request.prompt_token_ids,
+        output_token_ids=request.output_token_ids,
+        end_token_ids=request.end_token_ids,
+    )
+
+
+def _logprobs(logits: Tensor, requests: Sequence[Request], token_ids: Sequence[int | NoToken]) -> dict[str, Logprobs]:
+    """Of the new tokens, for the requests that ask for it and got one."""
+    asked = [
+        (row, request.request_id, token_id, request.sampling.logprobs)
+        for row, (request, token_id) in enumerate(zip(requests, token_ids, strict=True))
+        if request.sampling.logprobs is not None and not isinstance(token_id, NoToken)
+    ]
+    if not asked:
+        return {}
+    rows, request_ids, chosen, num_top = zip(*asked, strict=True)
+    wanted = logits[torch.tensor(rows, device=logits.device)]
+    return dict(zip(request_ids, likelihoods(wanted, chosen, num_top=num_top), strict=True))

@@ -3,9 +3,12 @@
 Plain records between the scheduler, the engine, the runner and whoever turns the engine.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from common.errors import DiptychError
+from decoder_service.logprobs import Logprobs
 from decoder_service.request import FinishReason, ImageRef, Request
 
 
@@ -42,6 +45,27 @@ class ScheduledBatch:
         return sum(scheduled.num_scheduled_tokens for scheduled in self.requests)
 
 
+class NoToken(Enum):
+    """Why a request gets no token, and so ends."""
+
+    NOT_FINITE = "not finite"
+    """Its logits held a NaN or an infinity."""
+    NONE_ALLOWED = "none allowed"
+    """Its own sampling parameters rule out every token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What the runner computed for a batch."""
+
+    token_ids: Sequence[int | NoToken]
+    """One for each of `ScheduledBatch.sampled`."""
+    logprobs: Mapping[str, Logprobs] = field(default_factory=dict)
+    """Of the new token, by request_id, for those that ask for it."""
+    prompt_logprobs: Mapping[str, Sequence[Logprobs]] = field(default_factory=dict)
+    """What follows on `Request.prompt_logprobs`, by request_id."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """A new token of a request and, with its last one, why it ended."""
@@ -51,6 +75,10 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     """The token that ended it, where the reason is STOP."""
+    logprobs: Logprobs | None = None
+    """Of this token, where they are asked for."""
+    prompt_logprobs: Sequence[Logprobs] = ()
+    """With the first token, where they are asked for: of the prompt's tokens from the second one on."""
 
 
 @dataclass(frozen=True, slots=True)

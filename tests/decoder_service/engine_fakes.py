@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import DiptychError
 from common.preprocessing import PatchGrid
-from decoder_service.engine import Engine, ScheduledBatch, StepOutput
+from decoder_service.engine import Engine, NoToken, ScheduledBatch, StepOutput, StepResult
 from decoder_service.request import ImageRef, PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.scheduler import SchedulerConfig
@@ -95,7 +95,7 @@ class FakeRunner:
         self._block_size = block_size
         self._cache: list[Entry | None] = [None] * (num_blocks * block_size)
 
-    def execute(self, batch: ScheduledBatch) -> list[int | None]:
+    def execute(self, batch: ScheduledBatch) -> StepResult:
         self.batches.append({each.request.request_id: each.num_scheduled_tokens for each in batch.requests})
         if self.error is not None:
             error, self.error = self.error, None
@@ -104,7 +104,7 @@ class FakeRunner:
             start = each.request.num_computed_tokens
             for position in range(start, start + each.num_scheduled_tokens):
                 self._cache[self._slot(each.request, position)] = self._entry(each.request, position)
-        return [self._sample(request) for request in batch.sampled]
+        return StepResult(token_ids=[self._sample(request) for request in batch.sampled])
 
     def _slot(self, request: Request, position: int) -> int:
         return request.block_table[position // self._block_size] * self._block_size + position % self._block_size
@@ -118,9 +118,9 @@ class FakeRunner:
                 return token_id, features[position - placeholder.offset]
         return token_id, None
 
-    def _sample(self, request: Request) -> int | None:
+    def _sample(self, request: Request) -> int | NoToken:
         if request.request_id in self.not_finite:
-            return None
+            return NoToken.NOT_FINITE
         entries = [self._cache[self._slot(request, position)] for position in range(request.num_tokens)]
         read = [entry for entry in entries if entry is not None]
         if len(read) != len(entries):

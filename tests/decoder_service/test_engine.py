@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from common.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError
-from decoder_service.engine import ImageRef
+from decoder_service.engine import ImageRef, StepResult
 from decoder_service.request import FinishReason, RequestStatus
 from decoder_service.sampling_params import SamplingParams
 from tests.decoder_service.engine_fakes import Host, make_features, make_request, tokens_alone
@@ -225,7 +225,7 @@ def test_a_raising_step_ends_its_batch_alone_and_the_engine_lives_on(caplog: pyt
 def test_a_runner_that_gives_too_few_tokens_fails_its_batch() -> None:
     host = Host()
     host.submit(make_request("a", 3))
-    host.runner.execute = lambda batch: []  # type: ignore[method-assign]
+    host.runner.execute = lambda batch: StepResult(token_ids=[])  # type: ignore[method-assign]
     assert [error.reason for _, error in host.step().failed] == ["STEP_FAILED"]
     host.check_idle()
 

@@ -16,7 +16,7 @@ from decoder_service.generation import Generation
 from decoder_service.request import PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.scheduler import SchedulerConfig
-from decoder_service.step import ScheduledBatch
+from decoder_service.step import ScheduledBatch, StepResult
 from tests.decoder_service.encoder_fakes import ROW, FakeEncoder, image
 
 NEVER = 1e12
@@ -30,11 +30,11 @@ class StepwiseRunner:
         self.may_step.set()
         self.fatal: BaseException | None = None
 
-    def execute(self, batch: ScheduledBatch) -> list[int | None]:
+    def execute(self, batch: ScheduledBatch) -> StepResult:
         assert self.may_step.wait(timeout=20)
         if self.fatal is not None:
             raise self.fatal
-        return [next_token(request.token_ids(0, request.num_tokens)) for request in batch.sampled]
+        return StepResult(token_ids=[next_token(each.token_ids(0, each.num_tokens)) for each in batch.sampled])
 
 
 def next_token(token_ids: Sequence[int]) -> int:

@@ -14,7 +14,6 @@ from common.features import FeatureSpec
 from common.identity import ImageHash
 from common.model_config import PixtralConfig
 from common.preprocessing import PatchGrid
-from decoder_service.batch import ForwardBatch
 from decoder_service.engine import Engine
 from decoder_service.image_encoder import ImageFeatures
 from decoder_service.kv_cache import KVCache
@@ -57,8 +56,8 @@ class RecordingRunner(DecoderRunner):
         super().__init__(model, kv_cache)
         self.last: Tensor = torch.empty(0)
 
-    def logits(self, forward: ForwardBatch) -> Tensor:
-        self.last = super().logits(forward)
+    def logits(self, hidden: Tensor) -> Tensor:
+        self.last = super().logits(hidden)
         return self.last
 
 

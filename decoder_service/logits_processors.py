@@ -1,0 +1,142 @@
+"""What a request's own parameters do to its logits, before the temperature.
+
+Knows logits, token ids and sampling parameters. Does not know requests, text or how a token is drawn. The order
+is that of Hugging Face transformers, where it has the processor:
+
+    logit_bias            added to the logit
+    repetition_penalty    for tokens of prompt and output; a positive logit is divided by it, a negative multiplied
+    frequency_penalty     times the count in the output, taken off; with it presence_penalty, once if the count is not 0
+    bad_words, min_tokens, allowed_token_ids    what is ruled out becomes minus infinity
+
+Rows that ask for none of these are not touched and cost nothing. For the others the work is that of the tokens
+named, not of the vocabulary, save for `allowed_token_ids`. Nothing is kept from step to step: counts come from the
+tokens themselves, so a row is the same in any batch and after any preemption.
+"""
+
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from decoder_service.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRow:
+    """How one row is sampled."""
+
+    params: SamplingParams
+    uniform: float = 0.0
+    """The row's random number in [0, 1); unused where the row is greedy."""
+    prompt_token_ids: Sequence[int] = ()
+    output_token_ids: Sequence[int] = ()
+    end_token_ids: Set[int] = frozenset()
+    """The model's own end tokens."""
+
+
+def process_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Logits [num_rows, vocab_size] as the rows' parameters have them; the same tensor where none has any."""
+    steered = [(index, row) for index, row in enumerate(rows) if row.params.steers_logits]
+    if not steered:
+        return logits
+    logits = logits.clone()
+    for process in (_add_bias, _penalise_repetition, _penalise_counts, _rule_out, _keep_allowed):
+        process(logits, steered)
+    return logits
+
+
+_Steered = Sequence[tuple[int, SamplingRow]]
+"""Rows with their indices in the batch."""
+
+
+@dataclass(slots=True)
+class _Places:
+    """Places in the logits, row by row, with a value each."""
+
+    rows: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    def add(self, row: int, token_ids: Iterable[int], value: float = 0.0) -> None:
+        before = len(self.token_ids)
+        self.token_ids.extend(token_ids)
+        num_added = len(self.token_ids) - before
+        self.rows.extend([row] * num_added)
+        self.values.extend([value] * num_added)
+
+    def indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        rows, token_ids = torch.tensor((self.rows, self.token_ids), dtype=torch.long, device=device)
+        return rows, token_ids
+
+    def value_tensor(self, device: torch.device) -> Tensor:
+        return torch.tensor(self.values, dtype=torch.float32, device=device)
+
+
+def _add_bias(logits: Tensor, steered: _Steered) -> None:
+    places = _Places()
+    for index, row in steered:
+        for token_id, bias in row.params.logit_bias:
+            places.add(index, (token_id,), bias)
+    if places.rows:
+        logits[places.indices(logits.device)] += places.value_tensor(logits.device)
+
+
+def _penalise_repetition(logits: Tensor, steered: _Steered) -> None:
+    places = _Places()
+    for index, row in steered:
+        if row.params.repetition_penalty != 1:
+            places.add(index, {*row.prompt_token_ids, *row.output_token_ids}, row.params.repetition_penalty)
+    if places.rows:
+        indices, penalty = places.indices(logits.device), places.value_tensor(logits.device)
+        scores = logits[indices]
+        logits[indices] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+
+def _penalise_counts(logits: Tensor, steered: _Steered) -> None:
+    frequency, presence = _Places(), _Places()
+    for index, row in steered:
+        params = row.params
+        if params.frequency_penalty:
+            frequency.add(index, row.output_token_ids, -params.frequency_penalty)
+        if params.presence_penalty:
+            presence.add(index, set(row.output_token_ids), -params.presence_penalty)
+    for places in (frequency, presence):
+        if places.rows:
+            # Sums over equal places, which a plain addition would count once.
+            logits.index_put_(places.indices(logits.device), places.value_tensor(logits.device), accumulate=True)
+
+
+def _rule_out(logits: Tensor, steered: _Steered) -> None:
+    places = _Places()
+    for index, row in steered:
+        places.add(index, _bad_token_ids(row))
+        if len(row.output_token_ids) < row.params.min_tokens:
+            places.add(index, row.params.stop_token_ids)
+            if not row.params.ignore_eos:
+                places.add(index, row.end_token_ids)
+    if places.rows:
+        logits[places.indices(logits.device)] = -torch.inf
+
+
+def _bad_token_ids(row: SamplingRow) -> list[int]:
+    """Last tokens of the bad sequences whose other tokens are the newest of prompt and output, in this order."""
+    sequences = row.params.bad_token_sequences
+    num_known = max(map(len, sequences), default=1) - 1
+    newest = tuple(row.output_token_ids[-num_known:]) if num_known else ()
+    if len(newest) < num_known:
+        newest = (*row.prompt_token_ids[len(newest) - num_known :], *newest)
+    return [ids[-1] for ids in sequences if ids[:-1] == newest[len(newest) - len(ids) + 1 :]]
+
+
+def _keep_allowed(logits: Tensor, steered: _Steered) -> None:
+    limited = [(index, row) for index, row in steered if row.params.allowed_token_ids]
+    if not limited:
+        return
+    places = _Places()
+    for index, row in limited:
+        places.add(index, row.params.allowed_token_ids)
+    allowed = places.indices(logits.device)
+    kept = logits[allowed]
+    logits[torch.tensor([index for index, _ in limited], device=logits.device)] = -torch.inf
+    logits[allowed] = kept
