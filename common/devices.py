@@ -1,7 +1,9 @@
-"""Names of devices and number types, as torch has them.
+"""Devices and number types, as torch names them, and the memory that a device has left.
 
 Knows torch. Does not know services.
 """
+
+from pathlib import Path
 
 import torch
 
@@ -30,3 +32,15 @@ def find_dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
         DtypeChoice.BFLOAT16: torch.bfloat16,
         DtypeChoice.FLOAT16: torch.float16,
     }[choice]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: on a GPU what the driver says, else the host's or the container's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+        available = min(available, int(text) - int(used.read_text(encoding="ascii")))
+    return available

@@ -38,9 +38,3 @@ class KVCache:
         """Zero blocks, so that what they held harms nobody who gets them next."""
         for blocks in (*self.key_blocks, *self.value_blocks):
             blocks[list(block_table)] = 0
-
-
-def bytes_per_block(config: MistralConfig, *, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes that one block takes over all layers, keys and values together."""
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return per_token * block_size * dtype.itemsize

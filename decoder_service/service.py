@@ -18,11 +18,12 @@ from decoder_service.config import DecoderConfig
 from decoder_service.engine import Engine
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore
-from decoder_service.kv_cache import KVCache, bytes_per_block
+from decoder_service.kv_cache import KVCache
 from decoder_service.memory import plan_num_blocks
 from decoder_service.metrics import EngineCollector
 from decoder_service.model_info import ModelInfo
 from decoder_service.prompt import PromptBuilder, PromptLimits
+from decoder_service.run_config import RunConfig, make_run_config
 from decoder_service.runner import DecoderModel, DecoderRunner
 from decoder_service.scheduler import SchedulerConfig
 from decoder_service.servicer import GenerationServicer, ServicerLimits
@@ -31,8 +32,6 @@ from decoder_service.vision_client import VisionClient
 from diptych.v1 import generation_pb2_grpc
 
 SERVICE_NAME = "diptych.v1.GenerationService"
-_MAX_TRAINED_LENGTH = 131_072
-"""Published configs state position limits far beyond the length that the models were trained for."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,20 +42,21 @@ class DecoderService:
     def __init__(self, config: DecoderConfig) -> None:
         """Load everything. Raises ValueError, CheckpointError among them, with one line that says what is wrong."""
         self._config = config
-        checkpoint = open_checkpoint(config.model.model)
+        checkpoint = open_checkpoint(config.model.model, verify_checksums=config.model.verify_checksums)
         tokenizer = Tokenizer.from_file(config.tokenizer or find_tokenizer_file(config.model.model))
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
         tokenizer.check_fits(vocabulary_size=text.vocab_size, image_token_id=image_token_id)
-        max_model_len = _max_model_len(config.engine.max_model_len, text.max_position_embeddings)
-        self._engine = _build_engine(config, checkpoint, max_model_len)
+        run_config = _run_config(config, checkpoint)
+        self._engine = _build_engine(config, checkpoint, run_config)
         self._tokenizer = tokenizer
         self._vision = _vision_client(config, checkpoint)
+        checkpoint.finish_checks()
         self._prompts = PromptBuilder(
             tokenizer,
             vocabulary_size=text.vocab_size,
             limits=PromptLimits(
-                max_prompt_tokens=max_model_len - 1,
+                max_prompt_tokens=run_config.max_seq_len - 1,
                 max_images=config.requests.max_images,
                 image=ImageLimits(
                     max_bytes=config.requests.max_image_bytes, max_pixels=config.requests.max_image_pixels
@@ -66,7 +66,7 @@ class DecoderService:
         self._info = ModelInfo(
             model_name=config.model.served_name,
             vocabulary_size=text.vocab_size,
-            max_model_len=max_model_len,
+            max_model_len=run_config.max_seq_len,
             max_images=config.requests.max_images,
             max_image_bytes=config.requests.max_image_bytes,
             max_image_pixels=config.requests.max_image_pixels,
@@ -124,32 +124,42 @@ def _give_up(server: GrpcServer) -> None:
     server.set_alive(False)
 
 
-def _build_engine(config: DecoderConfig, checkpoint: Checkpoint, max_model_len: int) -> Engine:
-    engine = config.engine
+def _run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig:
     device = find_device(config.model.device)
-    dtype = find_dtype(config.model.dtype, device)
-    model = DecoderModel(checkpoint, device=device, dtype=dtype)
-    num_blocks = engine.num_blocks or plan_num_blocks(
-        model.config,
+    return make_run_config(
+        checkpoint.config,
+        dtype=find_dtype(config.model.dtype, device),
         device=device,
-        dtype=dtype,
-        block_size=engine.block_size,
+        max_seq_len=config.engine.max_model_len,
+        block_size=config.engine.block_size,
+    )
+
+
+def _build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig) -> Engine:
+    engine, kv_params = config.engine, run_config.kv_params
+    model = DecoderModel(checkpoint, device=run_config.device, dtype=run_config.dtype)
+    num_blocks = engine.num_blocks or plan_num_blocks(
+        run_config,
         memory_fraction=engine.memory_fraction,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_requests=engine.max_num_requests,
-        max_model_len=max_model_len,
     )
-    kv_cache = KVCache(model.config, num_blocks=num_blocks, block_size=engine.block_size, device=device, dtype=dtype)
-    block_bytes = bytes_per_block(model.config, block_size=engine.block_size, dtype=dtype)
+    kv_cache = KVCache(
+        run_config.text,
+        num_blocks=num_blocks,
+        block_size=kv_params.block_size,
+        device=run_config.device,
+        dtype=kv_params.dtype,
+    )
     _log.info(
         "KV cache",
         extra={
             "num_blocks": num_blocks,
-            "block_size": engine.block_size,
-            "tokens": num_blocks * engine.block_size,
-            "mebibytes": num_blocks * block_bytes >> 20,
-            "device": str(device),
-            "dtype": str(dtype).removeprefix("torch."),
+            "block_size": kv_params.block_size,
+            "tokens": num_blocks * kv_params.block_size,
+            "mebibytes": num_blocks * kv_params.bytes_per_block >> 20,
+            "device": str(run_config.device),
+            "dtype": str(kv_params.dtype).removeprefix("torch."),
         },
     )
     runner = DecoderRunner(model, kv_cache)
@@ -157,7 +167,7 @@ def _build_engine(config: DecoderConfig, checkpoint: Checkpoint, max_model_len: 
     scheduler = SchedulerConfig(
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_requests=engine.max_num_requests,
-        max_model_len=max_model_len,
+        max_model_len=run_config.max_seq_len,
     )
     return Engine(config=scheduler, num_blocks=num_blocks, block_size=engine.block_size, runner=runner)
 
@@ -178,10 +188,3 @@ def _vision_client(config: DecoderConfig, checkpoint: Checkpoint) -> VisionClien
 
 def _image_token_id(checkpoint: Checkpoint) -> int | None:
     return checkpoint.config.image_token_index if isinstance(checkpoint.config, PixtralConfig) else None
-
-
-def _max_model_len(wanted: int | None, bound: int) -> int:
-    """The user's length within the model's. Raises ValueError naming both."""
-    if wanted is not None and wanted > bound:
-        raise ValueError(f"--max-model-len {wanted} is over the model's {bound}")
-    return wanted or min(bound, _MAX_TRAINED_LENGTH)
