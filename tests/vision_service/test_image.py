@@ -1,4 +1,4 @@
-"""Pixels are those of the references, upright, and whatever is no picture is refused with a fixed text."""
+"""Pictures are upright and opaque, and whatever is no picture is refused with a fixed text."""
 
 import warnings
 from contextlib import suppress
@@ -6,35 +6,19 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-import torch
-from mistral_common.protocol.instruct.chunk import ImageChunk
-from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch.nn import functional
-from transformers.models.pixtral.image_processing_pil_pixtral import (
-    PixtralImageProcessorPil,
-    get_resize_output_image_size,
-)
 
 from common.errors import InvalidArgumentError
 from common.image_header import ImageLimits
 from common.preprocessing import PreprocessingMode
-from tests.pictures import CLIP_MEAN, CLIP_STD, LIMITS, exif, noise, preprocessing, save
+from tests.pictures import LIMITS, exif, noise, preprocessing, save
 from vision_service.image import Pixels, decode_image
 
 HF, MISTRAL = PreprocessingMode.HF, PreprocessingMode.MISTRAL
-SIZES = [(16, 16), (17, 33), (1, 40), (40, 1), (500, 333), (1024, 1025), (1500, 999), (3000, 2018), (31, 1600)]
 
 
 def decode(data: bytes, mode: PreprocessingMode = HF, limits: ImageLimits = LIMITS) -> Pixels:
     return decode_image(data, preprocessing=preprocessing(mode), limits=limits, field="image")
-
-
-def normalised(pixels: Pixels) -> NDArray[np.float32]:
-    mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
-    normal: NDArray[np.float32] = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-    return normal
 
 
 def refusal(data: bytes, mode: PreprocessingMode = HF, limits: ImageLimits = LIMITS) -> InvalidArgumentError:
@@ -43,53 +27,6 @@ def refusal(data: bytes, mode: PreprocessingMode = HF, limits: ImageLimits = LIM
     assert "0x" not in caught.value.message
     assert caught.value.__cause__ is None
     return caught.value
-
-
-@pytest.fixture(scope="module")
-def hf_processor() -> PixtralImageProcessorPil:
-    return PixtralImageProcessorPil()
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_hf_pixels_are_those_of_transformers(size: tuple[int, int], hf_processor: PixtralImageProcessorPil) -> None:
-    picture = noise(*size)
-    expected = hf_processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    pixels = decode(save(picture))
-    assert pixels.dtype == np.uint8
-    np.testing.assert_allclose(normalised(pixels), expected, atol=1e-5)
-
-
-def mistral_grid(width: int, height: int) -> tuple[int, int]:
-    """Rows and columns by mistral-common, whose pixels need OpenCV but whose sizes do not."""
-    config = ImageConfig(16, 1024)
-    encoder = ImageEncoder.__new__(ImageEncoder)
-    encoder.image_config = config
-    encoder.special_ids = SpecialImageIDs(img=10, img_break=12, img_end=13)
-    columns, rows = encoder._image_to_num_tokens(ImageChunk(image=Image.new("RGB", (width, height))).image)
-    return rows, columns
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_mistral_pixels_are_cubic_on_the_grid_of_mistral_common(size: tuple[int, int]) -> None:
-    picture = noise(*size)
-    rows, columns = mistral_grid(*size)
-    planes = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    expected = functional.interpolate(planes, size=(16 * rows, 16 * columns), mode="bicubic", align_corners=False)
-    pixels = decode(save(picture), MISTRAL)
-    assert pixels.dtype == np.float32
-    np.testing.assert_allclose(pixels, expected[0].permute(1, 2, 0).numpy(), atol=0.03)
-
-
-def test_grids_are_those_of_the_references_for_all_small_sizes() -> None:
-    for width in range(1, 71, 3):
-        for height in range(1, 71):
-            array = np.empty((3, height, width), np.uint8)
-            rows, columns = get_resize_output_image_size(array, (64, 64), (16, 16), "channels_first")
-            grid = preprocessing(HF, image_size=64).patch_grid(width, height)
-            # A side that transformers rounds down to nothing, which it then refuses, is one patch here.
-            assert grid == (max(rows // 16, 1), max(columns // 16, 1))
-    for width, height in [*SIZES, (4, 10_000), (1, 4096), (3, 8000), (8000, 3), (10_000, 4)]:
-        assert preprocessing(MISTRAL).patch_grid(width, height) == mistral_grid(width, height)
 
 
 @pytest.mark.parametrize("mode", [HF, MISTRAL])
@@ -121,13 +58,6 @@ def test_what_is_transparent_is_white(format: str) -> None:
     assert (decode(save(hidden, format, lossless=True)) == 255).all()
     half = Image.new("RGBA", (16, 16), (255, 0, 0, 128))
     assert decode(save(half, format, lossless=True))[0, 0].tolist() == [255, 127, 127]
-
-
-def test_alpha_is_laid_over_white_as_transformers_does_it(hf_processor: PixtralImageProcessorPil) -> None:
-    for picture in (noise(16, 16, mode="RGBA"), noise(16, 16, mode="RGBA").convert("LA")):
-        expected = hf_processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-        difference = np.abs(normalised(decode(save(picture))) - expected)
-        assert difference.max() < 0.03  # Two steps of 8 bits: the references differ among themselves.
 
 
 def test_a_transparent_palette_entry_is_white() -> None:
