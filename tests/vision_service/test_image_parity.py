@@ -145,6 +145,6 @@ def test_the_modes_differ_as_the_references_do() -> None:
     for mode, other in ((HF, MISTRAL), (MISTRAL, HF)):
         assert np.abs(ours(data, mode) - reference(picture, other)).mean() > 0.3
     # Enlarging overshoots the 8-bit range, and mistral-common keeps that.
-    edge = save(Image.fromarray(np.repeat(np.uint8([[0] * 20 + [255] * 20]), 20, axis=0)).resize((40, 20)))
+    edge = save(Image.fromarray(np.repeat(np.array([[0] * 20 + [255] * 20], np.uint8), 20, axis=0)).resize((40, 20)))
     assert decoded(edge, MISTRAL).min() < 0
     assert decoded(edge, MISTRAL).max() > 255
