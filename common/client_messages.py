@@ -30,14 +30,24 @@ class GenerateOptions(TypedDict, total=False):
     cache_salt: bytes
 
     max_tokens: int
+    min_tokens: int
     temperature: float
     top_p: float
     top_k: int
     min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    allowed_token_ids: Sequence[int]
+    bad_words: Sequence[str]
     seed: int
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
+    include_stop: bool
     ignore_eos: bool
+    logprobs: int
+    prompt_logprobs: int
 
 
 def user_message(text: str, images: Iterable[ImageSource] = ()) -> ChatMessage:

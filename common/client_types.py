@@ -27,6 +27,8 @@ class Usage:
     cached_tokens: int
     """Prompt tokens that the prefix cache held."""
     completion_tokens: int
+    images_not_encoded: int
+    """Pictures that a cache spared from being encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,7 @@ class CompletionBuilder:
                 image_tokens=usage.image_tokens,
                 cached_tokens=usage.cached_tokens,
                 completion_tokens=usage.completion_tokens,
+                images_not_encoded=usage.images_not_encoded,
             ),
             timings=Timings(
                 queue_seconds=timings.queue_seconds,

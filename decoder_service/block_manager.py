@@ -1,12 +1,14 @@
-"""Which KV block belongs to whom.
+"""Which KV block belongs to whom, and which ones hold something that may be used again.
 
-Knows block ids, reference counts and the free list. Does not know requests, tokens' values or memory: a
-block id is an index into a cache that another file allocates.
+Knows block ids, reference counts, the free list and the identities of remembered blocks. Does not know
+requests, tokens' values or memory: a block id is an index into a cache that another file allocates.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NewType
+
+from decoder_service.block_hash import BlockHash
 
 BlockId = NewType("BlockId", int)
 
@@ -16,25 +18,43 @@ class IntegrityError(Exception):
 
 
 class BlockManager:
-    """Hands out the `num_blocks` blocks of a KV cache, each with room for `block_size` tokens."""
+    """Hands out the `num_blocks` blocks of a KV cache, each with room for `block_size` tokens.
+
+    A free block keeps what it holds until it is handed out again, the longest unused one first; until then
+    it can be found by its identity, if it was remembered, and be owned again by any number of tables.
+    """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"num_blocks {num_blocks} and block_size {block_size} must be 1 or more")
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # An ordered map and not a queue: a cached block is taken out of the middle when it is used again.
+        self.num_evictions = 0
+        """Remembered blocks that were handed out for something else."""
+        # An ordered map and not a queue: a remembered block is taken out of the middle when it is used again.
         self._free: OrderedDict[BlockId, None] = OrderedDict((BlockId(i), None) for i in range(num_blocks))
         self._ref_counts = [0] * num_blocks
+        self._by_hash: dict[BlockHash, BlockId] = {}
+        self._hashes: list[BlockHash | None] = [None] * num_blocks
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that nobody owns."""
+        """Blocks that nobody owns, remembered ones among them."""
         return len(self._free)
+
+    @property
+    def num_remembered_blocks(self) -> int:
+        """Blocks that can be found, owned or not."""
+        return len(self._by_hash)
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
+
+    def fits(self, num_tokens: int, found: Sequence[BlockId]) -> bool:
+        """Whether an empty table could `share` the found blocks and then `allocate` for `num_tokens` tokens."""
+        num_owned = sum(self._ref_counts[block_id] > 0 for block_id in found)
+        return self.num_blocks_for(num_tokens) - num_owned <= self.num_free_blocks
 
     def allocate(self, block_table: list[BlockId], num_tokens: int) -> bool:
         """Lengthen `block_table` until it holds `num_tokens` tokens; all or nothing.
@@ -46,6 +66,8 @@ class BlockManager:
             return False
         for _ in range(num_lacking):
             block_id, _ = self._free.popitem(last=False)
+            if self._forget(block_id):
+                self.num_evictions += 1
             self._ref_counts[block_id] = 1
             block_table.append(block_id)
         return True
@@ -60,6 +82,44 @@ class BlockManager:
             self._ref_counts[block_id] -= 1
             if self._ref_counts[block_id] == 0:
                 self._free[block_id] = None
+                # What nobody can find is of no use to anyone, and goes first.
+                self._free.move_to_end(block_id, last=self._hashes[block_id] is not None)
+
+    def find(self, hashes: Iterable[BlockHash]) -> list[BlockId]:
+        """The remembered blocks of the longest start of a chain; they count as just used."""
+        found: list[BlockId] = []
+        for block_hash in hashes:
+            block_id = self._by_hash.get(block_hash)
+            if block_id is None:
+                break
+            found.append(block_id)
+        for block_id in reversed(found):
+            if block_id in self._free:
+                self._free.move_to_end(block_id)
+        return found
+
+    def share(self, block_table: list[BlockId], found: Sequence[BlockId]) -> None:
+        """Append found blocks to a table, which owns them from now on, perhaps beside others."""
+        for block_id in found:
+            self._free.pop(block_id, None)
+            self._ref_counts[block_id] += 1
+            block_table.append(block_id)
+
+    def remember(self, block_id: BlockId, block_hash: BlockHash) -> None:
+        """Let an owned block be found; of two equal ones the first stays the one that is."""
+        if self._hashes[block_id] is None and block_hash not in self._by_hash:
+            self._hashes[block_id] = block_hash
+            self._by_hash[block_hash] = block_id
+
+    def forget(self, block_table: Sequence[BlockId]) -> list[BlockId]:
+        """Let owned blocks not be found any more; returns those with no owner but this table."""
+        for block_id in block_table:
+            self._forget(block_id)
+        return [block_id for block_id in block_table if self._ref_counts[block_id] == 1]
+
+    def hash_of(self, block_id: BlockId) -> BlockHash | None:
+        """What a block is remembered as; None where it is not."""
+        return self._hashes[block_id]
 
     def check_integrity(self, block_tables: Iterable[Sequence[BlockId]]) -> None:
         """Compare the books with all tables there are: no block lost, none with an owner too many.
@@ -74,3 +134,14 @@ class BlockManager:
                 )
             if (block_id in self._free) != (ref_count == 0):
                 raise IntegrityError(f"block {block_id} counts {ref_count} owners and is wrongly free or lost")
+        remembered = {hash_: BlockId(block_id) for block_id, hash_ in enumerate(self._hashes) if hash_ is not None}
+        if remembered != self._by_hash:
+            raise IntegrityError("a block is remembered under a name that does not find it")
+
+    def _forget(self, block_id: BlockId) -> bool:
+        """Drop a block's identity; returns whether it had one."""
+        block_hash, self._hashes[block_id] = self._hashes[block_id], None
+        if block_hash is None:
+            return False
+        del self._by_hash[block_hash]
+        return True

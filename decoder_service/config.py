@@ -22,7 +22,9 @@ class EngineSettings:
     block_size: int = setting(16, minimum=1, help="tokens in a KV block")
     num_blocks: int | None = setting(None, minimum=1, help="KV blocks; as many as memory holds where unset")
     memory_fraction: float = setting(0.8, minimum=0.01, maximum=1.0, help="part of free memory for the KV blocks")
+    prefix_caching: bool = setting(True, help="keep the KV blocks of what was computed and use them again")
     feature_bytes: int = setting(512 * 2**20, minimum=1, help="memory for image features that wait to be computed")
+    feature_caching: bool = setting(True, help="keep image features in that memory until it is needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,15 @@ every method from one thread at a time.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
 from common.errors import AlreadyExistsError, DiptychError, InternalError, InvalidArgumentError
-from decoder_service.block_manager import BlockManager
+from decoder_service.block_hash import HashBlock, block_hash
+from decoder_service.block_manager import BlockId, BlockManager
+from decoder_service.engine_stats import EngineStats
 from decoder_service.logprobs import Logprobs
+from decoder_service.prefix_cache import PrefixCache
 from decoder_service.request import Features, FinishReason, ImageRef, Request
 from decoder_service.scheduler import Scheduler, SchedulerConfig, check_fits
 from decoder_service.step import NoToken, ScheduledBatch, ScheduledRequest, StepOutput, StepResult, TokenOutput
@@ -39,19 +42,9 @@ class Runner(Protocol):
         """Compute the scheduled tokens and choose the next one of each of `batch.sampled`."""
         ...
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """Gauges and counters, as of the last step."""
-
-    num_waiting: int
-    num_running: int
-    num_free_blocks: int
-    num_blocks: int
-    num_preemptions: int
-    num_steps: int
-    num_batched_tokens: int
-    """Tokens in the last batch."""
+    def clear(self, block_ids: Sequence[BlockId]) -> None:
+        """Make sure that what these blocks hold harms nobody who gets them next."""
+        ...
 
 
 class Engine:
@@ -62,9 +55,19 @@ class Engine:
     `StepOutput.consumed`, or as the result of `abort` or `fail`.
     """
 
-    def __init__(self, *, config: SchedulerConfig, num_blocks: int, block_size: int, runner: Runner) -> None:
+    def __init__(
+        self,
+        *,
+        config: SchedulerConfig,
+        num_blocks: int,
+        block_size: int,
+        runner: Runner,
+        hash_block: HashBlock | None = block_hash,
+    ) -> None:
+        """Take the limits and the runner; without `hash_block` there is no prefix cache."""
         self._blocks = BlockManager(num_blocks, block_size)
-        self._scheduler = Scheduler(config, self._blocks)
+        self._prefix_cache = PrefixCache(self._blocks, hash_block)
+        self._scheduler = Scheduler(config, self._blocks, self._prefix_cache)
         self._runner = runner
         self._requests: dict[str, Request] = {}
         self._failed: list[tuple[str, DiptychError]] = []
@@ -78,9 +81,10 @@ class Engine:
         """Whether a step would do something."""
         return bool(self._failed) or self._scheduler.has_work
 
-    def submit(self, request: Request) -> None:
-        """Queue a request.
+    def submit(self, request: Request) -> tuple[int, ...]:
+        """Queue a request; returns the images whose features it needs, in prompt order.
 
+        The others' tokens are in the prefix cache; should they be gone when they are needed, a step wants them.
         Raises InvalidArgumentError PROMPT_TOO_LONG, and AlreadyExistsError where a request of this name has
         not ended.
         """
@@ -88,13 +92,13 @@ class Engine:
         if request.request_id in self._requests:
             raise AlreadyExistsError("REQUEST_EXISTS", "a request with this request_id is running")
         self._requests[request.request_id] = request
-        self._scheduler.add(request)
+        return self._scheduler.add(request)
 
     def features_arrived(self, request_id: str, image_index: int, features: Features) -> bool:
         """Hand over an image's features; false where nobody needs them, and they stay the caller's.
 
         When a step says that images are `wanted`, fetches of that request that still go on are void: end
-        them, hand over nothing that they bring, and fetch all its images anew. If memory is reserved for a
+        them, hand over nothing that they bring, and fetch the wanted images. If memory is reserved for a
         request's images in prompt order, first come first served, and holds any one request's images
         together, then every request gets its features in the end.
         """
@@ -145,6 +149,10 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
             num_steps=self._num_steps,
             num_batched_tokens=self._num_batched_tokens,
+            num_queried_tokens=self._prefix_cache.num_queried_tokens,
+            num_hit_tokens=self._prefix_cache.num_hit_tokens,
+            num_evicted_blocks=self._blocks.num_evictions,
+            num_images_covered=self._prefix_cache.num_images_covered,
         )
 
     def check_integrity(self) -> None:
@@ -167,8 +175,11 @@ class Engine:
                 request.prompt_logprobs.extend(result.prompt_logprobs.get(request.request_id, ()))
         for request, token_id in zip(sampled, result.token_ids, strict=True):
             if isinstance(token_id, NoToken):
+                if token_id is NoToken.NOT_FINITE:
+                    self._runner.clear(self._prefix_cache.forget(request))
                 self._end_failed(request, _no_token_error(token_id), output)
             else:
+                self._prefix_cache.remember(request)
                 self._append(request, token_id, result.logprobs.get(request.request_id), output)
 
     def _append(self, request: Request, token_id: int, logprobs: Logprobs | None, output: StepOutput) -> None:

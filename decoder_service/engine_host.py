@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from common.errors import AlreadyExistsError, DiptychError, InternalError, UnavailableError
@@ -32,10 +32,13 @@ class Listener(Protocol):
         """A step that ended gave a token; the last one has a finish reason."""
 
     def consumed(self, image_index: int) -> None:
-        """The engine has let go of an image's features."""
+        """The engine needs an image's features no more."""
 
-    def wanted(self) -> None:
-        """The request was preempted and needs all of its images' features again."""
+    def wanted(self, image_indices: Sequence[int]) -> None:
+        """These images' features are needed, and whatever was fetched before is void.
+
+        Heard once when the engine has taken the request, and again each time that it has to start anew.
+        """
 
     def failed(self, error: DiptychError) -> None:
         """The request ended with an error."""
@@ -87,18 +90,23 @@ class EngineHost:
             raise AlreadyExistsError("REQUEST_EXISTS", "a request with this request_id is running", field="request_id")
         # Before the engine knows it: its first step may be told before this coroutine runs again.
         self._listeners[request.request_id] = listener
+
+        def command(engine: Engine) -> None:
+            # Told from here, so that it is heard before anything that a step says of the request.
+            self._tell(self._want, request.request_id, engine.submit(request))
+
         try:
-            await self._call(lambda engine: engine.submit(request))
+            await self._call(command)
         except DiptychError:
             del self._listeners[request.request_id]
             raise
 
-    def features_arrived(self, request: Request, image_index: int, features: Features, *, preemptions: int) -> None:
-        """Hand over features that were fetched when the request had been preempted `preemptions` times."""
+    def features_arrived(self, request: Request, image_index: int, features: Features, *, fetch: int) -> None:
+        """Hand over features of the request's `fetch`th fetch, counted from 1."""
 
         def command(engine: Engine) -> None:
-            # What set out before a preemption is void: its memory is being given back.
-            if request.num_preemptions == preemptions:
+            # What belongs to an earlier fetch is void: its memory is being given back.
+            if request.num_fetches == fetch:
                 engine.features_arrived(request.request_id, image_index, features)
 
         self._commands.put(command)
@@ -162,12 +170,15 @@ class EngineHost:
             self._listener(request_id).scheduled(started_at)
         for ref in output.consumed:
             self._listener(ref.request_id).consumed(ref.image_index)
-        for request_id in dict.fromkeys(ref.request_id for ref in output.wanted):
-            self._listener(request_id).wanted()
+        for wanted in output.wanted:
+            self._want(wanted.request_id, wanted.image_indices)
         for token in output.tokens:
             self._listener(token.request_id, is_last=token.finish_reason is not None).token(token, ended_at)
         for request_id, error in output.failed:
             self._listener(request_id, is_last=True).failed(error)
+
+    def _want(self, request_id: str, image_indices: Sequence[int]) -> None:
+        self._listener(request_id).wanted(image_indices)
 
     def _listener(self, request_id: str, *, is_last: bool = False) -> Listener:
         listeners = self._listeners
@@ -193,7 +204,7 @@ class _Nobody:
     def consumed(self, image_index: int) -> None:
         """Hear nothing."""
 
-    def wanted(self) -> None:
+    def wanted(self, image_indices: Sequence[int]) -> None:
         """Hear nothing."""
 
     def failed(self, error: DiptychError) -> None:

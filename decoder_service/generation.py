@@ -25,7 +25,7 @@ class Timings:
     queue: float
     """Waiting for the first step that worked on it, but not for images."""
     encode_wait: float
-    """Waiting for the features of its first image; later ones come while it is computed."""
+    """Waiting for the features of the first image that had to be fetched, until then or until it was worked on."""
     prefill: float
     """From its first step to its first token."""
     decode: float
@@ -46,6 +46,8 @@ class Generation:
         self._tokens: list[TokenOutput] = []
         self._error: DiptychError | None = None
         self._news = asyncio.Event()
+        self._first_image: int | None = None
+        self._is_scheduled = False
         self._submitted_at = self._features_at = self._scheduled_at = time.monotonic()
         self._first_token_at: float | None = None
         self._last_token_at = self._submitted_at
@@ -57,7 +59,6 @@ class Generation:
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
-        self._fetch.start()
         return self
 
     async def __aexit__(
@@ -97,9 +98,21 @@ class Generation:
             decode=self._last_token_at - first_token_at,
         )
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that the prefix cache held; certain from the first token on."""
+        return self._request.num_saved_tokens
+
+    @property
+    def num_images_not_encoded(self) -> int:
+        """Images that were not sent to be encoded for this request, so far."""
+        return self._fetch.num_not_encoded
+
     def scheduled(self, at: float) -> None:
         """Hear that the first step worked on the request."""
+        self._is_scheduled = True
         self._scheduled_at = at
+        self._features_at = min(self._features_at, at)
 
     def token(self, token: TokenOutput, at: float) -> None:
         """Hear a token."""
@@ -113,19 +126,22 @@ class Generation:
         """Hear that an image's features are no longer needed."""
         self._fetch.consumed(image_index)
 
-    def wanted(self) -> None:
-        """Hear that all images are needed again."""
-        self._fetch.restart()
+    def wanted(self, image_indices: Sequence[int]) -> None:
+        """Hear which images are needed, and that none of those that were fetched before are."""
+        self._first_image = min(image_indices, default=None)
+        self._fetch.begin(image_indices)
 
     def failed(self, error: DiptychError) -> None:
         """Hear that the request ended with an error."""
+        if error.reason == "NUMERIC_ERROR":
+            self._fetch.forget()
         self._error = error
         self._news.set()
 
-    def _deliver(self, index: int, features: ImageFeatures, preemptions: int) -> None:
-        if index == 0 and preemptions == 0:
+    def _deliver(self, index: int, features: ImageFeatures, fetch: int) -> None:
+        if index == self._first_image and not self._is_scheduled:
             self._features_at = time.monotonic()
-        self._host.features_arrived(self._request, index, features, preemptions=preemptions)
+        self._host.features_arrived(self._request, index, features, fetch=fetch)
 
     def _fail(self, error: DiptychError) -> None:
         self._host.fail(self._request.request_id, error)

@@ -2,9 +2,9 @@
 
 Knows leases and the order of events on the event loop. Does not know how features are made or used.
 
-    start --> leases, in prompt order --> each image as it arrives: deliver(index, features, round)
-    consumed(index): that image's lease ends
-    restart: the request was preempted; everything ends and starts anew, in the next round
+    begin(indices) --> leases, in prompt order --> each image as it arrives: deliver(index, features, fetch)
+    consumed(index): that image's lease ends, or it gets none
+    begin(indices) again: everything ends and starts anew
     close: everything ends
 """
 
@@ -16,7 +16,7 @@ from decoder_service.feature_store import FeatureStore, Lease, PromptImage
 from decoder_service.image_encoder import ImageFeatures
 
 Deliver = Callable[[int, ImageFeatures, int], None]
-"""Takes an image's index, its features, and how often the fetch had been restarted when it set out."""
+"""Takes an image's index, its features, and how often `begin` had been called when it set out."""
 
 
 class ImageFetch:
@@ -38,26 +38,35 @@ class ImageFetch:
         self._request_id = request_id
         self._deliver = deliver
         self._fail = fail
-        self._round = 0
+        self._num_begun = 0
+        self._encoded: set[int] = set()
+        self._wanted: set[int] = set()
         self._leases: dict[int, Lease] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to fetch; returns at once. Failures go to `fail`, once."""
-        if self._images:
-            self._task = asyncio.create_task(self._run(self._round))
+    @property
+    def num_not_encoded(self) -> int:
+        """Images that nobody was asked to encode for this request, so far."""
+        return len(self._images) - len(self._encoded)
 
-    def restart(self) -> None:
-        """Drop everything that was fetched and begin again."""
+    def begin(self, indices: Sequence[int]) -> None:
+        """Drop everything that was fetched and fetch these images; returns at once. Failures go to `fail`, once."""
         self._drop()
-        self._round += 1
-        self.start()
+        self._num_begun += 1
+        self._wanted = set(indices)
+        if indices:
+            self._task = asyncio.create_task(self._run(indices, self._num_begun))
 
     def consumed(self, index: int) -> None:
-        """Let go of an image that the engine no longer needs."""
+        """Let go of an image that the engine no longer needs, also if it is still to come."""
+        self._wanted.discard(index)
         lease = self._leases.pop(index, None)
         if lease is not None:
             lease.release()
+
+    def forget(self) -> None:
+        """See to it that nobody gets the features that this request had."""
+        self._store.forget(self._images)
 
     async def close(self) -> None:
         """Let go of everything and wait until nothing runs."""
@@ -73,23 +82,29 @@ class ImageFetch:
         for index in list(self._leases):
             self.consumed(index)
 
-    async def _run(self, round_: int) -> None:
+    async def _run(self, indices: Sequence[int], fetch: int) -> None:
+        images = [self._images[index] for index in indices]
         try:
             async with asyncio.TaskGroup() as group:
 
-                def take(index: int, lease: Lease) -> None:
-                    self._leases[index] = lease
-                    group.create_task(self._pass_on(index, lease, round_))
+                def take(place: int, lease: Lease) -> None:
+                    if lease.is_first:
+                        self._encoded.add(indices[place])
+                    if indices[place] in self._wanted:
+                        self._leases[indices[place]] = lease
+                        group.create_task(self._pass_on(indices[place], lease, fetch))
+                    else:
+                        lease.release()
 
-                await self._store.lease(self._images, salt=self._salt, request_id=self._request_id, take=take)
+                await self._store.lease(images, salt=self._salt, request_id=self._request_id, take=take)
         except* DiptychError as group_error:
             self._fail(_first(group_error))
         except* Exception as group_error:
             self._fail(InternalError("ENCODE_FAILED", "fetching the features of an image failed"))
             raise group_error
 
-    async def _pass_on(self, index: int, lease: Lease, round_: int) -> None:
-        self._deliver(index, await lease.arrived(), round_)
+    async def _pass_on(self, index: int, lease: Lease, fetch: int) -> None:
+        self._deliver(index, await lease.arrived(), fetch)
 
 
 def _first(group: BaseExceptionGroup[DiptychError]) -> DiptychError:

@@ -22,12 +22,13 @@ class Replies:
         self._seq = 0
         self._completion_tokens = 0
 
-    def prompt(self) -> pb.GenerateResponse:
+    def prompt(self, *, cached_tokens: int) -> pb.GenerateResponse:
         """The first message."""
         info = pb.PromptInfo(
             request_id=self._request_id,
             prompt_tokens=len(self._prompt.token_ids),
             grids=[grid_to_proto(span.grid) for span in self._prompt.placeholders],
+            cached_tokens=cached_tokens,
         )
         return self._numbered(pb.GenerateResponse(prompt=info))
 
@@ -36,7 +37,9 @@ class Replies:
         self._completion_tokens += len(piece.token_ids)
         return self._numbered(pb.GenerateResponse(delta=pb.Delta(text=piece.text, token_ids=piece.token_ids)))
 
-    def finish(self, piece: TextPiece, timings: Timings) -> pb.GenerateResponse:
+    def finish(
+        self, piece: TextPiece, timings: Timings, *, cached_tokens: int, images_not_encoded: int
+    ) -> pb.GenerateResponse:
         """The last message, for the piece that has a finish reason."""
         if piece.finish_reason is None:
             raise ValueError("a finish needs a reason")
@@ -45,6 +48,8 @@ class Replies:
             usage=pb.Usage(
                 prompt_tokens=len(self._prompt.token_ids),
                 image_tokens=self._prompt.num_image_tokens,
+                cached_tokens=cached_tokens,
+                images_not_encoded=images_not_encoded,
                 completion_tokens=self._completion_tokens,
             ),
             timings=pb.Timings(

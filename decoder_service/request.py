@@ -10,6 +10,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from common.preprocessing import PatchGrid
+from decoder_service.block_hash import BlockHash
 from decoder_service.block_manager import BlockId
 from decoder_service.logprobs import Logprobs
 from decoder_service.sampling_params import SamplingParams
@@ -73,6 +74,10 @@ class Request:
     prompt_token_ids: tuple[int, ...]
     placeholders: tuple[PlaceholderRange, ...] = ()
     """One for each image, in prompt order, not overlapping."""
+    image_identities: tuple[bytes, ...] = ()
+    """One for each image, see `common.identity`; what is cached of a prompt is found by them."""
+    cache_salt: bytes = b""
+    """Nothing cached is shared with requests of another one."""
     sampling: SamplingParams
     end_token_ids: frozenset[int] = frozenset()
     """The model's own end tokens."""
@@ -86,6 +91,18 @@ class Request:
     where they are not asked for, and once they were told."""
     num_computed_tokens: int = 0
     """Tokens whose keys and values are in the KV cache."""
+    num_cached_tokens: int = 0
+    """Tokens that the prefix cache held when it was last asked: while waiting, what it is trusted to hold still."""
+    num_saved_tokens: int = 0
+    """Tokens of the prompt that it need not compute: a guess until it was admitted, then the truth."""
+    num_known_blocks: int = 0
+    """Leading blocks of the table that the prefix cache has been told of, or that came from it."""
+    block_hashes: list[BlockHash] = field(default_factory=list)
+    """Identities of the leading full blocks, as far as the prefix cache has made them."""
+    wanted_images: tuple[int, ...] = ()
+    """Images that the caller was last asked to fetch, in prompt order."""
+    num_fetches: int = 0
+    """How often it was asked; what was fetched before the last time is void."""
     num_preemptions: int = 0
     block_table: list[BlockId] = field(default_factory=list)
     status: RequestStatus = RequestStatus.WAITING
@@ -100,6 +117,8 @@ class Request:
             if placeholder.offset < end or placeholder.length < 1:
                 raise ValueError("placeholder ranges must be in order, apart and not empty")
             end = placeholder.end
+        if len(self.image_identities) != len(self.placeholders):
+            raise ValueError(f"{len(self.image_identities)} identities for {len(self.placeholders)} images")
         if end > self.num_prompt_tokens:
             raise ValueError(f"a placeholder range ends at {end}, the prompt at {self.num_prompt_tokens}")
 
@@ -119,6 +138,11 @@ class Request:
         return self.prompt_logprobs is not None
 
     @property
+    def num_reusable_tokens(self) -> int:
+        """Tokens whose keys and values may come from a cache: all but those that logits are needed of."""
+        return self.num_tokens - 1 if self.prompt_logprobs is None else len(self.prompt_logprobs)
+
+    @property
     def num_schedulable_tokens(self) -> int:
         """Tokens that can be computed now: up to the first image that is neither computed nor held."""
         end = self.num_tokens
@@ -135,18 +159,32 @@ class Request:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it may own blocks: its first image is here or, once it was preempted, all of them are.
+        """Whether it may own blocks: its first image is here or cached or, once it has waited twice, all are.
 
         A request that comes back cannot stall again, so it is not preempted for stalling twice: two
         requests cannot take the blocks from each other for ever while each waits for its second image.
         """
-        needed = self.features if self.num_preemptions else self.features[:1]
-        return all(features is not None for features in needed)
+        missing = [index for index in self.uncovered_images if self.features[index] is None]
+        if not missing or self.num_fetches > 1:
+            return not missing
+        # With a cached start it needs a token to compute before the image that it goes on to wait for.
+        return missing[0] > 0 and self.placeholders[missing[0]].offset > self.num_cached_tokens
 
     @property
     def image_refs(self) -> list[ImageRef]:
         """All images, in prompt order."""
         return [ImageRef(self.request_id, index) for index in range(len(self.placeholders))]
+
+    @property
+    def uncovered_images(self) -> tuple[int, ...]:
+        """Images with tokens that the prefix cache did not hold when it was last asked, in prompt order."""
+        return tuple(index for index, span in enumerate(self.placeholders) if span.end > self.num_cached_tokens)
+
+    def want_images(self) -> tuple[int, ...]:
+        """Ask anew for all images that are not covered; returns them. What is held must be released before."""
+        self.wanted_images = self.uncovered_images
+        self.num_fetches += 1
+        return self.wanted_images
 
     def token_ids(self, start: int, stop: int) -> Sequence[int]:
         """Tokens from position `start` up to `stop`, prompt and output as one sequence."""
@@ -162,6 +200,13 @@ class Request:
             return False
         self.features[image_index] = features
         return True
+
+    def release_covered(self) -> list[ImageRef]:
+        """Let go of the images that were asked for and turned out to be cached; returns which, held or not."""
+        covered = [index for index in self.wanted_images if self.placeholders[index].end <= self.num_cached_tokens]
+        for index in covered:
+            self.features[index] = None
+        return [ImageRef(self.request_id, index) for index in covered]
 
     def release_features(self, num_tokens: int) -> list[ImageRef]:
         """Let go of the features of images that end within the first `num_tokens` tokens; returns which."""

@@ -13,6 +13,7 @@ from common.checkpoint import Checkpoint
 from common.checkpoint_layout import Part
 from common.model_config import MistralConfig, PixtralConfig
 from decoder_service.batch import ForwardBatch, ImageRows, PromptRows, build_forward_batch
+from decoder_service.block_manager import BlockId
 from decoder_service.kv_cache import KVCache
 from decoder_service.likelihood import likelihoods
 from decoder_service.logits_processors import SamplingRow
@@ -58,14 +59,15 @@ class DecoderRunner:
         hidden = self.hidden(forward)
         logits = self.logits(hidden[forward.logits_indices])
         token_ids = sample(logits, [_sampling_row(request) for request in batch.sampled])
-        for request, token_id in zip(batch.sampled, token_ids, strict=True):
-            if token_id is NoToken.NOT_FINITE:
-                self._kv_cache.clear(request.block_table)
         return StepResult(
             token_ids=token_ids,
             logprobs=_logprobs(logits, batch.sampled, token_ids),
             prompt_logprobs={rows.request_id: self._prompt_logprobs(hidden, rows) for rows in forward.prompt_rows},
         )
+
+    def clear(self, block_ids: Sequence[BlockId]) -> None:
+        """Zero blocks: values that are hidden from whoever gets them next are still multiplied by 0."""
+        self._kv_cache.clear(block_ids)
 
     def warm_up(self) -> None:
         """Run one small pass, so that the first request does not pay for what is set up at first use.

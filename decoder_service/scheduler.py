@@ -11,8 +11,9 @@ from operator import attrgetter
 
 from common.errors import InvalidArgumentError
 from decoder_service.block_manager import BlockManager, IntegrityError
+from decoder_service.prefix_cache import PrefixCache
 from decoder_service.request import Request, RequestStatus
-from decoder_service.step import ScheduledBatch, ScheduledRequest, StepOutput
+from decoder_service.step import ScheduledBatch, ScheduledRequest, StepOutput, WantedImages
 
 _arrival = attrgetter("arrival")
 
@@ -63,17 +64,21 @@ class Scheduler:
     split over steps, mix with other requests' single tokens and never hold them up.
 
     Between steps a running request owns exactly the blocks of its computed tokens, a waiting one owns none.
+    So what the prefix cache holds for a waiting request may be gone when its turn comes. Then it asks for the
+    images that it had trusted to be cached, and trusts the cache no more until it was admitted.
     """
 
-    def __init__(self, config: SchedulerConfig, blocks: BlockManager) -> None:
+    def __init__(self, config: SchedulerConfig, blocks: BlockManager, prefix_cache: PrefixCache) -> None:
         self.num_preemptions = 0
         self._config = config
         self._blocks = blocks
+        self._prefix_cache = prefix_cache
         # A step looks at the running ones and at the head of the ready ones, and at no other: ten
         # thousand that wait cost it nothing. Both lists are in order of arrival.
         self._awaiting_features: dict[str, Request] = {}
         self._ready: list[Request] = []
         self._running: list[Request] = []
+        self._preempted: list[Request] = []  # In this step; empty between steps.
 
     @property
     def num_waiting(self) -> int:
@@ -90,8 +95,18 @@ class Scheduler:
         """Whether `schedule` would find anything to compute."""
         return bool(self._ready) or any(not request.is_stalled for request in self._running)
 
-    def add(self, request: Request) -> None:
-        """Let a request wait, without blocks, for its features or for its turn."""
+    def add(self, request: Request) -> tuple[int, ...]:
+        """Let a request wait, without blocks, for its features or for its turn.
+
+        Returns the images that it needs, in prompt order: those that the prefix cache does not cover.
+        """
+        self._prefix_cache.find(request)
+        request.num_saved_tokens = request.num_cached_tokens
+        wanted_images = request.want_images()
+        self._queue(request)
+        return wanted_images
+
+    def _queue(self, request: Request) -> None:
         if request.is_ready:
             insort(self._ready, request, key=_arrival)
         else:
@@ -121,6 +136,7 @@ class Scheduler:
             # features take up, so one side must give way, and the ready one is the one that can move.
             self._preempt(self._running[-1], output)
             self._admit_ready(scheduled, output)
+        self._requeue_preempted(output)
         return ScheduledBatch(tuple(scheduled))
 
     def check_integrity(self, requests: Collection[Request]) -> None:
@@ -137,6 +153,7 @@ class Scheduler:
         for request in requests:
             self._check_request(request)
         self._blocks.check_integrity(request.block_table for request in requests)
+        self._prefix_cache.check_integrity(requests)
 
     def _continue_running(self, scheduled: list[ScheduledRequest], output: StepOutput) -> None:
         budget = self._config.max_num_batched_tokens
@@ -154,12 +171,18 @@ class Scheduler:
         budget = self._config.max_num_batched_tokens - sum(each.num_scheduled_tokens for each in scheduled)
         while self._ready and budget and len(self._running) < self._config.max_num_requests:
             request = self._ready[0]
+            found = self._prefix_cache.find(request)
+            if not request.is_ready:
+                self._await_features(self._ready.pop(0), output)
+                continue
             # Blocks are taken step by step, but all that it needs for its known tokens must be free: else
             # it would run out halfway and be computed again. Nobody overtakes it, or it would never start.
-            if self._blocks.num_blocks_for(request.num_tokens) > self._blocks.num_free_blocks:
+            if not self._blocks.fits(request.num_tokens, found):
                 break
+            self._prefix_cache.take(request, found)
+            output.consumed.extend(request.release_covered())
             num_tokens = min(request.num_schedulable_tokens, budget)
-            self._blocks.allocate(request.block_table, num_tokens)
+            self._blocks.allocate(request.block_table, request.num_computed_tokens + num_tokens)
             insort(self._running, self._ready.pop(0), key=_arrival)
             request.status = RequestStatus.RUNNING
             if request.num_preemptions == 0:
@@ -186,12 +209,31 @@ class Scheduler:
         self._running.remove(request)
         self._blocks.free(request.block_table)
         output.consumed.extend(request.release_features(request.num_prompt_tokens))
-        output.wanted.extend(request.image_refs)
-        request.num_computed_tokens = 0
+        request.num_computed_tokens = request.num_known_blocks = 0
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
         self.num_preemptions += 1
-        self.add(request)
+        self._preempted.append(request)
+
+    def _requeue_preempted(self, output: StepOutput) -> None:
+        """Let what was preempted in this step wait, for the images that what is left of its blocks does not cover."""
+        for request in self._preempted:
+            self._prefix_cache.find(request)
+            self._want_anew(request, output)
+            self._queue(request)
+        self._preempted.clear()
+
+    def _await_features(self, request: Request, output: StepOutput) -> None:
+        """Let a request whose turn has come wait on, as the prefix cache no longer holds what it held."""
+        if not set(request.uncovered_images) <= set(request.wanted_images):
+            request.num_cached_tokens = 0
+            output.consumed.extend(request.release_features(request.num_prompt_tokens))
+            self._want_anew(request, output)
+        self._queue(request)
+
+    def _want_anew(self, request: Request, output: StepOutput) -> None:
+        if request.placeholders:
+            output.wanted.append(WantedImages(request.request_id, request.want_images()))
 
     def _check_request(self, request: Request) -> None:
         is_running = request in self._running

@@ -14,6 +14,7 @@ from common.devices import find_device, find_dtype
 from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.server import GrpcServer
+from decoder_service.block_hash import block_hash
 from decoder_service.config import DecoderConfig
 from decoder_service.engine import Engine
 from decoder_service.engine_host import EngineHost
@@ -81,8 +82,9 @@ class DecoderService:
         registry = CollectorRegistry()
         server = GrpcServer(self._config.server, registry=registry, service_names=[SERVICE_NAME])
         host = EngineHost(self._engine, on_fatal=lambda: _give_up(server))
-        store = FeatureStore(self._vision, budget_bytes=self._config.engine.feature_bytes)
-        registry.register(EngineCollector(lambda: host.stats, lambda: store.bytes_held))
+        engine = self._config.engine
+        store = FeatureStore(self._vision, budget_bytes=engine.feature_bytes, caching=engine.feature_caching)
+        registry.register(EngineCollector(lambda: host.stats, store))
         servicer = GenerationServicer(
             host=host,
             store=store,
@@ -169,7 +171,13 @@ def _build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: Run
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
     )
-    return Engine(config=scheduler, num_blocks=num_blocks, block_size=engine.block_size, runner=runner)
+    return Engine(
+        config=scheduler,
+        num_blocks=num_blocks,
+        block_size=engine.block_size,
+        runner=runner,
+        hash_block=block_hash if engine.prefix_caching else None,
+    )
 
 
 def _vision_client(config: DecoderConfig, checkpoint: Checkpoint) -> VisionClient | None:

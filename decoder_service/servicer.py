@@ -6,7 +6,7 @@ raised as a DiptychError, which the server turns into a status.
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -80,19 +80,24 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             async with asyncio.timeout_at(deadline):
                 prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
-            engine_request = self._request(parsed, prompt)
+            engine_request = self._request(parsed, prompt, images)
             self._store.check_fits(images)
             replies = Replies(parsed.request_id, prompt)
             text = TextStream(self._tokenizer, parsed.stops)
             async with Generation(
                 self._host, self._store, engine_request, images=images, salt=parsed.cache_salt
             ) as generation:
-                yield replies.prompt()
+                yield replies.prompt(cached_tokens=generation.num_cached_tokens)
                 async for tokens in generation.tokens(deadline=deadline):
                     piece = text.feed(tokens)
                     yield replies.delta(piece)
                     if piece.finish_reason is not None:
-                        yield replies.finish(piece, generation.timings)
+                        yield replies.finish(
+                            piece,
+                            generation.timings,
+                            cached_tokens=generation.num_cached_tokens,
+                            images_not_encoded=generation.num_images_not_encoded,
+                        )
                         return
         except TimeoutError:
             raise DeadlineExceededError("DEADLINE_EXCEEDED", "the request ran out of time") from None
@@ -140,7 +145,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _lay_out, self._prompts, spec, info, salt)
 
-    def _request(self, parsed: ParsedRequest, prompt: Prompt) -> Request:
+    def _request(self, parsed: ParsedRequest, prompt: Prompt, images: Sequence[PromptImage]) -> Request:
         """The engine's view of a request; its `max_tokens` is what is left of the model's length if unset."""
         sampling, room = parsed.sampling, self._limits.max_request_tokens - len(prompt.token_ids)
         if parsed.max_tokens is None:
@@ -150,6 +155,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             request_id=parsed.request_id,
             prompt_token_ids=prompt.token_ids,
             placeholders=prompt.placeholders,
+            image_identities=tuple(image.spec.image_hash for image in images),
+            cache_salt=parsed.cache_salt,
             sampling=sampling,
             end_token_ids=self._info.end_token_ids,
             arrival=next(self._arrivals),

@@ -82,14 +82,23 @@ class TokenOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class WantedImages:
+    """Images that a request needs from now on; every fetch that it began before is void."""
+
+    request_id: str
+    image_indices: tuple[int, ...]
+    """In prompt order; may be none at all."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """What a step changed, for the callers to hear. Filled while the step goes on."""
 
     tokens: list[TokenOutput] = field(default_factory=list)
     consumed: list[ImageRef] = field(default_factory=list)
-    """Features that the engine has let go of; their memory is free."""
-    wanted: list[ImageRef] = field(default_factory=list)
-    """All images of each preempted request, in prompt order; see `Engine.features_arrived`."""
+    """Images that the engine needs no more: what it held of them it has let go of, what is still fetched is in vain."""
+    wanted: list[WantedImages] = field(default_factory=list)
+    """What is to be fetched anew; see `Engine.features_arrived`."""
     failed: list[tuple[str, DiptychError]] = field(default_factory=list)
     """Requests that ended with an error."""
     first_scheduled: list[str] = field(default_factory=list)

@@ -9,6 +9,8 @@ import pytest
 
 from common.errors import DiptychError
 from common.preprocessing import PatchGrid
+from decoder_service.block_hash import HashBlock, block_hash
+from decoder_service.block_manager import BlockId
 from decoder_service.engine import Engine, NoToken, ScheduledBatch, StepOutput, StepResult
 from decoder_service.request import ImageRef, PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
@@ -29,11 +31,16 @@ def make_request(
     end_token_ids: frozenset[int] = frozenset(),
     stop_token_ids: frozenset[int] = frozenset(),
     ignore_eos: bool = False,
+    text: str | None = None,
+    pictures: Sequence[str] = (),
+    cache_salt: bytes = b"",
 ) -> Request:
     """A request whose prompt alternates lengths of text and of images: `5, 4, 2` is 5 tokens, image, 2 tokens.
 
-    The text depends on the request_id, so that no two requests have a token in common by design.
+    The text and the images depend on the request_id, so that no two requests have anything in common, but
+    where they are given the same `text` or names of pictures; those go with the salt, as identities do.
     """
+    names = pictures or [f"{request_id}/{index}" for index in range(len(segments) // 2)]
     token_ids: list[int] = []
     placeholders: list[PlaceholderRange] = []
     for index, length in enumerate(segments):
@@ -41,12 +48,14 @@ def make_request(
             placeholders.append(PlaceholderRange(len(token_ids), length, PatchGrid(height=1, width=length - 1)))
             token_ids.extend([IMAGE_TOKEN] * length)
         else:
-            start = zlib.crc32(request_id.encode())
+            start = zlib.crc32((request_id if text is None else text).encode())
             token_ids.extend((start + 7 * place) % IMAGE_TOKEN for place in range(length))
     return Request(
         request_id=request_id,
         prompt_token_ids=tuple(token_ids),
         placeholders=tuple(placeholders),
+        image_identities=tuple(name.encode() + cache_salt for name in names[: len(placeholders)]),
+        cache_salt=cache_salt,
         sampling=SamplingParams(max_tokens=max_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos),
         end_token_ids=end_token_ids,
         arrival=arrival,
@@ -55,7 +64,7 @@ def make_request(
 
 def make_features(request: Request, image_index: int) -> bytes:
     """Features that no other image has: one byte for each of the image's tokens."""
-    seed = zlib.crc32(f"{request.request_id}/{image_index}".encode())
+    seed = zlib.crc32(request.image_identities[image_index])
     return bytes((seed + 3 * row) % 256 for row in range(request.placeholders[image_index].length))
 
 
@@ -106,6 +115,11 @@ class FakeRunner:
                 self._cache[self._slot(each.request, position)] = self._entry(each.request, position)
         return StepResult(token_ids=[self._sample(request) for request in batch.sampled])
 
+    def clear(self, block_ids: Sequence[BlockId]) -> None:
+        for block_id in block_ids:
+            start = block_id * self._block_size
+            self._cache[start : start + self._block_size] = [None] * self._block_size
+
     def _slot(self, request: Request, position: int) -> int:
         return request.block_table[position // self._block_size] * self._block_size + position % self._block_size
 
@@ -152,6 +166,7 @@ class Host:
         max_num_requests: int = 4,
         max_model_len: int = 1000,
         feature_budget: int = 1000,
+        hash_block: HashBlock | None = block_hash,
     ) -> None:
         config = SchedulerConfig(
             max_num_batched_tokens=max_num_batched_tokens,
@@ -159,7 +174,9 @@ class Host:
             max_model_len=max_model_len,
         )
         self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size)
-        self.engine = Engine(config=config, num_blocks=num_blocks, block_size=block_size, runner=self.runner)
+        self.engine = Engine(
+            config=config, num_blocks=num_blocks, block_size=block_size, runner=self.runner, hash_block=hash_block
+        )
         self.feature_budget = feature_budget
         self.requests: dict[str, Request] = {}
         self.outcomes: dict[str, Outcome] = {}
@@ -174,10 +191,10 @@ class Host:
         return [request_id for request_id, outcome in self.outcomes.items() if outcome.end is None]
 
     def submit(self, request: Request) -> Request:
-        self.engine.submit(request)
+        wanted = self.engine.submit(request)
         self.requests[request.request_id] = request
         self.outcomes[request.request_id] = Outcome()
-        self._queue.extend(request.image_refs)
+        self._fetch(request.request_id, wanted)
         self._check()
         return request
 
@@ -202,14 +219,17 @@ class Host:
 
     def step(self) -> StepOutput:
         output = self.engine.step()
-        self._release(output.consumed)
-        for ref in output.wanted:
-            assert ref not in self._held
-        for request_id in {ref.request_id for ref in output.wanted}:
-            refs = [ref for ref in output.wanted if ref.request_id == request_id]
-            assert refs == self.requests[request_id].image_refs
-            self._forget_fetches(request_id)
-        self._queue.extend(output.wanted)
+        for ref in output.consumed:
+            if ref in self._held:
+                self._held.remove(ref)
+            elif ref in self.in_flight:
+                self.in_flight.remove(ref)
+            else:
+                self._queue.remove(ref)
+        for wanted in output.wanted:
+            assert wanted.request_id not in {ref.request_id for ref in self._held}
+            self._forget_fetches(wanted.request_id)
+            self._fetch(wanted.request_id, wanted.image_indices)
         for token in output.tokens:
             self.outcomes[token.request_id].token_ids.append(token.token_id)
             if token.finish_reason is not None:
@@ -252,6 +272,10 @@ class Host:
             if outcome.end not in ("stop", "length"):
                 expected = expected[: len(outcome.token_ids)]
             assert outcome.token_ids == expected
+
+    def _fetch(self, request_id: str, image_indices: Sequence[int]) -> None:
+        assert list(image_indices) == sorted(image_indices)
+        self._queue.extend(ImageRef(request_id, index) for index in image_indices)
 
     def _size(self, ref: ImageRef) -> int:
         return self.requests[ref.request_id].placeholders[ref.image_index].length

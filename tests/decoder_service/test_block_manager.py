@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decoder_service.block_hash import BlockHash
 from decoder_service.block_manager import BlockId, BlockManager, IntegrityError
 
 
@@ -33,6 +34,8 @@ def test_the_start_of_a_freed_table_is_reused_last() -> None:
     blocks = BlockManager(num_blocks=3, block_size=1)
     freed: list[BlockId] = []
     blocks.allocate(freed, 3)
+    for index, block_id in enumerate(freed):
+        blocks.remember(block_id, name(index))
     expected = list(reversed(freed))
     blocks.free(freed)
     again: list[BlockId] = []
@@ -89,3 +92,7 @@ def test_books_agree_with_a_plain_count(num_blocks: int, block_size: int, operat
         assert [len(table) for table in tables] == owned
         assert blocks.num_free_blocks == num_blocks - sum(owned)
         blocks.check_integrity(tables)
+
+
+def name(index: int) -> BlockHash:
+    return BlockHash(bytes([index]) * 32)

@@ -76,7 +76,8 @@ class EngineMachine(RuleBasedStateMachine):
             had_work = self.host.engine.has_work
             num_batches = len(self.host.runner.batches)
             output = self.host.step()
-            assert had_work == bool(len(self.host.runner.batches) > num_batches or output.failed)
+            did_work = len(self.host.runner.batches) > num_batches or output.failed or output.wanted
+            assert had_work == bool(did_work)
 
     @precondition(lambda self: self.host.in_flight)
     @rule(data=st.data())

@@ -9,6 +9,8 @@ import pytest
 
 from common.errors import AlreadyExistsError, InternalError, UnavailableError
 from common.preprocessing import PatchGrid
+from decoder_service.block_hash import block_hash
+from decoder_service.block_manager import BlockId
 from decoder_service.engine import Engine
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore
@@ -36,6 +38,9 @@ class StepwiseRunner:
             raise self.fatal
         return StepResult(token_ids=[next_token(each.token_ids(0, each.num_tokens)) for each in batch.sampled])
 
+    def clear(self, block_ids: Sequence[BlockId]) -> None:
+        pytest.fail("nothing here is not finite")
+
 
 def next_token(token_ids: Sequence[int]) -> int:
     return zlib.crc32(bytes(token_ids)) % 200
@@ -44,14 +49,20 @@ def next_token(token_ids: Sequence[int]) -> int:
 class Bench:
     """An engine's host and a feature store over fakes."""
 
-    def __init__(self, *, num_blocks: int = 16) -> None:
+    def __init__(self, *, num_blocks: int = 16, caching: bool = True) -> None:
         self.runner = StepwiseRunner()
         self.encoder = FakeEncoder()
         config = SchedulerConfig(max_num_batched_tokens=8, max_num_requests=4, max_model_len=64)
-        engine = Engine(config=config, num_blocks=num_blocks, block_size=4, runner=self.runner)
+        engine = Engine(
+            config=config,
+            num_blocks=num_blocks,
+            block_size=4,
+            runner=self.runner,
+            hash_block=block_hash if caching else None,
+        )
         self.deaths = 0
         self.host = EngineHost(engine, on_fatal=self._died)
-        self.store = FeatureStore(self.encoder, budget_bytes=4 * ROW)
+        self.store = FeatureStore(self.encoder, budget_bytes=4 * ROW, caching=caching)
         self._arrivals = 0
 
     def generation(self, name: str, *, pictures: str = "", max_tokens: int = 5, length: int = 3) -> Generation:
@@ -65,6 +76,7 @@ class Bench:
             request_id=name,
             prompt_token_ids=(*token_ids, 4),
             placeholders=tuple(spans),
+            image_identities=tuple(letter.encode() for letter in pictures),
             sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
             arrival=self._arrivals,
         )
@@ -180,8 +192,9 @@ async def test_name_in_use_is_refused_and_its_owner_goes_on(bench: Bench) -> Non
     assert await owner == expected([2, 2, 2, 4], 9)
 
 
-async def test_requests_that_outgrow_the_cache_fetch_their_images_again() -> None:
-    bench = Bench(num_blocks=12)
+@pytest.mark.parametrize("caching", [False, True])
+async def test_requests_that_outgrow_the_cache_fetch_their_images_again(caching: bool) -> None:
+    bench = Bench(num_blocks=12, caching=caching)
     bench.host.start()
     asked = [asyncio.create_task(tokens_of(bench.generation("x" * n, pictures="pq", max_tokens=30))) for n in (1, 2, 3)]
 
@@ -196,7 +209,7 @@ async def test_requests_that_outgrow_the_cache_fetch_their_images_again() -> Non
         assert await asyncio.wait_for(task, 20) == expected([*[n + 1] * 3, 10, 13, 10, 13, 4], 30)
     encoding.cancel()
     assert bench.host.stats.num_preemptions > 0
-    assert len(bench.encoder.started) > 2
+    assert (len(bench.encoder.started) > 2) != caching, "what is fetched again from a cache is not encoded again"
     assert bench.store.bytes_held == 0
     await bench.host.stop()
 

@@ -12,6 +12,7 @@ from common.errors import InvalidArgumentError
 from decoder_service.prompt_spec import ChatMessage, ChatPrompt, Role, TextPrompt, TokenPrompt
 from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt
 from decoder_service.sampling_params import SamplingParams
+from decoder_service.sampling_parser import ParsedSampling
 from diptych.v1 import generation_pb2 as pb
 
 VOCABULARY_SIZE = 1000
@@ -49,43 +50,72 @@ def user(*parts: pb.Part, role: int = pb.ROLE_USER) -> pb.Message:
 def test_a_bare_request_takes_the_defaults() -> None:
     first, second = parse(pb.GenerateRequest(text=TEXT)), parse(pb.GenerateRequest(text=TEXT))
     assert first.prompt == TextPrompt("hi")
-    assert first.max_tokens is None
-    assert first.sampling == SamplingParams(max_tokens=256, seed=first.sampling.seed)
-    assert (first.stops, first.cache_salt) == ((), b"")
+    assert first.sampling == ParsedSampling(params=SamplingParams(max_tokens=256, seed=first.sampling.params.seed))
+    assert not first.sampling.params.steers_logits
+    assert first.cache_salt == b""
     assert re.fullmatch("[0-9a-f]{32}", first.request_id)
     # Names and seeds that were not given are drawn.
     assert first.request_id != second.request_id
-    assert first.sampling.seed != second.sampling.seed
+    assert first.sampling.params.seed != second.sampling.params.seed
 
 
 def test_every_supported_field_is_read() -> None:
     sampling = pb.SamplingParams(
-        max_tokens=7, temperature=0.5, top_p=0.25, top_k=9, min_p=0.125, seed=2**64 - 1, ignore_eos=True, n=1
+        max_tokens=7,
+        min_tokens=7,
+        temperature=0.5,
+        top_p=0.25,
+        top_k=9,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        frequency_penalty=-2,
+        presence_penalty=2,
+        logit_bias={999: -100, 3: 0.5},
+        stop=["a", "b" * 64],
+        stop_token_ids=[3, 999, 3],
+        ignore_eos=True,
+        include_stop=True,
+        seed=2**64 - 1,
+        n=1,
+        logprobs=20,
+        prompt_logprobs=0,
+        allowed_token_ids=[5, 3],
+        bad_words=["no", " not"],
     )
-    sampling.stop.extend(["a", "b" * 64])
-    sampling.stop_token_ids.extend([3, 999, 3])
     request = pb.GenerateRequest(request_id="A-z_0.9", text=TEXT, sampling=sampling, cache_salt=b"\0" * 64)
     assert parse(request) == ParsedRequest(
         request_id="A-z_0.9",
         prompt=TextPrompt("hi"),
-        sampling=SamplingParams(
+        sampling=ParsedSampling(
+            params=SamplingParams(
+                max_tokens=7,
+                min_tokens=7,
+                temperature=0.5,
+                top_p=0.25,
+                top_k=9,
+                min_p=0.125,
+                repetition_penalty=1.5,
+                frequency_penalty=-2,
+                presence_penalty=2,
+                logit_bias=((3, 0.5), (999, -100)),
+                seed=2**64 - 1,
+                ignore_eos=True,
+                stop_token_ids=frozenset({3, 999}),
+                logprobs=20,
+                prompt_logprobs=0,
+                allowed_token_ids=(5, 3),
+            ),
             max_tokens=7,
-            temperature=0.5,
-            top_p=0.25,
-            top_k=9,
-            min_p=0.125,
-            seed=2**64 - 1,
-            ignore_eos=True,
-            stop_token_ids=frozenset({3, 999}),
+            stops=("a", "b" * 64),
+            include_stop=True,
+            bad_words=("no", " not"),
         ),
-        max_tokens=7,
-        stops=("a", "b" * 64),
         cache_salt=b"\0" * 64,
     )
 
 
 def test_a_set_zero_is_not_unset() -> None:
-    assert parse(with_sampling(temperature=0, top_k=0, min_p=0, seed=0, ignore_eos=False)).sampling.seed == 0
+    assert parse(with_sampling(temperature=0, top_k=0, min_p=0, seed=0, ignore_eos=False)).sampling.params.seed == 0
     assert refusal(with_sampling(max_tokens=0)) == ("VALUE_OUT_OF_RANGE", "sampling.max_tokens")
 
 
@@ -117,12 +147,18 @@ RANGES: dict[str, tuple[list[float], list[float]]] = {
     "min_p": ([0, 0.5, 1], [math.nan, math.inf, -1e-45, -1, 1.0001, 1e38]),
     "top_k": ([0, 1, 1000], [1001, 2**32 - 1]),
     "max_tokens": ([1, 2**32 - 1], [0]),
+    "min_tokens": ([0, 256], [257, 2**32 - 1]),  # where max_tokens is not set
+    "repetition_penalty": ([0.1, 1, 10], [math.nan, math.inf, 0, -1, 0.0999, 10.001, 1e-45]),
+    "frequency_penalty": ([-2, 0, 2], [math.nan, math.inf, -2.001, 2.001]),
+    "presence_penalty": ([-2, 0, 2], [math.nan, -math.inf, -2.001, 2.001]),
+    "logprobs": ([0, 20], [21, 2**32 - 1]),
+    "prompt_logprobs": ([0, 20], [21]),
 }
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in RANGES for value in RANGES[name][0]])
 def test_values_in_range_pass(name: str, value: float) -> None:
-    assert getattr(parse(with_sampling(**{name: value})).sampling, name) == pytest.approx(value)
+    assert getattr(parse(with_sampling(**{name: value})).sampling.params, name) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in RANGES for value in RANGES[name][1]])
@@ -130,28 +166,19 @@ def test_values_out_of_range_are_refused_with_their_field(name: str, value: floa
     assert refusal(with_sampling(**{name: value})) == ("VALUE_OUT_OF_RANGE", f"sampling.{name}")
 
 
-SUPPORTED = {*RANGES, "stop", "stop_token_ids", "ignore_eos", "seed", "n"}
-UNSUPPORTED = {
-    "min_tokens": 0,
-    "repetition_penalty": 1,
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "logit_bias": {1: 1.0},
-    "include_stop": False,
-    "logprobs": 0,
-    "prompt_logprobs": 0,
-    "allowed_token_ids": [1],
-    "bad_words": ["a"],
+OTHERS = {
+    *("stop", "include_stop", "stop_token_ids", "ignore_eos", "seed", "n"),
+    *("logit_bias", "allowed_token_ids", "bad_words"),
 }
 
 
 def test_the_contract_has_no_other_sampling_fields() -> None:
-    assert {field.name for field in pb.SamplingParams.DESCRIPTOR.fields} == SUPPORTED | UNSUPPORTED.keys()
+    assert {field.name for field in pb.SamplingParams.DESCRIPTOR.fields} == RANGES.keys() | OTHERS
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED)
-def test_sampling_fields_that_are_not_built_are_refused_when_present(name: str) -> None:
-    assert refusal(with_sampling(**{name: UNSUPPORTED[name]})) == ("UNSUPPORTED_FIELD", f"sampling.{name}")
+def test_the_least_may_not_be_more_than_the_most() -> None:
+    assert parse(with_sampling(max_tokens=9, min_tokens=9)).sampling.params.min_tokens == 9
+    assert refusal(with_sampling(max_tokens=9, min_tokens=10)) == ("VALUE_OUT_OF_RANGE", "sampling.min_tokens")
 
 
 @pytest.mark.parametrize("n", [0, 2, 10**9])
@@ -193,6 +220,15 @@ def test_request_fields_that_are_not_built_are_refused_when_present(name: str, v
         (with_sampling(stop=["a" * 65]), "TOO_MANY_VALUES", "sampling.stop[0]"),
         (with_sampling(stop_token_ids=[1] * 65), "TOO_MANY_VALUES", "sampling.stop_token_ids"),
         (with_sampling(stop_token_ids=[1, 1000]), "INVALID_TOKEN_ID", "sampling.stop_token_ids[1]"),
+        (with_sampling(allowed_token_ids=[1] * 1025), "TOO_MANY_VALUES", "sampling.allowed_token_ids"),
+        (with_sampling(allowed_token_ids=[1000]), "INVALID_TOKEN_ID", "sampling.allowed_token_ids[0]"),
+        (with_sampling(bad_words=["a"] * 65), "TOO_MANY_VALUES", "sampling.bad_words"),
+        (with_sampling(bad_words=["a", ""]), "MISSING_FIELD", "sampling.bad_words[1]"),
+        (with_sampling(bad_words=["a" * 65]), "TOO_MANY_VALUES", "sampling.bad_words[0]"),
+        (with_sampling(logit_bias=dict.fromkeys(range(301), 1.0)), "TOO_MANY_VALUES", "sampling.logit_bias"),
+        (with_sampling(logit_bias={1: 1.0, 1000: 1.0}), "INVALID_TOKEN_ID", "sampling.logit_bias[1000]"),
+        (with_sampling(logit_bias={7: 100.5}), "VALUE_OUT_OF_RANGE", "sampling.logit_bias[7]"),
+        (with_sampling(logit_bias={7: math.nan}), "VALUE_OUT_OF_RANGE", "sampling.logit_bias[7]"),
         (pb.GenerateRequest(text=TEXT, cache_salt=b"x" * 65), "TOO_MANY_VALUES", "cache_salt"),
         *(
             (pb.GenerateRequest(text=TEXT, request_id=name), "INVALID_REQUEST_ID", "request_id")

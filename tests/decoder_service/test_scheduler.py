@@ -1,15 +1,18 @@
 """Who is computed next, and who must wait or give way."""
 
+import gc
 import sys
 from types import FrameType
 
 import pytest
 
 from common.errors import InvalidArgumentError
+from decoder_service.block_hash import block_hash
 from decoder_service.block_manager import BlockManager, IntegrityError
-from decoder_service.request import Request, RequestStatus
+from decoder_service.prefix_cache import PrefixCache
+from decoder_service.request import ImageRef, Request, RequestStatus
 from decoder_service.scheduler import Scheduler, SchedulerConfig, check_fits
-from decoder_service.step import StepOutput
+from decoder_service.step import StepOutput, WantedImages
 from tests.decoder_service.engine_fakes import make_features, make_request
 
 
@@ -18,6 +21,7 @@ class Steps:
 
     def __init__(self, *, num_blocks: int = 16, max_num_batched_tokens: int = 16, max_num_requests: int = 4) -> None:
         self.blocks = BlockManager(num_blocks, block_size=4)
+        prefix_cache = PrefixCache(self.blocks, block_hash)
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_num_batched_tokens=max_num_batched_tokens,
@@ -25,6 +29,7 @@ class Steps:
                 max_model_len=1000,
             ),
             self.blocks,
+            prefix_cache,
         )
         self.requests: list[Request] = []
         self.output = StepOutput()
@@ -190,7 +195,7 @@ def test_a_stalled_request_gives_way_before_the_youngest_even_to_a_younger_one()
     assert steps.step() == {"a": 1, "b": 1}
     assert steps.step() == {"a": 1, "b": 1}
     assert stalled.status is RequestStatus.WAITING
-    assert steps.output.wanted == stalled.image_refs
+    assert steps.output.wanted == [WantedImages("stalled", (0, 1))]
 
 
 def test_a_preempted_request_drops_its_features_and_wants_all_its_images() -> None:
@@ -202,7 +207,8 @@ def test_a_preempted_request_drops_its_features_and_wants_all_its_images() -> No
     assert steps.step() == {"old": 12, "picture": 2}
     assert steps.step() == {"old": 1}
     assert picture.features == [None, None]
-    assert steps.output.consumed == steps.output.wanted == picture.image_refs
+    assert steps.output.consumed == [ImageRef("picture", 0), ImageRef("picture", 1)]
+    assert steps.output.wanted == [WantedImages("picture", (0, 1))]
 
 
 def test_stalled_requests_give_their_blocks_to_a_ready_one_when_nothing_else_can_move() -> None:
@@ -272,11 +278,13 @@ def test_waiting_requests_cost_a_step_nothing() -> None:
             nonlocal count
             count += 1
 
+        gc.disable()  # Its callbacks would be counted.
         sys.setprofile(on_event)
         try:
             steps.scheduler.schedule(StepOutput())
         finally:
             sys.setprofile(None)
+            gc.enable()
         return count
 
     assert calls_in_a_step(10) == calls_in_a_step(10_000) > 0

@@ -1,5 +1,6 @@
 """The decoder against transformers, through the engine: logits, greedy ids, any batch, any chunk size."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -72,6 +73,7 @@ class Harness:
         config = SchedulerConfig(max_num_batched_tokens=token_budget, max_num_requests=6, max_model_len=1024)
         self.engine = Engine(config=config, num_blocks=num_blocks, block_size=block_size, runner=self.runner)
         self.num_preemptions = 0
+        self.num_hit_tokens = 0
 
     def run(self, prompts: Sequence[Prompt], *, poisoned: Collection[int] = ()) -> list[tuple[list[int], Tensor]]:
         """Greedy tokens and the logits they were chosen from, for each prompt, all at once in one engine.
@@ -79,6 +81,8 @@ class Harness:
         The features of `poisoned` prompts hold a NaN, and those requests must fail.
         """
         requests = [self._request(index, prompt) for index, prompt in enumerate(prompts)]
+        for index in poisoned:
+            requests[index].cache_salt = b"poisoned"  # Else it would find what a sound twin has left.
         features = [self._encode(prompt) for prompt in prompts]
         for index in poisoned:
             features[index][0].data[:4] = b"\xff\xff\xff\x7f"
@@ -93,13 +97,14 @@ class Harness:
             finite = self.runner.last[self.runner.last.isfinite().all(dim=-1)]
             for token, row in zip(output.tokens, finite, strict=True):
                 logits[token.request_id].append(row)
-            for request_id in {ref.request_id for ref in output.wanted}:
-                index = int(request_id)
+            for wanted in output.wanted:
+                index = int(wanted.request_id)
                 self._hand_over(requests[index], features[index])
             self.engine.check_integrity()
         stats = self.engine.stats()
         assert stats.num_free_blocks == stats.num_blocks
         self.num_preemptions = stats.num_preemptions
+        self.num_hit_tokens = stats.num_hit_tokens
         assert failed == {str(index) for index in poisoned}
         return [
             (request.output_token_ids, torch.stack(logits[request.request_id]))
@@ -116,6 +121,7 @@ class Harness:
             request_id=str(index),
             prompt_token_ids=tuple(prompt.token_ids),
             placeholders=tuple(self._placeholders(prompt)),
+            image_identities=tuple(hashlib.sha256(image.numpy().tobytes()).digest() for image in prompt.images),
             sampling=SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True),
             arrival=index,
         )
@@ -192,6 +198,24 @@ def test_preempted_requests_get_the_reference_ids(tmp_path: Path) -> None:
     for prompt, (ids, logits) in zip(prompts, harness.run(prompts), strict=True):
         _assert_matches(ids, logits, reference_logits(model, prompt, ids))
     assert harness.num_preemptions > 0
+
+
+@pytest.mark.parametrize("token_budget", [6, 37, 500])
+def test_what_the_prefix_cache_holds_gives_the_reference_logits_and_ids(token_budget: int, tmp_path: Path) -> None:
+    """The same prompts again, and their beginnings with another end."""
+    shape = IMAGE_SHAPES[0]
+    model = random_pixtral(shape)
+    prompts = _mixed_prompts(shape.patch)
+    harness = Harness(save(model, tmp_path), num_blocks=128, block_size=4, token_budget=token_budget)
+    harness.run(prompts)
+    assert harness.num_hit_tokens == 0
+    longer = [Prompt(token_ids=[*each.token_ids[:-1], *range(30, 44)], images=each.images) for each in prompts]
+    for asked in (prompts, longer):
+        before = harness.num_hit_tokens
+        for prompt, (ids, logits) in zip(asked, harness.run(asked), strict=True):
+            _assert_matches(ids, logits, reference_logits(model, prompt, ids))
+        lengths = [len(each.token_ids) for each in asked]
+        assert harness.num_hit_tokens - before > sum(lengths) - sum(10 if asked is prompts else 20 for _ in asked)
 
 
 @pytest.mark.parametrize("token_budget", [12, 500])

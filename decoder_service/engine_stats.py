@@ -1,0 +1,28 @@
+"""How full the engine is and what it has done.
+
+A plain record between the engine and whoever looks at it.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Gauges and counters, as of the last step."""
+
+    num_waiting: int
+    num_running: int
+    num_free_blocks: int
+    num_blocks: int
+    num_preemptions: int
+    num_steps: int
+    num_batched_tokens: int
+    """Tokens in the last batch."""
+    num_queried_tokens: int
+    """Tokens that the prefix cache was asked for, once for each request."""
+    num_hit_tokens: int
+    """Tokens that it held, and that were not computed therefore."""
+    num_evicted_blocks: int
+    """Blocks that it knew and that were needed for something else."""
+    num_images_covered: int
+    """Images that were not fetched, as it held all of their tokens."""
