@@ -22,6 +22,8 @@ POLICY = (
     "decoder_service.generation",
     "decoder_service.prompt",
     "vision_service.batcher",
+    "vision_service.byte_budget",
+    "vision_service.feature_cache",
     "vision_service.decode_pool",
     "vision_service.image",
 )

@@ -37,7 +37,9 @@ async def serve(config: VisionConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status."""
     registry = CollectorRegistry()
     try:
-        service = VisionService(config.model, decode=config.decode, batch=config.batch, registry=registry)
+        service = VisionService(
+            config.model, decode=config.decode, batch=config.batch, cache=config.cache, registry=registry
+        )
     except ValueError as error:
         sys.stderr.write(f"vision_service: {error}\n")
         return 2

@@ -33,6 +33,8 @@ class EncodeResult:
     features: EncodedImage
     queue_seconds: float
     encode_seconds: float
+    preprocess_seconds: float = 0.0
+    """Before the batcher; whoever brings the image adds it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +60,8 @@ class Batcher:
         self._seconds_per_patch = 0.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         self._task: asyncio.Task[None] | None = None
+        self.num_encoded_images = 0
+        self.num_batches = 0
         self.device_lost = asyncio.Event()
         """Set when the encoder says that it will not work again in this process."""
 
@@ -175,6 +179,8 @@ class Batcher:
             await self._after_failure(batch, error)
             return
         seconds = loop.time() - start
+        self.num_encoded_images += len(batch)
+        self.num_batches += 1
         self._seconds_per_patch = seconds / sum(waiting.num_patches for waiting in batch)
         for waiting, image in zip(batch, features, strict=True):
             if not waiting.result.done():

@@ -32,7 +32,19 @@ class BatchConfig:
 
     max_batch_patches: int = setting(8192, minimum=1, help="most patches in a batch; a larger picture goes alone")
     max_pending_patches: int = setting(262_144, minimum=1, help="patches that may wait before pictures are refused")
+    max_pending_bytes: int = setting(
+        2**30, minimum=1, help="bytes of picture files and features under way before pictures are refused"
+    )
     max_batch_wait: float = setting(0.002, minimum=0.0, maximum=1.0, help="longest wait for company, in seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """What is kept of the features that were made."""
+
+    feature_cache_bytes: int = setting(
+        512 * 2**20, minimum=0, help="host memory for features of pictures that may come again; 0 keeps none"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +55,4 @@ class VisionConfig:
     model: ModelSettings
     decode: DecodeConfig
     batch: BatchConfig
+    cache: CacheConfig

@@ -7,6 +7,7 @@ costs exactly the one image that it held. `close` leaves no process and no task 
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,10 @@ class DecodePool:
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue(max_waiting)
         self._workers: dict[int, WorkerProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
+        self.num_restarts = 0
+        """Workers that were replaced."""
+        self.failures: Counter[str] = Counter()
+        """Images that could not be decoded, by reason."""
         shape = settings.preprocessing
         self._dtype = np.dtype(np.float32 if shape.mode is PreprocessingMode.MISTRAL else np.uint8)
         side = -(-shape.image_size // shape.patch_size) * shape.patch_size
@@ -99,7 +104,9 @@ class DecodePool:
                 await self._run(job, self._workers[index])
             except (WorkerBrokenError, TimeoutError) as error:
                 _LOG.warning("decode worker %d lost one image and is replaced: %s", index, type(error).__name__)
-                _fail(job, _lost(job, error, self._timeout))
+                lost = _lost(job, error, self._timeout)
+                self.failures[lost.reason] += 1
+                _fail(job, lost)
                 await self._replace(index)
             except asyncio.CancelledError:
                 _fail(job, _closing())
@@ -113,6 +120,7 @@ class DecodePool:
             error = InvalidArgumentError(
                 str(reason), str(header.get("message")), field=job.field, metadata=header.get("metadata")
             )
+            self.failures[error.reason] += 1
             _fail(job, error)
             return
         patch = self._settings.preprocessing.patch_size
@@ -123,6 +131,7 @@ class DecodePool:
             job.pixels.set_result(np.frombuffer(payload, self._dtype).reshape(shape))
 
     async def _replace(self, index: int) -> None:
+        self.num_restarts += 1
         await self._workers[index].close()
         del self._workers[index]
         while index not in self._workers:

@@ -6,9 +6,10 @@ composes both services in one process uses this as it is.
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import torch
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
 from common.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint_config import CheckpointError, read_preprocessing
@@ -17,10 +18,17 @@ from common.devices import find_device, find_dtype
 from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.model_settings import ModelSettings
-from vision_service.batcher import Batcher
-from vision_service.config import BatchConfig, DecodeConfig
+from common.wire_types import DTYPE_SIZES
+from vision_service.batcher import Batcher, Encode
+from vision_service.byte_budget import ByteBudget
+from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
 from vision_service.decode_pool import DecodePool
 from vision_service.decode_worker import DecodeSettings
+from vision_service.encoded_image import EncodedImage
+from vision_service.feature_cache import FeatureCache
+from vision_service.image import Pixels
+from vision_service.memory_plan import warm_up
+from vision_service.metrics import VisionCollector
 from vision_service.model_info import EncoderInfo
 from vision_service.runner import EncoderRunner
 from vision_service.servicer import VisionServicer
@@ -37,23 +45,33 @@ class VisionService:
         *,
         decode: DecodeConfig,
         batch: BatchConfig,
+        cache: CacheConfig,
         registry: CollectorRegistry,
     ) -> None:
         """Load the model, which takes a while. Raises CheckpointError or another ValueError, in one line."""
         device = find_device(model.device)
         dtype = find_dtype(model.dtype, device)
-        checkpoint = open_checkpoint(model.model)
+        checkpoint = open_checkpoint(model.model, verify_checksums=model.verify_checksums)
         self.info = _read_info(checkpoint, model, decode, dtype)
+        _check_bytes(self.info, batch.max_pending_bytes)
         runner = _load_runner(checkpoint, self.info, device, dtype)
+        checkpoint.finish_checks()
+        _warm_up(runner, checkpoint, self.info, device=device, dtype=dtype, batch=batch, cache=cache)
         self._decode_pool = _make_decode_pool(self.info, decode)
         self._batcher = Batcher(
-            runner.encode,
+            separating(runner.encode),
             max_batch_patches=batch.max_batch_patches,
             max_pending_patches=batch.max_pending_patches,
             max_wait=batch.max_batch_wait,
         )
-        self.servicer = VisionServicer(self.info, decode_pool=self._decode_pool, batcher=self._batcher)
-        _export(self._batcher, registry)
+        budget = ByteBudget(batch.max_pending_bytes)
+        features = FeatureCache(budget, max_kept_bytes=cache.feature_cache_bytes)
+        self.servicer = VisionServicer(
+            self.info, budget=budget, cache=features, decode_pool=self._decode_pool, batcher=self._batcher
+        )
+        registry.register(
+            VisionCollector(budget=budget, cache=features, decode_pool=self._decode_pool, batcher=self._batcher)
+        )
 
     @property
     def device_lost(self) -> asyncio.Event:
@@ -71,6 +89,18 @@ class VisionService:
         await self._batcher.close()
 
 
+def separating(encode: Encode) -> Encode:
+    """The same encoder, but the features of one image keep no others of its batch in memory."""
+
+    def separate(images: list[Pixels]) -> list[EncodedImage]:
+        encoded = encode(images)
+        if len(encoded) == 1:
+            return encoded
+        return [replace(image, rows=memoryview(bytes(image.rows))) for image in encoded]
+
+    return separate
+
+
 def _read_info(checkpoint: Checkpoint, model: ModelSettings, decode: DecodeConfig, dtype: torch.dtype) -> EncoderInfo:
     if not isinstance(checkpoint.config, PixtralConfig):
         raise CheckpointError(f"{model.model}: the model takes no pictures")
@@ -85,13 +115,44 @@ def _read_info(checkpoint: Checkpoint, model: ModelSettings, decode: DecodeConfi
     )
 
 
+def _check_bytes(info: EncoderInfo, max_pending_bytes: int) -> None:
+    """Raise ValueError where not even one picture would be admitted."""
+    features = info.max_patches * info.feature_width * DTYPE_SIZES[info.dtype]
+    needed = 2 * info.limits.max_bytes + features
+    if needed > max_pending_bytes:
+        raise ValueError(
+            f"--max-pending-bytes {max_pending_bytes} is less than one picture may need, {needed}; "
+            "raise it or lower --max-image-bytes"
+        )
+
+
 def _load_runner(checkpoint: Checkpoint, info: EncoderInfo, device: torch.device, dtype: torch.dtype) -> EncoderRunner:
     runner = EncoderRunner.load(checkpoint, info.preprocessing, device=device, dtype=dtype)
-    largest = info.preprocessing.patch_grid(info.preprocessing.image_size, info.preprocessing.image_size)
-    # On a GPU the largest image too, so that its memory is known to be there before anybody asks for it.
-    runner.warm_up([(1, 1)] if device.type == "cpu" else [(1, 1), largest])
     _log.info("loaded", extra={"model": info.model_name, "device": str(device), "dtype": info.dtype})
     return runner
+
+
+def _warm_up(
+    runner: EncoderRunner,
+    checkpoint: Checkpoint,
+    info: EncoderInfo,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: BatchConfig,
+    cache: CacheConfig,
+) -> None:
+    if not isinstance(checkpoint.config, PixtralConfig):
+        raise CheckpointError("the model takes no pictures")
+    warm_up(
+        runner,
+        checkpoint.config.vision,
+        info.preprocessing,
+        device=device,
+        dtype=dtype,
+        max_batch_patches=batch.max_batch_patches,
+        host_bytes=batch.max_pending_bytes + cache.feature_cache_bytes,
+    )
 
 
 def _make_decode_pool(info: EncoderInfo, decode: DecodeConfig) -> DecodePool:
@@ -107,10 +168,3 @@ def _make_decode_pool(info: EncoderInfo, decode: DecodeConfig) -> DecodePool:
         max_waiting=decode.decode_queue,
         timeout=float(decode.decode_seconds),
     )
-
-
-def _export(batcher: Batcher, registry: CollectorRegistry) -> None:
-    patches = Gauge("diptych_vision_pending_patches", "Patches admitted and not yet encoded.", registry=registry)
-    patches.set_function(lambda: batcher.pending_patches)
-    images = Gauge("diptych_vision_pending_images", "Images admitted and not yet encoded.", registry=registry)
-    images.set_function(lambda: batcher.pending_images)

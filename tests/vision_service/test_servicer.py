@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -20,9 +21,11 @@ from diptych.v1 import vision_pb2 as pb
 from diptych.v1 import vision_pb2_grpc
 from tests.pictures import noise, preprocessing, save
 from vision_service.batcher import Batcher
+from vision_service.byte_budget import ByteBudget
 from vision_service.decode_pool import DecodePool
 from vision_service.decode_worker import DecodeSettings
 from vision_service.encoded_image import EncodedImage
+from vision_service.feature_cache import FeatureCache
 from vision_service.image import Pixels
 from vision_service.model_info import EncoderInfo
 from vision_service.servicer import VisionServicer
@@ -61,35 +64,48 @@ class FakeEncoder:
 class Service:
     """A running service and a stub for it."""
 
-    def __init__(self, stub: "vision_pb2_grpc.VisionServiceAsyncStub", encoder: FakeEncoder, batcher: Batcher) -> None:
+    def __init__(
+        self,
+        stub: "vision_pb2_grpc.VisionServiceAsyncStub",
+        encoder: FakeEncoder,
+        batcher: Batcher,
+        cache: FeatureCache,
+        budget: ByteBudget,
+    ) -> None:
         self.stub = stub
         self.encoder = encoder
         self.batcher = batcher
+        self.cache = cache
+        self.budget = budget
 
 
 @asynccontextmanager
-async def running(*, max_pending_patches: int = 10_000) -> AsyncIterator[Service]:
+async def running(
+    *, max_pending_patches: int = 10_000, max_pending_bytes: int = 10**7, max_kept_bytes: int = 0
+) -> AsyncIterator[Service]:
     encoder = FakeEncoder()
     settings = DecodeSettings(
         preprocessing=INFO.preprocessing, limits=INFO.limits, max_memory_bytes=2 << 30, max_cpu_seconds=5
     )
     pool = DecodePool(settings, num_workers=1, max_waiting=16, timeout=5.0)
     batcher = Batcher(encoder.encode, max_batch_patches=512, max_pending_patches=max_pending_patches, max_wait=0.001)
-    server = GrpcServer(ServerConfig(port=0), registry=CollectorRegistry())
-    servicer = VisionServicer(INFO, decode_pool=pool, batcher=batcher)
+    server = GrpcServer(ServerConfig(port=0, max_concurrent_streams=1000), registry=CollectorRegistry())
+    budget = ByteBudget(max_pending_bytes)
+    cache = FeatureCache(budget, max_kept_bytes=max_kept_bytes)
+    servicer = VisionServicer(INFO, budget=budget, cache=cache, decode_pool=pool, batcher=batcher)
     vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, server.grpc)
     await pool.start()
     batcher.start()
     port = await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Service(vision_pb2_grpc.VisionServiceStub(channel), encoder, batcher)
+            yield Service(vision_pb2_grpc.VisionServiceStub(channel), encoder, batcher, cache, budget)
     finally:
         encoder.gate.set()
         await server.grpc.stop(1)
         await pool.close()
         await batcher.close()
-        assert (batcher.pending_patches, batcher.pending_images) == (0, 0)
+        assert (batcher.pending_patches, batcher.pending_images, budget.held) == (0, 0, 0)
 
 
 async def encode(service: Service, image: bytes = PICTURE, salt: bytes = b"") -> bytes:
@@ -155,7 +171,7 @@ async def test_load_is_told_in_patches_and_bounded() -> None:
         task = asyncio.create_task(encode(service))
         load = await until_pending(service, 1)
         assert (load.pending_patches, load.free_patches) == (28, 12)
-        code, reason, _ = await refusal(service, image=PICTURE)
+        code, reason, _ = await refusal(service, image=save(noise(100, 60, seed=1)))
         assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ENCODER_QUEUE_FULL")
         service.encoder.gate.set()
         await task
@@ -185,3 +201,71 @@ async def test_many_pictures_at_once_get_their_own_features() -> None:
         alone = [await encode(service, picture) for picture in pictures]
         assert await asyncio.gather(*(encode(service, picture) for picture in pictures)) == alone
         assert len(set(alone)) > 1
+
+
+async def test_equal_pictures_at_once_are_encoded_once_and_later_not_at_all() -> None:
+    async with running(max_kept_bytes=10**6) as service:
+        service.encoder.gate.clear()
+        tasks = [asyncio.create_task(encode(service)) for _ in range(10)]
+        await until_pending(service, 1)
+        service.encoder.gate.set()
+        assert len(set(await asyncio.gather(*tasks))) == 1
+        assert await encode(service) == tasks[0].result()
+        assert service.encoder.num_images == 1
+        await encode(service, salt=b"another tenant")
+        assert service.encoder.num_images == 2
+
+
+async def test_features_that_are_there_are_sent_while_the_encoder_is_busy() -> None:
+    async with running(max_kept_bytes=10**6) as service:
+        features = await encode(service)
+        service.encoder.gate.clear()
+        busy = asyncio.create_task(encode(service, save(noise(100, 60, seed=1))))
+        await until_pending(service, 1)
+        async with asyncio.timeout(0.5):
+            assert await encode(service) == features
+        service.encoder.gate.set()
+        await busy
+
+
+async def test_bytes_under_way_are_bounded_and_a_slow_reader_counts() -> None:
+    """28 patches of 64 floats are 7 KiB, less than the second picture."""
+    async with running(max_pending_bytes=2 * len(PICTURE) + 8000, max_kept_bytes=10**6) as service:
+        service.encoder.gate.clear()
+        task = asyncio.create_task(encode(service))
+        await until_pending(service, 1)
+        begin = time.monotonic()
+        code, reason, _ = await refusal(service, image=save(noise(100, 60, seed=1)))
+        assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ENCODER_MEMORY_FULL")
+        assert time.monotonic() - begin < 0.05
+        service.encoder.gate.set()
+        await task
+        assert service.budget.held == 0
+
+
+async def test_two_hundred_pictures_at_once_are_all_answered_or_refused_at_once() -> None:
+    pictures = [save(noise(48, 48, seed=seed)) for seed in range(200)]
+    async with running(max_pending_patches=9 * 50) as service:
+        service.encoder.gate.clear()
+        outcomes = [asyncio.create_task(_outcome(service, picture)) for picture in pictures]
+        done, _ = await asyncio.wait(outcomes, timeout=2.0)
+        service.encoder.gate.set()
+        async with asyncio.timeout(30):
+            results = await asyncio.gather(*outcomes)
+        assert set(results) == {"features", "ENCODER_QUEUE_FULL", "DECODE_QUEUE_FULL"} - (
+            set() if "DECODE_QUEUE_FULL" in results else {"DECODE_QUEUE_FULL"}
+        )
+        assert len(done) == len(results) - results.count("features")
+        await encode(service)
+
+
+async def _outcome(service: Service, picture: bytes) -> str:
+    try:
+        async for message in service.stub.Encode(pb.EncodeRequest(image=picture, request_id="r")):
+            last = message.WhichOneof("part")
+        assert last == "end"
+    except grpc.aio.AioRpcError as error:
+        told = to_client_error(error)
+        assert told.retry_after is not None
+        return told.reason
+    return "features"

@@ -1,0 +1,87 @@
+"""A batch that cannot fit is found before the service serves, and the message says what to do."""
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from common.errors import ResourceExhaustedError
+from common.model_config import PixtralVisionConfig
+from common.preprocessing import PreprocessingMode
+from tests.pictures import preprocessing
+from vision_service import memory_plan
+from vision_service.encoded_image import EncodedImage
+from vision_service.image import Pixels
+from vision_service.memory_plan import batch_bytes, warm_up
+from vision_service.runner import EncoderRunner
+
+CONFIG = PixtralVisionConfig(
+    patch_size=16,
+    image_size=64,
+    num_channels=3,
+    vision_hidden_size=32,
+    vision_num_attention_heads=2,
+    vision_num_hidden_layers=1,
+    vision_intermediate_size=64,
+    vision_head_dim=16,
+    vision_rope_theta=10_000.0,
+)
+SHAPE = preprocessing(PreprocessingMode.HF, image_size=64)
+"""At most 4 x 4 patches."""
+
+
+class FakeRunner(EncoderRunner):
+    """Has room for so many patches."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.batches: list[int] = []
+
+    def warm_up(self, grids: Sequence[tuple[int, int]]) -> None:
+        self.batches += [height * width for height, width in grids]
+
+    def encode(self, images: Sequence[Pixels]) -> list[EncodedImage]:
+        num_patches = sum(image.shape[0] * image.shape[1] // 256 for image in images)
+        self.batches.append(num_patches)
+        if num_patches > self.room:
+            raise ResourceExhaustedError("ENCODER_OUT_OF_MEMORY", "no room")
+        return []
+
+
+def plan(runner: FakeRunner, device: str, *, max_batch_patches: int, host_bytes: int = 0) -> None:
+    warm_up(
+        runner,
+        CONFIG,
+        SHAPE,
+        device=torch.device(device),
+        dtype=torch.float32,
+        max_batch_patches=max_batch_patches,
+        host_bytes=host_bytes,
+    )
+
+
+def test_a_gpu_encodes_the_largest_batch_before_it_is_needed() -> None:
+    runner = FakeRunner(room=48)
+    plan(runner, "cuda", max_batch_patches=50)
+    assert runner.batches == [1, 48]
+    with pytest.raises(ValueError, match=r"a batch of 64 patches does not fit .* lower --max-batch-patches"):
+        plan(runner, "cuda", max_batch_patches=64)
+
+
+def test_an_image_larger_than_a_batch_must_fit_alone() -> None:
+    runner = FakeRunner(room=15)
+    with pytest.raises(ValueError, match="a batch of 16 patches"):
+        plan(runner, "cuda", max_batch_patches=1)
+
+
+def test_a_host_is_asked_for_its_free_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    needed = batch_bytes(CONFIG, torch.float32, num_patches=32)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: needed)
+    with caplog.at_level(logging.WARNING):
+        plan(FakeRunner(room=0), "cpu", max_batch_patches=32)
+        assert not caplog.records
+        plan(FakeRunner(room=0), "cpu", max_batch_patches=32, host_bytes=1)
+        assert "--feature-cache-bytes" in caplog.text
+    with pytest.raises(ValueError, match=r"a batch of 48 patches needs .* lower --max-batch-patches"):
+        plan(FakeRunner(room=0), "cpu", max_batch_patches=48)
