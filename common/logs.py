@@ -22,6 +22,7 @@ def set_up_logging(level: str = "info", *, stream: TextIO | None = None) -> None
     handler = logging.StreamHandler(stream)
     handler.setFormatter(HumanFormatter() if stream.isatty() else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("mistral_common").setLevel(logging.WARNING)  # It tells at length what it loads.
 
 
 class HumanFormatter(logging.Formatter):

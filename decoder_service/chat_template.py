@@ -1,27 +1,14 @@
-"""Lays a chat out as the model was taught, with mistral-common.
+"""What a chat template is to the service: a chat in, its tokens out.
 
-Knows mistral-common's messages and how to make it lay out images without seeing one: its image encoder is
-replaced by one that returns the tokens of a grid that we computed. Does not know image files, limits or fields
-(see `decoder_service.prompt`). mistral-common decides the rest: where the system prompt goes, how adjacent
-texts are joined, and that a single image after the text moves before it.
+Knows the shape of both. Does not know how it is done: `decoder_service.mistral_chat` asks mistral-common,
+`decoder_service.hf_chat` renders what the checkpoint brings.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
-from mistral_common.exceptions import MistralCommonException
-from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk, TextChunk
-from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
-from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.tokens.tokenizers.image import ImageEncoder, ImageEncoding
+from typing import NamedTuple, Protocol
 
 from common.preprocessing import PatchGrid
-from decoder_service.image_layout import ImageTokenIds
-from decoder_service.prompt_spec import ChatMessage, Role
-from decoder_service.tokenizer import Tokenizer
-
-_MESSAGE_CLASSES = {Role.SYSTEM: SystemMessage, Role.USER: UserMessage, Role.ASSISTANT: AssistantMessage}
+from decoder_service.prompt_spec import ChatMessage
 
 
 class ChatLayout(NamedTuple):
@@ -32,57 +19,11 @@ class ChatLayout(NamedTuple):
     """Indices of the images, counted in the order of the messages, in the order in which they are laid out."""
 
 
-class ChatTemplate:
+class ChatTemplate(Protocol):
     """The chat template of one tokenizer. Safe to use from several threads."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Replace the image encoder of the tokenizer's mistral-common object."""
-        self._mistral = tokenizer.mistral
-        if tokenizer.image_ids is not None:
-            self._mistral.instruct_tokenizer.image_encoder = _GridEncoder(tokenizer.image_ids)
 
     def lay_out(self, messages: Sequence[ChatMessage], grids: Sequence[PatchGrid]) -> ChatLayout:
         """Lay out a chat whose images, in the order of the messages, have these grids.
 
-        Raises ValueError for a chat that mistral-common refuses.
+        Raises ValueError for a chat that the model was not taught, or that cannot be encoded.
         """
-        images = iter(enumerate(grids))
-        chat = [
-            _MESSAGE_CLASSES[message.role](
-                content=[
-                    TextChunk(text=part) if isinstance(part, str) else _GridChunk.of(*next(images))
-                    for part in message.parts
-                ]
-            )
-            for message in messages
-        ]
-        try:
-            # Serving mode insists on a model's name; nothing is looked up by it.
-            laid_out = self._mistral.encode_chat_completion(ChatCompletionRequest(model="served", messages=chat))
-        except MistralCommonException as error:
-            raise ValueError("mistral-common refused the chat") from error
-        return ChatLayout(tuple(laid_out.tokens), tuple(int(index) for index in laid_out.images))
-
-
-class _GridChunk(ImageURLChunk):
-    """Stands for an image in a message: its index and its grid instead of an address."""
-
-    index: int
-    grid: PatchGrid
-
-    @classmethod
-    def of(cls, index: int, grid: PatchGrid) -> "_GridChunk":
-        return cls(image_url="", index=index, grid=grid)
-
-
-class _GridEncoder(ImageEncoder):
-    """Gives an image's tokens by its grid, and for its pixels only its index."""
-
-    def __init__(self, ids: ImageTokenIds) -> None:
-        # The base class keeps sizes of images here; these come with every grid instead.
-        self._ids = ids
-
-    def __call__(self, content: ImageChunk | ImageURLChunk) -> ImageEncoding:
-        if not isinstance(content, _GridChunk):
-            raise TypeError("images enter chats only as grids")
-        return ImageEncoding(tokens=list(self._ids.layout(content.grid)), image=np.array(content.index))

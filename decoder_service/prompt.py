@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from common.errors import InvalidArgumentError
 from common.image_header import ImageLimits, read_image_header
 from common.preprocessing import PatchGrid, Preprocessing
-from decoder_service.chat_template import ChatTemplate
 from decoder_service.image_layout import locate_images
 from decoder_service.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TextPrompt, TokenPrompt
 from decoder_service.request import PlaceholderRange
@@ -50,7 +49,6 @@ class PromptBuilder:
     def __init__(self, tokenizer: Tokenizer, *, vocabulary_size: int, limits: PromptLimits) -> None:
         """Take the tokenizer and the number of ids that the model knows, which may be more than the tokenizer's."""
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer)
         self._vocabulary_size = vocabulary_size
         self._limits = limits
 
@@ -58,8 +56,8 @@ class PromptBuilder:
         """Lay out a prompt; `preprocessing` is None where the model takes no images.
 
         Raises InvalidArgumentError with the field at fault: EMPTY_PROMPT, EMPTY_MESSAGE, PROMPT_TOO_LONG,
-        INVALID_ROLE_ORDER, INVALID_TOKEN_ID, TEXT_NOT_ENCODABLE, TOO_MANY_IMAGES, IMAGES_UNSUPPORTED,
-        IMAGE_IN_WRONG_ROLE, IMAGE_COUNT_MISMATCH, and what `read_image_header` raises.
+        INVALID_ROLE_ORDER, INVALID_TOKEN_ID, TEXT_NOT_ENCODABLE, CHAT_UNSUPPORTED, TOO_MANY_IMAGES,
+        IMAGES_UNSUPPORTED, IMAGE_IN_WRONG_ROLE, IMAGE_COUNT_MISMATCH, and what `read_image_header` raises.
         """
         match spec:
             case ChatPrompt():
@@ -72,6 +70,9 @@ class PromptBuilder:
         return prompt
 
     def _chat(self, spec: ChatPrompt, preprocessing: Preprocessing | None) -> Prompt:
+        template = self._tokenizer.chat_template
+        if template is None:
+            raise InvalidArgumentError("CHAT_UNSUPPORTED", "this model has no chat template", field="chat")
         _check_messages(spec.messages)
         self._check_texts(
             (part for message in spec.messages for part in message.parts if isinstance(part, str)), "chat"
@@ -79,7 +80,7 @@ class PromptBuilder:
         images = list(_chat_images(spec.messages))
         grids = self._grids(images, preprocessing, "chat")
         try:
-            layout = self._template.lay_out(spec.messages, grids)
+            layout = template.lay_out(spec.messages, grids)
         except ValueError as error:
             raise _not_encodable("chat") from error
         placeholders = self._locate(layout.token_ids, [grids[index] for index in layout.image_order])

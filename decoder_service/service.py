@@ -28,7 +28,7 @@ from decoder_service.run_config import RunConfig, make_run_config
 from decoder_service.runner import DecoderModel, DecoderRunner
 from decoder_service.scheduler import SchedulerConfig
 from decoder_service.servicer import GenerationServicer, ServicerLimits
-from decoder_service.tokenizer import Tokenizer, find_tokenizer_file
+from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
 from decoder_service.vision_client import VisionClient
 from diptych.v1 import generation_pb2_grpc
 
@@ -44,7 +44,7 @@ class DecoderService:
         """Load everything. Raises ValueError, CheckpointError among them, with one line that says what is wrong."""
         self._config = config
         checkpoint = open_checkpoint(config.model.model, verify_checksums=config.model.verify_checksums)
-        tokenizer = Tokenizer.from_file(config.tokenizer or find_tokenizer_file(config.model.model))
+        tokenizer = load_tokenizer(config.tokenizer or find_tokenizer_file(config.model.model))
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
         tokenizer.check_fits(vocabulary_size=text.vocab_size, image_token_id=image_token_id)

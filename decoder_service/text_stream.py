@@ -37,11 +37,15 @@ class TextStream:
         tokenizer: Tokenizer,
         stops: Sequence[str],
         *,
+        continues: bool = False,
         include_stop: bool = False,
         min_tokens: int = 0,
     ) -> None:
-        """Start a completion; the stop texts are part of it or not, none ends it before `min_tokens` tokens."""
-        self._detokenizer = Detokenizer(tokenizer.token_bytes)
+        """Start a completion; it `continues` a text of the caller's, or is a text of its own.
+
+        The stop texts are part of the text or not; none ends it before `min_tokens` tokens have come.
+        """
+        self._detokenizer = Detokenizer(tokenizer.texts, first=not continues)
         self._checker = StopChecker(stops)
         self._include_stop = include_stop
         self._min_tokens = min_tokens

@@ -1,7 +1,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from decoder_service.detokenizer import Detokenizer
+from decoder_service.detokenizer import Detokenizer, TokenTexts
 
 # Lead and continuation bytes of every length, surrogates, over-long forms and ends of range among them.
 TRICKY = st.sampled_from([0x41, 0x80, 0xBF, 0xC0, 0xC2, 0xE0, 0xE2, 0xED, 0xEF, 0xF0, 0xF4, 0xF5, 0xFF, 0x9F, 0xA0])
@@ -12,7 +12,7 @@ PIECES = st.lists(
 
 def stream(pieces: list[bytes], batches: list[int]) -> list[str]:
     """Feed the pieces as tokens 0, 1, ..., as many at a time as `batches` says, then one at a time."""
-    detokenizer = Detokenizer(pieces.__getitem__)
+    detokenizer = Detokenizer(TokenTexts(pieces=pieces))
     told, token_id = [], 0
     for size in batches + [1] * len(pieces):
         told.append(detokenizer.feed(range(token_id, min(token_id + size, len(pieces)))))

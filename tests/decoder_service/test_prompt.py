@@ -15,10 +15,11 @@ from PIL import Image
 from common.errors import InvalidArgumentError
 from common.image_header import ImageLimits
 from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from decoder_service.mistral_chat import ChatTokenizer
 from decoder_service.prompt import Prompt, PromptBuilder, PromptLimits
 from decoder_service.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TextPrompt, TokenPrompt
 from decoder_service.request import PlaceholderRange
-from decoder_service.tokenizer import ChatTokenizer, Tokenizer
+from decoder_service.tokenizer import Tokenizer
 
 MISTRAL = Preprocessing(
     mode=PreprocessingMode.MISTRAL, patch_size=16, image_size=1024, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)

@@ -1,12 +1,18 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decoder_service.detokenizer import Detokenizer
 from decoder_service.image_layout import ImageTokenIds
-from decoder_service.tokenizer import ChatTokenizer, Tokenizer
+from decoder_service.mistral_chat import ChatTokenizer
+from decoder_service.tokenizer import Tokenizer
+from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
+
+LoadMistral = Callable[[str], tuple[Tokenizer, ChatTokenizer]]
 
 CONTROL_TEXTS = [
     *("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]", "<s>", "</s>", "<unk>", "<pad>"),
@@ -17,17 +23,20 @@ HOSTILE = st.lists(st.sampled_from(CONTROL_TEXTS) | st.text(max_size=8), max_siz
 
 
 @given(text=HOSTILE)
-def test_text_never_becomes_a_control_token(tekken: Tokenizer, text: str) -> None:
-    token_ids = tekken.encode_text(text)
-    assert not any(map(tekken.is_control, token_ids))
-    assert b"".join(map(tekken.token_bytes, token_ids)) == text.encode()
+def test_text_never_becomes_a_control_token(both: tuple[Tokenizer, ChatTokenizer], text: str) -> None:
+    tokenizer, _ = both
+    token_ids = tokenizer.encode_text(text)
+    assert not any(map(tokenizer.is_control, token_ids))
+    space = " " if tokenizer.texts.first_pieces and text else ""  # SentencePiece begins every text with one.
+    assert b"".join(map(tokenizer.token_bytes, token_ids)) == (space + text).encode()
 
 
 @given(text=HOSTILE)
-def test_ids_are_those_of_mistral_common(tekken: Tokenizer, mistral_common: ChatTokenizer, text: str) -> None:
-    expected = mistral_common.instruct_tokenizer.tokenizer.encode(text, bos=False, eos=False)
-    assert tekken.encode_text(text) == expected
-    assert b"".join(map(tekken.token_bytes, expected)).decode() == mistral_common.decode(expected)
+def test_ids_are_those_of_mistral_common(both: tuple[Tokenizer, ChatTokenizer], text: str) -> None:
+    tokenizer, oracle = both
+    expected = oracle.instruct_tokenizer.tokenizer.encode(text, bos=False, eos=False)
+    assert tokenizer.encode_text(text) == expected
+    assert Detokenizer(tokenizer.texts).feed(expected) == oracle.decode(expected) == text
 
 
 def test_special_ids_come_from_the_file(tekken: Tokenizer) -> None:
@@ -56,7 +65,7 @@ def test_a_moved_image_token_is_followed(tmp_path: Path, demo_tekken: Path) -> N
         token["token_str"] = name
     moved = tmp_path / "tekken.json"
     moved.write_text(json.dumps(file))
-    assert Tokenizer.from_file(moved).image_ids == ImageTokenIds(placeholder=12, row_break=13, end=10)
+    assert load_tokenizer(moved).image_ids == ImageTokenIds(placeholder=12, row_break=13, end=10)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tekken: Tokenizer) -> None:
@@ -73,22 +82,59 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, content: bytes) ->
     broken = tmp_path / "tekken.json"
     broken.write_bytes(content)
     with pytest.raises(ValueError, match=r"^tekken.json is not a tokenizer file that mistral-common reads$"):
-        Tokenizer.from_file(broken)
+        load_tokenizer(broken)
 
 
 def test_a_missing_or_unknown_file_is_refused(tmp_path: Path) -> None:
-    unknown = tmp_path / "tokenizer.json"
+    unknown = tmp_path / "vocabulary.json"
     unknown.write_text("{}")
-    for path in (unknown, tmp_path / "tekken.json"):
+    for path in (unknown, tmp_path / "tekken.json", tmp_path / "tokenizer.model.v3", tmp_path / "tokenizer.json"):
         with pytest.raises(ValueError, match="is not a tokenizer file"):
-            Tokenizer.from_file(path)
+            load_tokenizer(path)
 
 
-def test_sentencepiece_files_read_like_tekken_files(tekken_path: Path) -> None:
-    pytest.importorskip("sentencepiece")
-    tokenizer = Tokenizer.from_file(tekken_path.parent / "mistral_instruct_tokenizer_240323.model.v3")
-    token_ids = tokenizer.encode_text("[INST] Grüße, 世界 🙂\n")
-    assert not any(map(tokenizer.is_control, token_ids))
-    # SentencePiece puts a space before every text.
-    assert b"".join(map(tokenizer.token_bytes, token_ids)).decode() == " [INST] Grüße, 世界 🙂\n"
-    assert tokenizer.vocabulary_size == 32768
+@pytest.mark.parametrize(
+    ("name", "size", "image_ids"),
+    [
+        ("tokenizer.model.v1", 32000, None),
+        ("mistral_instruct_tokenizer_240216.model.v2", 32768, None),
+        ("mistral_instruct_tokenizer_240323.model.v3", 32768, None),
+        ("mistral_instruct_tokenizer_241114.model.v7", 32768, ImageTokenIds(10, 14, 15)),
+        ("mistral_instruct_tokenizer_241114.model.v7m1", 32768, ImageTokenIds(10, 14, 15)),
+        ("tekken_240718.json", 131072, ImageTokenIds(10, 12, 13)),
+        ("tekken_240911.json", 131072, ImageTokenIds(10, 12, 13)),
+    ],
+)
+def test_every_file_tells_its_ids(
+    load_mistral: LoadMistral, name: str, size: int, image_ids: ImageTokenIds | None
+) -> None:
+    tokenizer, _ = load_mistral(name)
+    assert (tokenizer.vocabulary_size, tokenizer.bos_id, tokenizer.eos_id) == (size, 1, 2)
+    assert tokenizer.image_ids == image_ids
+
+
+def test_a_lone_surrogate_is_a_value_error_or_a_replacement_character(load_mistral: LoadMistral) -> None:
+    sentencepiece, _ = load_mistral("tokenizer.model.v1")
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        sentencepiece.encode_text("a\ud800b")
+    tekken, _ = load_mistral("tekken_240911.json")
+    assert tekken.encode_text("a\ud800b") == tekken.encode_text("a\ufffdb")
+
+
+def test_a_file_that_hides_its_version_is_refused(tmp_path: Path, data: Path) -> None:
+    for name in ("mistral_instruct_tokenizer_240216.model.v2", "mistral_instruct_tokenizer_241114.model.v7"):
+        path = tmp_path / "tokenizer.model"
+        path.write_bytes((data / name).read_bytes())
+        with pytest.raises(ValueError, match=r"^tokenizer.model is newer than version 1: name it tokenizer.model.v2,"):
+            load_tokenizer(path)
+    path.write_bytes((data / "tokenizer.model.v1").read_bytes())
+    assert load_tokenizer(path).vocabulary_size == 32000
+
+
+def test_mistral_files_are_preferred_and_a_bare_name_comes_last(tmp_path: Path) -> None:
+    names = ["tokenizer.model", "tokenizer.json", "x.model.v2", "tokenizer.model.v3", "tekken.json"]
+    with pytest.raises(ValueError, match="holds no tokenizer file"):
+        find_tokenizer_file(tmp_path)
+    for name in names:
+        (tmp_path / name).touch()
+        assert find_tokenizer_file(tmp_path).name == name
