@@ -42,6 +42,16 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Logprobs:
+    """How likely the model held a token, as natural logarithms of its own probabilities."""
+
+    logprob: float
+    """Of the token itself."""
+    top: tuple[tuple[int, float], ...]
+    """The likeliest token ids with theirs, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A whole completion."""
 
@@ -54,6 +64,10 @@ class Completion:
     grids: tuple[PatchGrid, ...]
     """Patch grid of every picture, in prompt order."""
     request_id: str
+    logprobs: tuple[Logprobs, ...] = ()
+    """One for each token, where `logprobs` was asked for."""
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+    """One for each token of the prompt but the first, where `prompt_logprobs` was asked for."""
 
 
 class ClientError(Exception):
@@ -120,6 +134,8 @@ class CompletionBuilder:
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+        self._logprobs: list[Logprobs] = []
+        self._prompt_logprobs: list[Logprobs] = []
         self._prompt = pb.PromptInfo()
         self._finish: pb.Finish | None = None
         self._num_messages = 0
@@ -134,6 +150,8 @@ class CompletionBuilder:
         elif response.HasField("delta"):
             self._texts.append(response.delta.text)
             self._token_ids.extend(response.delta.token_ids)
+            self._logprobs.extend(map(_logprobs, response.delta.logprobs))
+            self._prompt_logprobs.extend(map(_logprobs, response.delta.prompt_logprobs))
         elif response.HasField("finish"):
             self._finish = response.finish
 
@@ -161,7 +179,13 @@ class CompletionBuilder:
             ),
             grids=tuple(PatchGrid(height=grid.height, width=grid.width) for grid in self._prompt.grids),
             request_id=self._prompt.request_id,
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=tuple(self._prompt_logprobs),
         )
+
+
+def _logprobs(message: pb.Logprobs) -> Logprobs:
+    return Logprobs(logprob=message.logprob, top=tuple(zip(message.top_token_ids, message.top_logprobs, strict=True)))
 
 
 def _incomplete() -> ClientError:

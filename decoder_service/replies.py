@@ -3,12 +3,18 @@
 Knows protobuf and what is counted. Does not know when a message is due.
 """
 
+from collections.abc import Iterator
+
 from common.wire_types import grid_to_proto
 from decoder_service.generation import Timings
+from decoder_service.logprobs import Logprobs
 from decoder_service.prompt import Prompt
 from decoder_service.request import FinishReason
 from decoder_service.text_stream import TextPiece
 from diptych.v1 import generation_pb2 as pb
+
+PROMPT_LOGPROBS_PER_DELTA = 2048
+"""Keeps a message of a long prompt below half a megabyte."""
 
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
@@ -32,10 +38,14 @@ class Replies:
         )
         return self._numbered(pb.GenerateResponse(prompt=info))
 
-    def delta(self, piece: TextPiece) -> pb.GenerateResponse:
-        """More of the completion."""
+    def deltas(self, piece: TextPiece) -> Iterator[pb.GenerateResponse]:
+        """More of the completion; before it, where there are any, the log probabilities of the prompt."""
+        for start in range(0, len(piece.prompt_logprobs), PROMPT_LOGPROBS_PER_DELTA):
+            part = piece.prompt_logprobs[start : start + PROMPT_LOGPROBS_PER_DELTA]
+            yield self._numbered(pb.GenerateResponse(delta=pb.Delta(prompt_logprobs=map(_logprobs, part))))
         self._completion_tokens += len(piece.token_ids)
-        return self._numbered(pb.GenerateResponse(delta=pb.Delta(text=piece.text, token_ids=piece.token_ids)))
+        delta = pb.Delta(text=piece.text, token_ids=piece.token_ids, logprobs=map(_logprobs, piece.logprobs))
+        yield self._numbered(pb.GenerateResponse(delta=delta))
 
     def finish(
         self, piece: TextPiece, timings: Timings, *, cached_tokens: int, images_not_encoded: int
@@ -69,3 +79,9 @@ class Replies:
         response.seq = self._seq
         self._seq += 1
         return response
+
+
+def _logprobs(logprobs: Logprobs) -> pb.Logprobs:
+    return pb.Logprobs(
+        logprob=logprobs.logprob, top_token_ids=logprobs.top_token_ids, top_logprobs=logprobs.top_logprobs
+    )

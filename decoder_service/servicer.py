@@ -16,6 +16,7 @@ from common.errors import DeadlineExceededError, ResourceExhaustedError
 from common.features import FeatureSpec
 from common.identity import image_hash
 from common.wire_types import grid_to_proto
+from decoder_service.bad_words import bad_token_sequences
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore, PromptImage
 from decoder_service.generation import Generation
@@ -83,14 +84,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             engine_request = self._request(parsed, prompt, images)
             self._store.check_fits(images)
             replies = Replies(parsed.request_id, prompt)
-            text = TextStream(self._tokenizer, parsed.stops)
+            text = self._text_stream(parsed)
             async with Generation(
                 self._host, self._store, engine_request, images=images, salt=parsed.cache_salt
             ) as generation:
                 yield replies.prompt(cached_tokens=generation.num_cached_tokens)
                 async for tokens in generation.tokens(deadline=deadline):
                     piece = text.feed(tokens)
-                    yield replies.delta(piece)
+                    for delta in replies.deltas(piece):
+                        yield delta
                     if piece.finish_reason is not None:
                         yield replies.finish(
                             piece,
@@ -145,11 +147,22 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _lay_out, self._prompts, spec, info, salt)
 
+    def _text_stream(self, parsed: ParsedRequest) -> TextStream:
+        return TextStream(
+            self._tokenizer,
+            parsed.sampling.stops,
+            include_stop=parsed.sampling.include_stop,
+            min_tokens=parsed.sampling.params.min_tokens,
+        )
+
     def _request(self, parsed: ParsedRequest, prompt: Prompt, images: Sequence[PromptImage]) -> Request:
         """The engine's view of a request; its `max_tokens` is what is left of the model's length if unset."""
-        sampling, room = parsed.sampling, self._limits.max_request_tokens - len(prompt.token_ids)
-        if parsed.max_tokens is None:
+        sampling, room = parsed.sampling.params, self._limits.max_request_tokens - len(prompt.token_ids)
+        if parsed.sampling.max_tokens is None:
             sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
+        if parsed.sampling.bad_words:
+            sequences = bad_token_sequences(parsed.sampling.bad_words, self._tokenizer.encode_text)
+            sampling = replace(sampling, bad_token_sequences=sequences)
         check_fits(len(prompt.token_ids), sampling.max_tokens, limit=self._limits.max_request_tokens)
         return Request(
             request_id=parsed.request_id,
