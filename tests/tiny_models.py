@@ -39,6 +39,7 @@ class Shape:
     window: int | None = None
     tied: bool = False
     vision_heads: int = 2
+    vision_layers: int = 2
     vision_head_dim: int = 16
     patch: int = 4
     projector_bias: bool = True
@@ -57,7 +58,7 @@ def random_pixtral(shape: Shape) -> LlavaForConditionalGeneration:
             hidden_size=shape.vision_heads * shape.vision_head_dim,
             num_attention_heads=shape.vision_heads,
             intermediate_size=56,
-            num_hidden_layers=2,
+            num_hidden_layers=shape.vision_layers,
             patch_size=shape.patch,
             image_size=16 * shape.patch,
             hidden_act="silu",

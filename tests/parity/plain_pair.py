@@ -1,0 +1,124 @@
+"""The encoder and the decoder side by side: one prompt, in chunks of a chosen size, logits for every token.
+
+No scheduler, engine or wire: what is held against the reference here is arithmetic alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.checkpoint import open_checkpoint
+from common.checkpoint_config import read_preprocessing
+from common.features import FeatureSpec
+from common.identity import ImageHash
+from common.model_config import PixtralConfig
+from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from decoder_service.batch import ForwardBatch, ImageRows
+from decoder_service.image_encoder import ImageFeatures
+from decoder_service.kv_cache import KVCache
+from decoder_service.runner import DecoderModel, DecoderRunner
+from tests.pictures import LIMITS
+from tests.tiny_models import IMAGE
+from vision_service.image import decode_image
+from vision_service.runner import EncoderRunner
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 8
+
+
+class PlainPair:
+    """A checkpoint, loaded into both halves of the pair."""
+
+    def __init__(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        checkpoint = open_checkpoint(directory)
+        self.model = DecoderModel(checkpoint, device=CPU, dtype=dtype)
+        self._dtype = dtype
+        self.preprocessing: Preprocessing | None = None
+        if isinstance(checkpoint.config, PixtralConfig):
+            # The reference has but one way with pixels, also for Mistral's own files.
+            self.preprocessing = read_preprocessing(directory, checkpoint.config.vision, PreprocessingMode.HF)
+            self.encoder = EncoderRunner.load(checkpoint, self.preprocessing, device=CPU, dtype=dtype)
+
+    def features(self, files: Sequence[bytes]) -> list[Tensor]:
+        """Features [num_patches, vision_hidden_size] of picture files that are encoded as one batch."""
+        if self.preprocessing is None or not files:
+            return []
+        pixels = [decode_image(data, preprocessing=self.preprocessing, limits=LIMITS, field="image") for data in files]
+        return [
+            torch.frombuffer(bytearray(image.rows), dtype=self._dtype).view(image.num_rows, image.width)
+            for image in self.encoder.encode(pixels)
+        ]
+
+    def logits(
+        self, token_ids: Sequence[int], files: Sequence[bytes] = (), *, chunk: int, first_position: int = 0
+    ) -> Tensor:
+        """Logits [num_tokens, vocab_size] at every token, computed `chunk` tokens at a time."""
+        runner, images = self._runner(len(token_ids)), self._image_features(files)
+        rows, table = [], _block_table(len(token_ids))
+        for start in range(0, len(token_ids), chunk):
+            ids = token_ids[: start + chunk]
+            forward = _forward(ids, start, table=table, images=images, first_position=first_position)
+            rows.append(runner.logits(runner.hidden(forward)))
+        return torch.cat(rows)
+
+    def greedy(self, token_ids: Sequence[int], files: Sequence[bytes] = (), *, num_new: int) -> list[int]:
+        """The prompt in one chunk, then one likeliest token after another."""
+        length = len(token_ids) + num_new
+        runner, table, images = self._runner(length), _block_table(length), self._image_features(files)
+        ids, start = list(token_ids), 0
+        for _ in range(num_new):
+            # Only the prompt's placeholders stand for images.
+            forward = _forward(ids, start, table=table, images=images if start == 0 else None)
+            start = len(ids)
+            ids.append(int(runner.logits(runner.hidden(forward)[-1:]).argmax()))
+        return ids[len(token_ids) :]
+
+    def _runner(self, num_tokens: int) -> DecoderRunner:
+        config, num_blocks = self.model.config, len(_block_table(num_tokens))
+        cache = KVCache(config, num_blocks=num_blocks, block_size=BLOCK_SIZE, device=CPU, dtype=self._dtype)
+        return DecoderRunner(self.model, cache)
+
+    def _image_features(self, files: Sequence[bytes]) -> ImageFeatures | None:
+        """The features of all images, one after another, as if they were one image's."""
+        if not files:
+            return None
+        rows = torch.cat(self.features(files)).contiguous()
+        return ImageFeatures(
+            spec=FeatureSpec(
+                image_hash=ImageHash(b""),
+                grid=PatchGrid(height=1, width=rows.shape[0]),
+                width=rows.shape[1],
+                dtype=str(rows.dtype).removeprefix("torch."),
+            ),
+            data=bytearray(rows.view(torch.uint8).numpy().tobytes()),
+        )
+
+
+def _block_table(num_tokens: int) -> Tensor:
+    """Blocks in reverse order, so that no two neighbours touch."""
+    return torch.arange(-(-num_tokens // BLOCK_SIZE)).flip(0)
+
+
+def _forward(
+    token_ids: Sequence[int], start: int, *, table: Tensor, images: ImageFeatures | None, first_position: int = 0
+) -> ForwardBatch:
+    """The tokens from `start` on; all `images` stand in order for the placeholders among all tokens."""
+    end = len(token_ids)
+    places = torch.arange(start, end)
+    is_image = torch.tensor(token_ids) == IMAGE
+    before = int(is_image[:start].sum())
+    inside = is_image[start:].nonzero().flatten() if images is not None else places[:0]
+    rows = () if images is None else (ImageRows(features=images, first=before, last=before + len(inside)),)
+    return ForwardBatch(
+        token_ids=torch.tensor(token_ids[start:]),
+        positions=places + first_position,
+        slot_mapping=table[places // BLOCK_SIZE] * BLOCK_SIZE + places % BLOCK_SIZE,
+        block_tables=table[None],
+        query_lengths=(end - start,),
+        seq_lens=(end,),
+        logits_indices=places - start,
+        image_indices=inside,
+        image_rows=rows if len(inside) else (),
+    )

@@ -1,0 +1,67 @@
+"""In bfloat16 the pair stays near transformers in float32, and float32 itself is not the cause of the rest."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from tests.parity.plain_pair import PlainPair
+from tests.parity.test_numbers import Pictures, expected, pictures, random_ids
+from tests.tiny_models import Shape, random_pixtral, save
+
+SHAPES = [
+    Shape(
+        name="12b-like",
+        hidden=256,
+        heads=8,
+        head_dim=32,
+        layers=4,
+        rope_theta=1e9,
+        vision_heads=4,
+        vision_head_dim=64,
+        vision_layers=6,
+    ),
+    Shape(
+        name="large-like",
+        hidden=192,
+        heads=12,
+        kv_heads=1,
+        layers=4,
+        rope_theta=1e9,
+        vision_head_dim=88,
+        vision_layers=6,
+        projector_bias=False,
+    ),
+]
+
+
+def reference_features(model: PreTrainedModel, shown: Pictures) -> Tensor:
+    with torch.no_grad():
+        rows: Tensor = model.model.vision_tower(**shown.inputs).last_hidden_state[0]
+    return rows
+
+
+def assert_near(rough: Tensor, exact: Tensor) -> None:
+    """The bounds that bfloat16's own rounding needs: a real tower's error is 2%."""
+    a, b = rough.double().flatten(), exact.double().flatten()
+    assert functional.cosine_similarity(a, b, dim=0) > 0.999
+    assert 0.001 < (a - b).norm() / b.norm() < 0.04
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_bfloat16_features_and_logits_are_near_the_float32_reference(shape: Shape, tmp_path: Path) -> None:
+    model, shown = random_pixtral(shape), pictures([(64, 64), (50, 31)])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())  # As checkpoints are stored.
+    token_ids = [1, *shown.token_ids[0], *random_ids(20), *shown.token_ids[1], *random_ids(20)]
+    save(model, tmp_path)
+    features, logits = reference_features(model, shown), expected(model, token_ids, **shown.inputs)
+    rough, exact = PlainPair(tmp_path, dtype=torch.bfloat16), PlainPair(tmp_path)
+    assert_near(torch.cat(rough.features(shown.files)), features)
+    assert_near(rough.logits(token_ids, shown.files, chunk=100), logits)
+    torch.testing.assert_close(torch.cat(exact.features(shown.files)), features, atol=1e-4, rtol=0)
+    torch.testing.assert_close(exact.logits(token_ids, shown.files, chunk=100), logits, atol=1e-4, rtol=1e-5)
