@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from common.client_types import ClientError
 from common.settings import Parser, add_arguments, from_arguments
-from diptych import generate, info
+from diptych import convert, generate, info
 from diptych.up import UpConfig, up
 
 
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     info_parser = commands.add_parser("info", help="show what is served, and within which limits")
     info.add_arguments(info_parser)
     info_parser.set_defaults(run=info.run)
+    convert_parser = commands.add_parser("convert", help="write a checkpoint in the other format")
+    convert.add_arguments(convert_parser)
+    convert_parser.set_defaults(run=convert.run)
     return _run(parser.parse_args(arguments))
 
 

@@ -1,0 +1,58 @@
+"""Writes one safetensors file, tensor by tensor.
+
+Knows the bytes of the format (see `safetensors_file`). Does not know what the tensors are. The header is made
+from types and shapes alone, so that never more than one tensor is in memory.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.safetensors_file import DTYPES
+
+
+class Planned(NamedTuple):
+    """A tensor that will be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+    """Gives the values when their turn has come."""
+
+
+def write_safetensors(path: Path, tensors: Iterable[Planned]) -> None:
+    """Write the file; it has its name only when it is whole."""
+    # Wide types first, as the format's own library has it: every tensor then starts at a multiple of its type.
+    planned = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("wb") as file:
+        file.write(_header(planned))
+        for tensor in planned:
+            values = tensor.make()
+            if (values.dtype, tuple(values.shape)) != (tensor.dtype, tensor.shape):
+                raise ValueError(f"tensor {tensor.name} is not of the type and shape that were planned")
+            file.write(values.contiguous().flatten().view(torch.uint8).numpy().data)
+    aside.replace(path)
+
+
+def _header(planned: list[Planned]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries |= {name: entry for name, entry in _entries(planned)}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _entries(planned: list[Planned]) -> Iterator[tuple[str, object]]:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    end = 0
+    for tensor in planned:
+        start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        yield tensor.name, {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
