@@ -1,4 +1,4 @@
-"""Feature memory: credits in order, sharing in flight, and nothing kept once nobody holds it."""
+"""Feature memory: credits in order, sharing in flight, and what nobody holds kept only while there is room."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -119,6 +119,88 @@ async def test_images_larger_than_all_memory_are_refused_with_both_numbers(store
     with pytest.raises(InvalidArgumentError) as caught:
         store.check_fits([image(name) for name in "abcd"])
     assert caught.value.metadata == {"limit": "12", "got": "16"}
+
+
+async def test_what_nobody_holds_is_kept_and_given_out_again(store: FeatureStore, encoder: FakeEncoder) -> None:
+    await use(store, encoder, "a")
+    assert (store.bytes_held, store.bytes_cached) == (0, ROW)
+    (again,) = await take(store, ["a"])
+    assert not again.is_first
+    assert bytes((await again.arrived()).data) == b"aaaa"
+    assert (store.bytes_held, store.bytes_cached) == (ROW, 0)
+    again.release()
+    assert encoder.started == ["a"]
+    assert (store.num_encoded, store.num_found) == (1, 1)
+
+
+async def test_the_longest_unused_gives_way_and_only_as_far_as_memory_is_needed(
+    store: FeatureStore, encoder: FakeEncoder
+) -> None:
+    for name in "abc":
+        await use(store, encoder, name)
+    await use(store, encoder, "a")
+    await use(store, encoder, "d")
+    assert store.bytes_cached == 3 * ROW
+    for name in "acd":
+        await use(store, encoder, name)
+    assert encoder.started == ["a", "b", "c", "d"]
+    await use(store, encoder, "b")
+    assert encoder.started[-1] == "b"
+
+
+async def test_nobody_waits_for_memory_that_nobody_holds(store: FeatureStore, encoder: FakeEncoder) -> None:
+    for name in "abc":
+        await use(store, encoder, name)
+    for lease in await asyncio.wait_for(take(store, ["d", "e", "f"]), 1):
+        lease.release()
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_failed_features_are_not_kept(store: FeatureStore, encoder: FakeEncoder, is_told: bool) -> None:
+    (lease,) = await take(store, ["a"])
+    await asyncio.sleep(0)
+    encoder.running["a"].set_exception(UnavailableError("VISION_UNAVAILABLE", "gone"))
+    for _ in range(10):
+        # Released as soon as the encoding has ended, or after everyone was told of it.
+        await asyncio.sleep(0)
+        if lease.entry.encoding.done() and not is_told:
+            break
+    lease.release()
+    await settle()
+    assert store.bytes_cached == 0
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+async def test_forgotten_features_are_given_to_nobody_new(
+    store: FeatureStore, encoder: FakeEncoder, is_held: bool
+) -> None:
+    await use(store, encoder, "a")
+    held = await take(store, ["a"]) if is_held else []
+    store.forget([image("a"), image("never")])
+    assert store.bytes_cached == 0
+    await use(store, encoder, "a")
+    assert encoder.started == ["a", "a"]
+    for lease in held:
+        lease.release()
+
+
+async def test_without_caching_nothing_is_kept(encoder: FakeEncoder) -> None:
+    store = FeatureStore(encoder, budget_bytes=3 * ROW, caching=False)
+    for _ in range(2):
+        await use(store, encoder, "a")
+    assert store.bytes_cached == 0
+    assert encoder.started == ["a", "a"]
+
+
+async def use(store: FeatureStore, encoder: FakeEncoder, name: str) -> None:
+    """Get an image's features, encoding them if need be, and let go of them."""
+    (lease,) = await take(store, [name])
+    await settle()
+    if name in encoder.running:
+        await encoder.finish(name)
+    await lease.arrived()
+    lease.release()
+    await settle()
 
 
 async def take(store: FeatureStore, names: Sequence[str]) -> list[Lease]:
