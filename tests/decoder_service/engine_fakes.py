@@ -12,6 +12,7 @@ from common.preprocessing import PatchGrid
 from decoder_service.block_hash import HashBlock, block_hash
 from decoder_service.block_manager import BlockId
 from decoder_service.engine import Engine, NoToken, ScheduledBatch, StepOutput, StepResult
+from decoder_service.image_encoder import ImageFeatures
 from decoder_service.request import ImageRef, PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.scheduler import SchedulerConfig
@@ -64,8 +65,13 @@ def make_request(
 
 def make_features(request: Request, image_index: int) -> bytes:
     """Features that no other image has: one byte for each of the image's tokens."""
-    seed = zlib.crc32(request.image_identities[image_index])
-    return bytes((seed + 3 * row) % 256 for row in range(request.placeholders[image_index].length))
+    return make_rows(request.image_identities[image_index], request.placeholders[image_index].length)
+
+
+def make_rows(identity: bytes, length: int) -> bytes:
+    """As many bytes that no other image has."""
+    seed = zlib.crc32(identity)
+    return bytes((seed + 3 * row) % 256 for row in range(length))
 
 
 def next_token(entries: Sequence[Entry]) -> int:
@@ -127,9 +133,10 @@ class FakeRunner:
         (token_id,) = request.token_ids(position, position + 1)
         for placeholder, features in zip(request.placeholders, request.features, strict=True):
             if placeholder.offset <= position < placeholder.end:
-                if not isinstance(features, bytes):
+                rows = features.data if isinstance(features, ImageFeatures) else features
+                if not isinstance(rows, bytes | bytearray):
                     pytest.fail("scheduled before its features arrived")
-                return token_id, features[position - placeholder.offset]
+                return token_id, rows[position - placeholder.offset]
         return token_id, None
 
     def _sample(self, request: Request) -> int | NoToken:

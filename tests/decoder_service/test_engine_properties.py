@@ -1,16 +1,19 @@
 """Whatever happens in whatever order, every request ends, with its own tokens, and nothing is left behind."""
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from common.errors import UnavailableError
+from decoder_service.block_hash import block_hash
 from tests.decoder_service.engine_fakes import VOCABULARY, Host, make_request
+from tests.decoder_service.operations import operations
 
 BLOCK_SIZE = 3
 MAX_IMAGE = 6
 
 images = st.lists(st.tuples(st.integers(2, MAX_IMAGE), st.integers(0, 4)), max_size=3)
+texts = st.sampled_from(["one", "two"])
+names = st.lists(st.sampled_from("pq"), min_size=3, max_size=3)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -29,19 +32,26 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_requests=st.integers(1, 4),
         spare_tokens=st.integers(0, 12),
         feature_budget=st.integers(3 * MAX_IMAGE, 5 * MAX_IMAGE),
+        caching=st.booleans(),
     )
-    def start(self, num_blocks: int, max_num_requests: int, spare_tokens: int, feature_budget: int) -> None:
+    def start(
+        self, num_blocks: int, max_num_requests: int, spare_tokens: int, feature_budget: int, caching: bool
+    ) -> None:
         self.host = Host(
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
             max_num_batched_tokens=max_num_requests + spare_tokens,
             max_num_requests=max_num_requests,
             feature_budget=feature_budget,
+            hash_block=block_hash if caching else None,
         )
 
     @rule(
-        text=st.integers(1, 5),
+        length=st.integers(1, 8),
         images=images,
+        text=texts,
+        pictures=names,
+        cache_salt=st.sampled_from([b"", b"other"]),
         max_tokens=st.integers(1, 9),
         end_token_id=st.integers(0, VOCABULARY - 1),
         stop_token_id=st.integers(0, VOCABULARY - 1),
@@ -49,8 +59,11 @@ class EngineMachine(RuleBasedStateMachine):
     )
     def submit(
         self,
-        text: int,
+        length: int,
         images: list[tuple[int, int]],
+        text: str,
+        pictures: list[str],
+        cache_salt: bytes,
         max_tokens: int,
         end_token_id: int,
         stop_token_id: int,
@@ -59,8 +72,11 @@ class EngineMachine(RuleBasedStateMachine):
         self.host.submit(
             make_request(
                 f"r{self.num_submitted}",
-                text,
+                length,
                 *(length for image in images for length in image),
+                text=text,
+                pictures=[f"{name}{length}" for name, (length, _) in zip(pictures, images, strict=False)],
+                cache_salt=cache_salt,
                 arrival=self.num_submitted,
                 max_tokens=max_tokens,
                 end_token_ids=frozenset({end_token_id}),
@@ -112,4 +128,4 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(max_examples=800, stateful_step_count=40, deadline=None)
+TestEngine.settings = operations(20_000)
