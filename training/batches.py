@@ -36,9 +36,9 @@ class Slot:
     pixels: NDArray[np.uint8]
     """[batch, patches, 3 * PATCH ** 2] in (channel, row, column) order."""
     marks: NDArray[np.int64]
-    """[batch, patches], below MARK_CLASSES."""
+    """[batch, patches, 2]: for the left and the right half of each patch, below MARK_CLASSES."""
     places: NDArray[np.int64]
-    """[batch, patches], below PLACE_CLASSES."""
+    """[batch, patches, 2], below PLACE_CLASSES."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,16 +104,21 @@ def patches_of(image: Image.Image) -> tuple[Grid, NDArray[np.uint8]]:
 def training_batch(layout: ChatLayout, seed: int, step: int, ramp: int) -> Batch:
     """The batch of a step; pictures grow to their full difficulty over the first `ramp` steps."""
     rng = Random(f"train {seed} {step}")  # noqa: S311
-    level = min(1.0, step / ramp) if ramp else 1.0
-    double = rng.random() < 0.15 + 0.2 * level
-    grids = [random_grid(rng, 40 if not double else 30) for _ in range(2 if double else 1)]
+    level = min(1.0, step / ramp)
+    double = rng.random() < 0.15 + 0.3 * level
+    if double:
+        # Telling pictures apart comes after reading them, and never without easy ones: it is learnt from
+        # one bit a question, and hard questions before easy ones teach nothing.
+        level = min(1.0, max(0.0, (step / ramp - 1) / 2)) * (1.0 if rng.random() < 0.5 else rng.random())
+    most_patches = round(9 + 21 * level) if double else 40
+    grids = [random_grid(rng, most_patches) for _ in range(2 if double else 1)]
     single_turn = rng.random() < 0.35
-    length = sum(rows * (columns + 1) for rows, columns in grids) + (16 if single_turn else 44)
+    length = sum(rows * (columns + 1) for rows, columns in grids) + (16 if single_turn else 50)
     examples = []
     for _ in range(min(_MOST_EXAMPLES, _TOKENS_PER_BATCH // length)):
-        task = "which" if double else rng.choices(("number", "shapes"), (0.5, 0.5))[0]
+        task = "which" if double else rng.choices(("number", "shapes"), (0.6, 0.4))[0]
         sizes = [random_size(grid, rng) for grid in grids]
-        examples.append(_example(draw_pictures(task, sizes, rng, level), single_turn, rng))
+        examples.append(_example(draw_pictures(task, sizes, rng, level, hard=rng.random() < 0.5), single_turn, rng))
     return assemble(layout, examples)
 
 
@@ -125,10 +130,10 @@ def _example(pictures: tuple[Picture, ...], single_turn: bool, rng: Random) -> E
         turns = [rng.choice(main if main and rng.random() < 0.85 else turns)]
     else:
         if len(pictures) == 2:
-            turns += askable(pictures, rng)
+            turns += [turn for turn in askable(pictures, rng) if turn.task == "which"]
         rng.shuffle(turns)
         turns = turns[:4]
-    return Example(pictures, tuple(turns), len(pictures) == 1 or rng.random() < 0.5)
+    return Example(pictures, tuple(turns), len(pictures) == 1 or rng.random() < 0.85)
 
 
 def assemble(layout: ChatLayout, examples: list[Example]) -> Batch:
@@ -165,17 +170,18 @@ def _slot(pictures: list[Picture]) -> Slot:
 
 
 def _patch_labels(picture: Picture, grid: Grid) -> NDArray[np.int64]:
-    """[2, patches]: class and place of the mark nearest to each patch's centre, 0 where none is near."""
+    """[2, patches, 2]: class and place of the mark nearest to each half patch's centre, 0 where none is near."""
     stretch = (grid[1] * PATCH / picture.image.width, grid[0] * PATCH / picture.image.height)
-    rows, columns = np.mgrid[0 : grid[0], 0 : grid[1]]
-    centres = np.stack((columns.reshape(-1), rows.reshape(-1))) * PATCH + PATCH / 2
+    rows, columns = np.mgrid[0 : grid[0], 0 : 2 * grid[1]]  # two small digits fit into one patch
+    centres = np.stack(((columns.reshape(-1) + 0.5) / 2, rows.reshape(-1) + 0.5)) * PATCH
     marks = np.array([(mark.x * stretch[0], mark.y * stretch[1]) for mark in picture.marks])
-    distance = np.abs(centres[:, :, None] - marks.T[:, None, :]).max(0)  # [patches, marks]
+    distance = np.abs(centres[:, :, None] - marks.T[:, None, :]).max(0)  # [halves, marks]
     nearest = distance.argmin(1)
     reach = np.array([max(PATCH / 2, mark.reach) for mark in picture.marks])[nearest]
     near = distance.min(1) <= reach
     classes = np.array([_mark_class(mark.label) for mark in picture.marks])[nearest]
-    return np.stack((np.where(near, classes, 0), np.where(near, nearest + 1, 0))).astype(np.int64)
+    labels = np.stack((np.where(near, classes, 0), np.where(near, nearest + 1, 0)))
+    return labels.astype(np.int64).reshape(2, -1, 2)
 
 
 def _mark_class(label: str) -> int:

@@ -1,4 +1,4 @@
-"""Batches made ahead of their use, in a process of their own at low priority.
+"""Batches made ahead of their use, in a process of their own beside the one that trains.
 
 Knows the order of steps. Does not know what a batch holds; see `batches`.
 """
@@ -33,7 +33,7 @@ def batches(tekken: Path, *, seed: int, first_step: int, ramp: int, cpu: int | N
 
 
 def _start(tekken: Path, cpu: int | None) -> None:
-    os.setpriority(os.PRIO_PROCESS, 0, 10)
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
     _Maker.layout = ChatLayout(tekken)

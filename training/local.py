@@ -50,7 +50,7 @@ class LocalAnswerer:
 
 def _slot(png: bytes) -> Slot:
     grid, pixels = patches_of(Image.open(io.BytesIO(png)).convert("RGB"))
-    nothing = np.zeros((1, len(pixels)), dtype=np.int64)
+    nothing = np.zeros((1, len(pixels), 2), dtype=np.int64)
     return Slot(grid=grid, pixels=pixels[None], marks=nothing, places=nothing)
 
 

@@ -1,7 +1,7 @@
 """The services' modules joined into one that can be trained, and the demo's shape.
 
 Knows how a rectangular batch runs through packed modules, and the losses. Does not know data or schedules.
-The two helping heads (what each patch shows, and which mark it is) exist in training only.
+The two helping heads (what each half patch shows, and which mark it is) exist in training only.
 """
 
 import numpy as np
@@ -61,7 +61,7 @@ class TrainablePixtral(nn.Module):
         self.vision_tower = PixtralVisionModel(config.vision)
         self.multi_modal_projector = Projector(config)
         self.language_model = MistralForCausalLM(config.text)
-        self.helping_heads = nn.Linear(config.vision.vision_hidden_size, MARK_CLASSES + PLACE_CLASSES)
+        self.helping_heads = nn.Linear(config.vision.vision_hidden_size, 2 * (MARK_CLASSES + PLACE_CLASSES))
         _initialise(self, max(config.text.num_hidden_layers, config.vision.vision_num_hidden_layers))
 
     def features(self, slot: Slot) -> Tensor:
@@ -97,7 +97,8 @@ class TrainablePixtral(nn.Module):
         rows = torch.cat([feature.flatten(0, 1) for feature in features])
         marks = torch.from_numpy(_joined([slot.marks for slot in batch.slots]))
         places = torch.from_numpy(_joined([slot.places for slot in batch.slots]))
-        mark_logits, place_logits = self.helping_heads(rows).float().split((MARK_CLASSES, PLACE_CLASSES), dim=-1)
+        halves = self.helping_heads(rows).float().unflatten(-1, (2, -1)).flatten(0, 1)
+        mark_logits, place_logits = halves.split((MARK_CLASSES, PLACE_CLASSES), dim=-1)
         return functional.cross_entropy(mark_logits, marks) + functional.cross_entropy(place_logits, places)
 
 

@@ -77,13 +77,16 @@ class Picture:
         return tuple(mark.label for mark in self.marks)
 
 
-def draw_number(size: Size, rng: Random, most_digits: int = MAX_DIGITS) -> Picture:
-    """A number of 1 to `most_digits` digits (fewer where they would not fit) in one colour."""
+def draw_number(size: Size, rng: Random, most_digits: int = MAX_DIGITS, *, hard: bool = False) -> Picture:
+    """A number of 1 to `most_digits` digits (fewer where they would not fit) in one colour.
+
+    A hard one leans to many and small digits, within the same limits.
+    """
     fitting = int(0.94 * size.width / (0.58 * _SMALLEST_FONT))
-    digits = rng.randint(1, max(1, min(most_digits, fitting)))
+    digits = max(rng.randint(1, max(1, min(most_digits, fitting))) for _ in range(2 if hard else 1))
     text = str(rng.randint(0 if digits == 1 else 10 ** (digits - 1), 10**digits - 1))
     largest = min(0.94 * size.width / (0.58 * digits), 0.9 * size.height / 0.72, _LARGEST_FONT)
-    font = _font(rng.randint(_SMALLEST_FONT, max(_SMALLEST_FONT, int(largest))))
+    font = _font(min(rng.randint(_SMALLEST_FONT, max(_SMALLEST_FONT, int(largest))) for _ in range(3 if hard else 1)))
     left, top, right, bottom = font.getbbox(text)
     x = rng.uniform(1, max(1.0, size.width - (right - left) - 1)) - left
     y = rng.uniform(1, max(1.0, size.height - (bottom - top) - 1)) - top
@@ -102,9 +105,13 @@ def draw_number(size: Size, rng: Random, most_digits: int = MAX_DIGITS) -> Pictu
 
 def draw_shapes(size: Size, rng: Random, most_shapes: int = MAX_SHAPES) -> Picture:
     """1 to `most_shapes` shapes (fewer where they would not fit), apart from each other, in clear rows."""
-    rows = rng.randint(1, max(1, min(3, size.height // _SMALLEST_CELL)))
-    columns = rng.randint(1, max(1, min(5, size.width // _SMALLEST_CELL)))
-    count = rng.randint(1, min(most_shapes, rows * columns))
+    most_rows, most_columns = (
+        max(1, min(3, size.height // _SMALLEST_CELL)),
+        max(1, min(5, size.width // _SMALLEST_CELL)),
+    )
+    count = rng.randint(1, min(most_shapes, most_rows * most_columns))
+    layouts = [(rows, columns) for rows in range(1, most_rows + 1) for columns in range(1, most_columns + 1)]
+    rows, columns = rng.choice([layout for layout in layouts if layout[0] * layout[1] >= count])
     cells = sorted(rng.sample(range(rows * columns), count))
     cell = (size.width / columns, size.height / rows)
     names = [(rng.choice(tuple(COLOURS)), rng.choice(SHAPES)) for _ in cells]

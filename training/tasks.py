@@ -14,7 +14,6 @@ from training.pictures import MAX_DIGITS, MAX_SHAPES, Picture, Size, draw_number
 
 Task = Literal["number", "count", "shapes", "which"]
 TASKS: tuple[Task, ...] = ("number", "count", "shapes", "which")
-CHANCE: dict[Task, str] = {"number": "< 1 %", "count": "20-40 %", "shapes": "< 5 %", "which": "50 %"}
 PATCH = 16
 LONGEST_EDGE = 160
 _SHORTEST_EDGE = 28
@@ -51,6 +50,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
     "digits": ("How many digits are shown?", "How many digits does the number have?"),
     "colour": ("What colour is {}?", "What color is {}?", "Which colour does {} have?"),
+    "where": ("What is {}, and in which image is it?", "In which image is {}, and what is it?"),
     "content": ("What does the {} image show?", "What is in the {} picture?", "What do you see in the {} image?"),
 }
 _ORDINALS = ("first", "second")
@@ -87,8 +87,7 @@ def sample(task: Task, rng: Random) -> Example:
         pictures = draw_pictures(task, sizes, rng)
         turns = [turn for turn in askable(pictures, rng) if turn.task == task]
         if turns:
-            first = len(pictures) == 1 or rng.random() < 0.5
-            return Example(pictures, (rng.choice(turns),), first)
+            return Example(pictures, (rng.choice(turns),), pictures_first=True)
 
 
 def random_grid(rng: Random, most_patches: int = 40) -> tuple[int, int]:
@@ -108,14 +107,16 @@ def random_size(grid: tuple[int, int], rng: Random) -> Size:
     return Size(width=width, height=height)
 
 
-def draw_pictures(task: str, sizes: list[Size], rng: Random, level: float = 1.0) -> tuple[Picture, ...]:
+def draw_pictures(
+    task: str, sizes: list[Size], rng: Random, level: float = 1.0, *, hard: bool = False
+) -> tuple[Picture, ...]:
     """Pictures on which the task can be asked, one per size; `level` 0 is easiest, 1 the full range."""
     kind = task if task != "which" else rng.choice(("number", "shapes"))
-    mixed = task == "which" and rng.random() < 0.1
+    mixed = task == "which" and rng.random() < 0.3 - 0.2 * level
     pictures = []
     for place, size in enumerate(sizes):
         if (kind == "number") != (mixed and place == 1):
-            pictures.append(draw_number(size, rng, 1 + round(level * (MAX_DIGITS - 1))))
+            pictures.append(draw_number(size, rng, 1 + round(level * (MAX_DIGITS - 1)), hard=hard))
         else:
             pictures.append(draw_shapes(size, rng, 1 + round(level * (MAX_SHAPES - 1))))
     return tuple(pictures)
@@ -158,6 +159,9 @@ def _facts_of_two(pictures: tuple[Picture, ...], rng: Random) -> Iterator[tuple[
         distinct = [topic for topic in topics[place] if topic not in topics[1 - place]]
         if distinct:
             yield "which", rng.choice(distinct), _ORDINALS[place]
+    for place in (0, 1):
+        if known := _known_by(pictures[place], topics[1 - place], rng):
+            yield "where", known[0], f"{known[1]}, {_ORDINALS[place]}"
     place = rng.randrange(2)
     content = pictures[place].number if pictures[place].is_number else ", ".join(pictures[place].names[:_MOST_NAMED])
     if len(pictures[place].marks) <= _MOST_NAMED or pictures[place].is_number:
@@ -167,8 +171,29 @@ def _facts_of_two(pictures: tuple[Picture, ...], rng: Random) -> Iterator[tuple[
 def _topics(picture: Picture) -> list[str]:
     """What a picture can be told by."""
     if picture.is_number:
-        return [f"the number {picture.number}"]
-    return [f"a {name}" if name[0] != "o" else f"an {name}" for name in dict.fromkeys(picture.names)]
+        length = len(picture.marks)
+        return [
+            "a number",
+            f"a number with {length} digit{'s' if length > 1 else ''}",
+            *(f"the digit {digit}" for digit in dict.fromkeys(picture.number)),
+            *4 * [f"the number {picture.number}"],
+        ]
+    colours, shapes = zip(*(name.split() for name in picture.names), strict=True)
+    things = dict.fromkeys((*picture.names, *shapes, *(f"{colour} shape" for colour in colours), "shape"))
+    return [f"a {thing}" if thing[0] != "o" else f"an {thing}" for thing in things]
+
+
+def _known_by(picture: Picture, elsewhere: list[str], rng: Random) -> tuple[str, str] | None:
+    """Something about the picture that can be asked without naming its place, and the answer."""
+    if picture.is_number:
+        if "a number" not in elsewhere:
+            return "the number", picture.number
+        length = _topics(picture)[1]
+        return (length.replace("a ", "the ", 1), picture.number) if length not in elsewhere else None
+    colour, shape = rng.choice(picture.names).split()
+    if sum(name.endswith(shape) for name in picture.names) > 1 or f"a {shape}" in elsewhere:
+        return None
+    return f"the colour of the {shape}", colour
 
 
 def _png(picture: Picture) -> bytes:

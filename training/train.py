@@ -24,7 +24,7 @@ from training.muon import Muon
 from training.scores import RunningScores, held_out_accuracy
 
 _WARMUP_STEPS = 100
-_STEADY_SHARE = 0.55
+_STEADY_SHARE = 0.6
 _LOG_STEPS = 20
 
 
@@ -56,7 +56,7 @@ class Trainer:
     def step(self, batch: Batch, progress: float) -> tuple[float, Tensor]:
         """Learn from one batch; returns the answer loss and which targets were right."""
         loss, helping, right = self.worker(batch)
-        (loss + 0.5 * max(0.1, 1 - 1.5 * progress) * helping).backward()
+        (loss + 0.5 * max(0.2, 1 - progress) * helping).backward()
         for weight, working in zip(self.weights.parameters(), self.worker.parameters(), strict=True):
             weight.grad = None if working.grad is None else working.grad.float()
             working.grad = None
@@ -103,13 +103,16 @@ class Trainer:
 def train(args: argparse.Namespace) -> None:
     """Run until the minutes are spent, then leave the last checkpoint."""
     torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.resume:
+        args.tekken = args.out / "tekken.json"
+    else:
+        shutil.copyfile(args.tekken, args.out / "tekken.json")
     layout = ChatLayout(args.tekken)
     check_layout(args.tekken, layout)
     trainer = Trainer(args)
     if args.resume:
         trainer.load(args.out)
-    args.out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(args.tekken, args.out / "tekken.json")
     try:
         _loop(trainer, layout, args)
     finally:
