@@ -81,7 +81,7 @@ def read_end_token_ids(directory: Path) -> frozenset[int]:
             holder = section if section.has("eos_token_id") else section.section("text_config")
             value = holder.get("eos_token_id")
             ids = value if isinstance(value, list) else [] if value is None else [value]
-            found.update(Section({"eos_token_id": each}, f"{name}: ").whole("eos_token_id", minimum=0) for each in ids)
+            found.update(holder.with_value("eos_token_id", each).whole("eos_token_id", minimum=0) for each in ids)
     return frozenset(found)
 
 

@@ -49,7 +49,7 @@ class Section:
         sides = list(value.values()) if isinstance(value, dict) and value.keys() == {"height", "width"} else value
         if isinstance(sides, list) and len(sides) == 2 and sides[0] == sides[1]:
             value = sides[0]
-        return Section({key: value}, self._place).whole(key)
+        return self.with_value(key, value).whole(key)
 
     def real(self, key: str, default: float | None = None) -> float:
         """A finite number over 0."""
@@ -79,6 +79,10 @@ class Section:
         if not isinstance(value, dict):
             raise self.error(key, f"must be an object, got {_shown(value)}")
         return Section(value, f"{self._place}{key}.")
+
+    def with_value(self, key: str, value: object) -> "Section":
+        """The same place with another value, for a field that holds several or may be written in several ways."""
+        return Section({**self._content, key: value}, self._place)
 
     def expect(self, key: str, *values: object) -> None:
         """Raise unless the field is missing, or one of these."""

@@ -65,9 +65,10 @@ def _sliding_window(params: Section) -> int | None:
         value = [None if part.lower() in ("null", "none", "") else part for part in value]
         value = [int(part) if part is not None and part.isdecimal() else part for part in value]
     windows = value if isinstance(value, list) else [value]
-    checked = {Section({"sliding_window": window}, "").optional_whole("sliding_window", None) for window in windows}
+    key = "sliding_window"
+    checked = {params.with_value(key, window).optional_whole(key, None) for window in windows}
     if len(checked) != 1:
-        raise params.error("sliding_window", "has layers of several kinds, which is not supported")
+        raise params.error(key, "has layers of several kinds, which is not supported")
     return checked.pop()
 
 
