@@ -72,7 +72,13 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
                 seq=seq,
                 finish=pb.Finish(
                     reason=pb.FINISH_REASON_LENGTH,
-                    usage=pb.Usage(prompt_tokens=5, image_tokens=3, cached_tokens=1, completion_tokens=seq - 1),
+                    usage=pb.Usage(
+                        prompt_tokens=5,
+                        image_tokens=3,
+                        cached_tokens=1,
+                        images_not_encoded=2,
+                        completion_tokens=seq - 1,
+                    ),
                     timings=pb.Timings(queue_seconds=0.5, decode_seconds=1.5),
                 ),
             )

@@ -62,7 +62,13 @@ def test_json_is_one_object(service: Service, capsys: Output) -> None:
         "text": "two words ",
         "token_ids": [3, 5],
         "finish_reason": "length",
-        "usage": {"prompt_tokens": 5, "image_tokens": 3, "cached_tokens": 1, "completion_tokens": 2},
+        "usage": {
+            "prompt_tokens": 5,
+            "image_tokens": 3,
+            "cached_tokens": 1,
+            "completion_tokens": 2,
+            "images_not_encoded": 2,
+        },
         "timings": {"queue_seconds": 0.5, "encode_wait_seconds": 0.0, "prefill_seconds": 0.0, "decode_seconds": 1.5},
     }
 
