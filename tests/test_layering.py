@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("common", "vision_service", "decoder_service", "diptych", "training")
 POLICY = (
+    "decoder_service.block_hash",
     "decoder_service.block_manager",
+    "decoder_service.prefix_cache",
     "decoder_service.scheduler",
     "decoder_service.engine",
     "decoder_service.request",
