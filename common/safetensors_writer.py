@@ -9,7 +9,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class Planned(NamedTuple):
     make: Callable[[], Tensor]
     """Gives the values when their turn has come."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it will take in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 def write_safetensors(path: Path, tensors: Iterable[Planned]) -> None:
     """Write the file; it has its name only when it is whole."""
@@ -33,7 +38,7 @@ def write_safetensors(path: Path, tensors: Iterable[Planned]) -> None:
     planned = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
     aside = path.with_name(path.name + ".partial")
     with aside.open("wb") as file:
-        file.write(_header(planned))
+        write_header(file, planned)
         for tensor in planned:
             values = tensor.make()
             if (values.dtype, tuple(values.shape)) != (tensor.dtype, tensor.shape):
@@ -42,17 +47,19 @@ def write_safetensors(path: Path, tensors: Iterable[Planned]) -> None:
     aside.replace(path)
 
 
-def _header(planned: list[Planned]) -> bytes:
+def write_header(file: BinaryIO, planned: list[Planned]) -> int:
+    """Write what stands before the tensors, in their order; returns the size of the whole file in bytes."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     entries |= {name: entry for name, entry in _entries(planned)}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    file.write(struct.pack("<Q", len(text)) + text)
+    return 8 + len(text) + sum(tensor.num_bytes for tensor in planned)
 
 
 def _entries(planned: list[Planned]) -> Iterator[tuple[str, object]]:
     names = {dtype: name for name, dtype in DTYPES.items()}
     end = 0
     for tensor in planned:
-        start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        start, end = end, end + tensor.num_bytes
         yield tensor.name, {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from common.devices import find_device, find_dtype
+from common.model_settings import DtypeChoice, ModelSettings
+from common.settings import SettingError, read
+
+
+def test_auto_is_bfloat16_on_cuda_and_float32_on_a_cpu() -> None:
+    assert find_dtype(DtypeChoice.AUTO, torch.device("cuda:1")) is torch.bfloat16
+    assert find_dtype(DtypeChoice.AUTO, torch.device("cpu")) is torch.float32
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_a_stated_type_holds_on_every_device(name: str, device: str) -> None:
+    assert find_dtype(DtypeChoice(name), torch.device(device)) is getattr(torch, name)
+
+
+def test_devices_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("cuda") == torch.device("cuda")
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda:2", "'cuda:2' is not here: 2 CUDA devices were found"),
+        *((name, "is not a device; use cpu, cuda or cuda:N") for name in ("gpu", "", "cuda:x", "cuda:-1", "cpu:cuda")),
+        *((name, "is not supported; use cpu, cuda or cuda:N") for name in ("meta", "mps", "xpu:0")),
+    ],
+)
+def test_other_devices_are_refused_by_name(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        find_device(name)
+
+
+def test_each_service_takes_its_own_device_and_type() -> None:
+    settings = read(ModelSettings, {"model": "m", "device": "cuda:3", "dtype": "float16", "verify_checksums": "true"})
+    assert (settings.device, settings.dtype, settings.verify_checksums) == ("cuda:3", DtypeChoice.FLOAT16, True)
+    with pytest.raises(SettingError, match="--dtype must be one of auto, float32, bfloat16, float16"):
+        read(ModelSettings, {"model": "m", "dtype": "int8"})
