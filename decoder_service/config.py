@@ -46,4 +46,9 @@ class DecoderConfig:
     engine: EngineSettings
     requests: RequestSettings
     tokenizer: Path | None = setting(None, help="tokenizer file; the checkpoint's own where unset")
-    vision_addresses: tuple[str, ...] = setting((), help="HOST:PORT of each vision replica")
+    vision_addresses: tuple[str, ...] = setting(
+        (), help="HOST:PORT of each vision replica, or dns:///NAME:PORT for all behind a name"
+    )
+    vision_hedge_seconds: float | None = setting(
+        None, minimum=0.001, help="time after which a picture is sent to a second vision replica too; never where unset"
+    )

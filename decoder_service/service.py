@@ -30,6 +30,7 @@ from decoder_service.scheduler import SchedulerConfig
 from decoder_service.servicer import GenerationServicer, ServicerLimits
 from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
 from decoder_service.vision_client import VisionClient
+from decoder_service.vision_resolver import VisionResolver
 from diptych.v1 import generation_pb2_grpc
 
 SERVICE_NAME = "diptych.v1.GenerationService"
@@ -188,9 +189,10 @@ def _vision_client(config: DecoderConfig, checkpoint: Checkpoint) -> VisionClien
     if not config.vision_addresses:
         raise ValueError("--vision-addresses must be given: the model takes images")
     return VisionClient(
-        config.vision_addresses,
+        VisionResolver(config.vision_addresses),
         expected_digest=checkpoint.digest(Part.VISION),
         expected_width=checkpoint.config.vision.vision_hidden_size,
+        hedge_seconds=config.vision_hedge_seconds,
     )
 
 

@@ -1,15 +1,15 @@
 """The vision client: image features from whichever vision replica is best placed to make them.
 
-Knows the replicas, which of them may be used, and when to try another. Does not know how a stream is checked
-(`common.features`) or what a replica is doing (`vision_replica`). A replica may be used when it speaks our
-version of the API, holds the weights of our checkpoint, and agrees with `info`, which the first such replica
-sets and which then stays: prompts are laid out by it.
+Knows when to try another replica, and when not to. Does not know which replicas there are (`vision_fleet`), which
+one an image belongs to (`vision_router`), what one of them is doing (`vision_replica`) or how a stream is
+checked (`common.features`).
 """
 
 import asyncio
-import hashlib
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import grpc
 
@@ -21,77 +21,76 @@ from common.errors import (
 )
 from common.features import FeatureSpec
 from common.version import API_VERSION
+from decoder_service.hedging import hedged
 from decoder_service.image_encoder import VisionInfo
+from decoder_service.retry_budget import RetryBudget
+from decoder_service.vision_fleet import Expected, VisionFleet
 from decoder_service.vision_replica import ReplicaState, VisionReplica, is_bad_stream
+from decoder_service.vision_resolver import VisionResolver
+from decoder_service.vision_router import VisionRouter
 from diptych.v1 import vision_pb2 as pb
 
 _MAX_TRIES = 3
 _PATIENCE = 0.8
 """Seconds that a request waits for a replica to become ready before it is refused."""
-_PROBE_EVERY = 1.0
-"""Seconds between two questions to a ready replica for its load."""
-_FIRST_PAUSE = 0.1
-_LAST_PAUSE = 5.0
-"""Pauses before a replica that is not ready is asked again double from the one to the other."""
 
 
 class VisionClient:
-    """An `ImageEncoder` over gRPC with a fixed list of replicas."""
+    """An `ImageEncoder` over gRPC."""
 
     def __init__(
         self,
-        addresses: Sequence[str],
+        resolver: VisionResolver,
         *,
         expected_digest: bytes,
         expected_width: int,
         api_version: str = API_VERSION,
         credentials: grpc.ChannelCredentials | None = None,
+        hedge_seconds: float | None = None,
     ) -> None:
-        """Talk to the replicas at `addresses` (HOST:PORT) once `start` was called."""
-        self._addresses = addresses
-        self._expected_digest = expected_digest
-        self._expected_width = expected_width
-        self._api_major = _major(api_version)
-        self._credentials = credentials
-        self._info: VisionInfo | None = None
-        self._replicas: list[VisionReplica] = []
-        self._watches: list[asyncio.Task[None]] = []
-        self._changed = asyncio.Event()
+        """Talk to the replicas that `resolver` finds once `start` was called.
+
+        An image that takes longer than `hedge_seconds` is asked for at a second replica too; None for never.
+        """
+        expected = Expected(weights_digest=expected_digest, feature_width=expected_width, api_version=api_version)
+        self._fleet = VisionFleet(resolver, expected=expected, credentials=credentials)
+        self._router = VisionRouter()
+        self._hedge_seconds = hedge_seconds
+        self._retries = RetryBudget(now=time.monotonic())
+        self._busy: dict[str, Counter[str]] = {}
 
     @property
     def info(self) -> VisionInfo | None:
         """What the replicas agree on; None until the first handshake, then it stays."""
-        return self._info
+        return self._fleet.info
+
+    @property
+    def replicas(self) -> list[VisionReplica]:
+        """All replicas that exist, in whatever state."""
+        return self._fleet.replicas
 
     def require_info(self) -> VisionInfo:
-        """The same, for a request that needs it.
+        """The same as `info`, for a request that needs it.
 
         Raises UnavailableError VISION_UNAVAILABLE, or FailedPreconditionError MODEL_MISMATCH where the
         replicas that answered do not match.
         """
-        if self._info is None:
+        if self.info is None:
             raise self._refusal(None)
-        return self._info
+        return self.info
 
     async def start(self) -> None:
         """Begin to look for the replicas; returns at once."""
-        for address in self._addresses:
-            replica = VisionReplica(address, credentials=self._credentials)
-            self._replicas.append(replica)
-            self._watches.append(asyncio.create_task(self._watch(replica), name=f"vision {address}"))
+        await self._fleet.start()
 
     async def close(self) -> None:
         """Stop looking and close the channels; encodings under way end with UNAVAILABLE."""
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
-        for replica in self._replicas:
-            await replica.close()
+        await self._fleet.close()
 
     async def wait_ready(self) -> None:
         """Wait for the first successful handshake."""
-        while self._info is None:
-            await self._changed.wait()
+        while self.info is None:
+            await self._fleet.wait_changed()
 
     async def encode(
         self, image: bytes, *, salt: bytes, spec: FeatureSpec, buffer: memoryview, request_id: str
@@ -106,12 +105,12 @@ class VisionClient:
         tried: list[VisionReplica] = []
         failure: DiptychError | None = None
         for _ in range(_MAX_TRIES):
-            replica = await self._choose(spec, tried, failure)
-            if replica is None:
+            replica = await self._choose(request, spec, tried, failure)
+            if replica is None or not self._may_try(failure):
                 break
             tried.append(replica)
             try:
-                await replica.encode(request, spec=spec, buffer=buffer)
+                await self._attempt(replica, request, spec, buffer, tried)
                 return
             except DiptychError as error:
                 if not isinstance(error, UnavailableError | ResourceExhaustedError) and not is_bad_stream(error):
@@ -119,8 +118,18 @@ class VisionClient:
                 failure = error
         raise self._refusal(failure)
 
+    def _may_try(self, failure: DiptychError | None) -> bool:
+        """Whether the budget has one more try in it; a first one is always allowed."""
+        if failure is None:
+            self._retries.called(now=time.monotonic())
+            return True
+        return self._may_repeat()
+
+    def _may_repeat(self) -> bool:
+        return self._retries.take(now=time.monotonic())
+
     async def _choose(
-        self, spec: FeatureSpec, tried: Sequence[VisionReplica], failure: DiptychError | None
+        self, request: pb.EncodeRequest, spec: FeatureSpec, tried: Sequence[VisionReplica], failure: DiptychError | None
     ) -> VisionReplica | None:
         """The best replica for the next try; None where waiting for one would be of no use.
 
@@ -129,61 +138,82 @@ class VisionClient:
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 while True:
-                    ready = [replica for replica in self._replicas if replica.state is ReplicaState.READY]
+                    ready = self._fleet.ready
                     fresh = [replica for replica in ready if replica not in tried]
                     if fresh or (ready and not isinstance(failure, ResourceExhaustedError)):
-                        return min(fresh or ready, key=lambda replica: _preference(replica, spec))
-                    if ready or all(replica.state is ReplicaState.MISMATCH for replica in self._replicas):
+                        return self._route(fresh or ready, request, spec)
+                    if ready or _all_mismatch(self.replicas):
                         return None
-                    await self._changed.wait()
+                    await self._fleet.wait_changed()
         return None
 
+    def _route(self, ready: Sequence[VisionReplica], request: pb.EncodeRequest, spec: FeatureSpec) -> VisionReplica:
+        address = self._router.choose(
+            spec.image_hash,
+            {replica.address: replica.pending_patches for replica in ready},
+            busy=self._busy.get(request.request_id, ()),
+            now=time.monotonic(),
+        )
+        return next(replica for replica in ready if replica.address == address)
+
+    async def _attempt(
+        self,
+        replica: VisionReplica,
+        request: pb.EncodeRequest,
+        spec: FeatureSpec,
+        buffer: memoryview,
+        tried: list[VisionReplica],
+    ) -> None:
+        """One try, or two beside each other where the first takes long and another replica is there."""
+        first = self._send(replica, request, spec, buffer)
+        if self._hedge_seconds is None:
+            await first
+            return
+        spare = bytearray()
+
+        def second() -> Coroutine[None, None, None] | None:
+            others = [other for other in self._fleet.ready if other not in tried]
+            if not others or not self._may_repeat():
+                return None
+            other = self._route(others, request, spec)
+            tried.append(other)
+            # A buffer of its own: two replicas need not agree in the last bit.
+            spare.extend(bytes(spec.num_bytes))
+            return self._send(other, request, spec, memoryview(spare))
+
+        if await hedged(first, second, after=self._hedge_seconds):
+            buffer[:] = spare
+
+    async def _send(
+        self, replica: VisionReplica, request: pb.EncodeRequest, spec: FeatureSpec, buffer: memoryview
+    ) -> None:
+        self._router.sent(replica.address, num_patches=spec.grid.num_patches, now=time.monotonic())
+        with self._placed(request.request_id, replica.address):
+            await replica.encode(request, spec=spec, buffer=buffer)
+        self._router.arrived(spec.image_hash, replica.address)
+
+    @contextmanager
+    def _placed(self, request_id: str, address: str) -> Iterator[None]:
+        """Remember that a replica has an image of a request under way."""
+        busy = self._busy.setdefault(request_id, Counter())
+        busy[address] += 1
+        try:
+            yield
+        finally:
+            busy[address] -= 1
+            if not busy[address]:
+                del busy[address]
+            if not busy:
+                self._busy.pop(request_id, None)
+
     def _refusal(self, failure: DiptychError | None) -> DiptychError:
-        states = {replica.state for replica in self._replicas}
+        states = {replica.state for replica in self.replicas}
         if ReplicaState.MISMATCH in states <= {ReplicaState.MISMATCH, ReplicaState.UNREACHABLE}:
             return FailedPreconditionError("MODEL_MISMATCH", "no vision replica serves the encoder of this model")
         if failure is not None and not isinstance(failure, UnavailableError):
             return failure
         return UnavailableError("VISION_UNAVAILABLE", "no vision replica answers", retry_after=1.0)
 
-    async def _watch(self, replica: VisionReplica) -> None:
-        """Keep asking one replica, so that its state is true."""
-        pause = _FIRST_PAUSE
-        while True:
-            replica.troubled.clear()
-            await replica.probe(self._agree)
-            # A fresh event for the next change, so that nobody who waits misses one.
-            self._changed.set()
-            self._changed = asyncio.Event()
-            if replica.state is ReplicaState.READY:
-                pause = _FIRST_PAUSE
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_PROBE_EVERY):
-                        await replica.troubled.wait()
-                if replica.is_bad:
-                    await asyncio.sleep(_LAST_PAUSE)
-            else:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LAST_PAUSE)
 
-    def _agree(self, api_version: str, info: VisionInfo) -> bool:
-        """Whether a replica may be used; the first one that may decides what the others must say."""
-        if (
-            _major(api_version) != self._api_major
-            or info.weights_digest != self._expected_digest
-            or info.feature_width != self._expected_width
-        ):
-            return False
-        if self._info is None:
-            self._info = info
-        same_pixels = info.preprocessing.fingerprint() == self._info.preprocessing.fingerprint()
-        return same_pixels and info.dtype == self._info.dtype
-
-
-def _preference(replica: VisionReplica, spec: FeatureSpec) -> tuple[int, bytes]:
-    """Least pending patches; among equals, always the same replica for the same image, but not for all images."""
-    return replica.pending_patches, hashlib.sha256(spec.image_hash + replica.address.encode()).digest()
-
-
-def _major(api_version: str) -> str:
-    return api_version.partition(".")[0]
+def _all_mismatch(replicas: Sequence[VisionReplica]) -> bool:
+    return all(replica.state is ReplicaState.MISMATCH for replica in replicas)

@@ -1,19 +1,23 @@
 """One vision replica: its channel, what is known of it, and one attempt to get features from it.
 
-Knows one address. Does not know the other replicas or when to try again (see `vision_client`).
+Knows one address. Does not know the other replicas or when to try again (see `vision_fleet`).
 
     UNREACHABLE --handshake--> READY        <-- the only state that gets work
          ^      --handshake--> MISMATCH         another model, or another version of the API
-         ├── a call or a probe fails                 │
-         └── after a pause -- BAD <-- three bad streams in a row
+         ├── a call or a probe fails
+         ├── after a pause -- BAD <-- three bad streams in a row
+         └── its health says SERVING -- DRAINING <-- its health says NOT_SERVING
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from common.channel_options import CLIENT_OPTIONS
 from common.errors import DiptychError, InternalError, UnavailableError
@@ -32,12 +36,21 @@ _READY_PROBE_SECONDS = 5.0
 """How long a ready one may: a busy machine is no dead one, and pings find those."""
 
 
+_SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
+_HEALTH_PAUSE = 0.5
+"""Seconds before a watch of its health that broke is begun again."""
+_MAX_CALLS = 64
+"""Images on their way from one replica. Servers refuse streams over 100 of one connection as if they were broken,
+and questions about health and load need some too."""
+
+
 class ReplicaState(Enum):
     """What is known of a replica."""
 
     UNREACHABLE = "unreachable"
     MISMATCH = "mismatch"
     READY = "ready"
+    DRAINING = "draining"
     BAD = "bad"
 
 
@@ -61,6 +74,11 @@ class VisionReplica:
             else grpc.aio.secure_channel(address, credentials, CLIENT_OPTIONS)
         )
         self._stub = vision_pb2_grpc.VisionServiceStub(self._channel)
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)  # its stubs do not know its methods
+        self._is_serving = True
+        self._slots = asyncio.Semaphore(_MAX_CALLS)
+        self._num_calls = 0
+        self._left = asyncio.Event()
         self._own_patches = 0
         self._others_patches = 0
         self._bad_streams = 0
@@ -78,6 +96,34 @@ class VisionReplica:
     async def close(self) -> None:
         """Close the channel; calls under way end."""
         await self._channel.close()
+
+    async def wait_unused(self) -> None:
+        """Wait until no call is under way."""
+        while self._num_calls:
+            self._left.clear()
+            await self._left.wait()
+
+    async def watch_health(self) -> None:
+        """Follow what the replica says of its own health, for ever; one that says nothing of it is healthy."""
+        while True:
+            request = health_pb2.HealthCheckRequest(service=_SERVICE_NAME)
+            try:
+                async for answer in self._health.Watch(request, wait_for_ready=True):
+                    self._hear(answer.status != HealthCheckResponse.NOT_SERVING)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    return
+            # A watch that ends says that the connection is lost, or about to be.
+            if self.state is ReplicaState.READY:
+                self._enter(ReplicaState.UNREACHABLE, "WATCH_ENDED")
+            await asyncio.sleep(_HEALTH_PAUSE)
+
+    def _hear(self, is_serving: bool) -> None:
+        self._is_serving = is_serving
+        if self.state is ReplicaState.READY and not is_serving:
+            self._enter(ReplicaState.DRAINING, "NOT_SERVING")
+        elif self.state is ReplicaState.DRAINING and is_serving:
+            self._enter(ReplicaState.UNREACHABLE, "SERVING")
 
     async def probe(self, matches: Matches) -> None:
         """Ask for model and load, and set the state by the answer."""
@@ -98,7 +144,7 @@ class VisionReplica:
             return
         if self.is_bad:
             self._bad_streams = 0
-        self._enter(ReplicaState.READY, model.api_version)
+        self._enter(ReplicaState.READY if self._is_serving else ReplicaState.DRAINING, model.api_version)
 
     async def encode(self, request: pb.EncodeRequest, *, spec: FeatureSpec, buffer: memoryview) -> None:
         """Fill `buffer` with the features of one image, in one attempt. Raises a DiptychError.
@@ -106,11 +152,16 @@ class VisionReplica:
         After an error the buffer's content means nothing. Leaving early cancels the call.
         """
         self._own_patches += spec.grid.num_patches
+        self._num_calls += 1
         try:
-            await self._receive(request, FeatureReceiver(spec, buffer))
+            async with self._slots:
+                if self.state is not ReplicaState.READY:
+                    raise UnavailableError("REPLICA_LEFT", "the replica takes no more work")
+                await self._receive(request, FeatureReceiver(spec, buffer))
             self._bad_streams = 0
         except UnavailableError as error:
-            self._enter(ReplicaState.UNREACHABLE, error.reason)
+            if self.state is ReplicaState.READY:
+                self._enter(ReplicaState.UNREACHABLE, error.reason)
             raise
         except InternalError as error:
             if is_bad_stream(error):
@@ -118,6 +169,8 @@ class VisionReplica:
             raise
         finally:
             self._own_patches -= spec.grid.num_patches
+            self._num_calls -= 1
+            self._left.set()
 
     async def _receive(self, request: pb.EncodeRequest, receiver: FeatureReceiver) -> None:
         call = self._stub.Encode(request)

@@ -23,13 +23,22 @@ POLICY = (
     "decoder_service.engine_host",
     "decoder_service.generation",
     "decoder_service.prompt",
+    "decoder_service.vision_router",
+    "decoder_service.vision_resolver",
+    "decoder_service.retry_budget",
+    "decoder_service.hedging",
     "vision_service.batcher",
     "vision_service.byte_budget",
     "vision_service.feature_cache",
     "vision_service.decode_pool",
     "vision_service.image",
 )
-SERVICERS = ("decoder_service.servicer", "vision_service.servicer", "decoder_service.vision_client")
+SERVICERS = (
+    "decoder_service.servicer",
+    "vision_service.servicer",
+    "decoder_service.vision_client",
+    "decoder_service.vision_fleet",
+)
 TENSOR_FILES = (
     "common.layers",
     "common.rope",
@@ -42,6 +51,8 @@ TENSOR_FILES = (
     "decoder_service.kv_cache",
     "decoder_service.batch",
     "decoder_service.sampler",
+    "decoder_service.logits_processors",
+    "decoder_service.likelihood",
     "decoder_service.runner",
 )
 FORBIDDEN_EVERYWHERE = {"pickle", "dill", "marshal", "cloudpickle", "shelve"}

@@ -26,6 +26,7 @@ from common.server import GrpcServer, ServerConfig
 from common.wire_types import preprocessing_to_proto
 from decoder_service.vision_client import VisionClient
 from decoder_service.vision_replica import ReplicaState
+from decoder_service.vision_resolver import VisionResolver
 from diptych.v1 import types_pb2, vision_pb2_grpc
 from diptych.v1 import vision_pb2 as pb
 from tests.pictures import preprocessing
@@ -34,17 +35,18 @@ DIGEST = b"d" * 32
 WIDTH = 1024
 GRID = PatchGrid(30, 30)
 """Three chunks and a half."""
+SMALL = PatchGrid(2, 2)
 TIMINGS = EncodeTimings(queue=0, preprocess=0, encode=0)
 
 Behaviour = Callable[[list[pb.EncodeResponse]], AsyncIterator[pb.EncodeResponse]]
 
 
-def spec_of(name: bytes = b"h") -> FeatureSpec:
-    return FeatureSpec(image_hash=ImageHash(name * 32), grid=GRID, width=WIDTH, dtype="float32")
+def spec_of(name: bytes = b"h", grid: PatchGrid = GRID) -> FeatureSpec:
+    return FeatureSpec(image_hash=ImageHash(name * 32), grid=grid, width=WIDTH, dtype="float32")
 
 
-def rows_of(name: bytes = b"h") -> bytes:
-    return name * spec_of(name).num_bytes
+def rows_of(name: bytes = b"h", grid: PatchGrid = GRID) -> bytes:
+    return name * spec_of(name, grid).num_bytes
 
 
 async def well(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
@@ -82,8 +84,9 @@ def failing(error: DiptychError, *, after: int = 0) -> Behaviour:
 class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
     """A vision service without a model: the image's first byte fills its features."""
 
-    def __init__(self, behaviour: Behaviour = well) -> None:
+    def __init__(self, behaviour: Behaviour = well, *, grid: PatchGrid = GRID) -> None:
         self.behaviour = behaviour
+        self.grid = grid
         self.num_encodes = 0
         self.num_cancelled = 0
         self.pending_patches = 0
@@ -103,7 +106,8 @@ class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
     async def Encode(self, request: pb.EncodeRequest, context: object) -> AsyncIterator[pb.EncodeResponse]:
         self.num_encodes += 1
         name = request.image[:1]
-        messages = feature_messages(spec_of(name), memoryview(rows_of(name)), weights_digest=DIGEST, timings=TIMINGS)
+        spec, rows = spec_of(name, self.grid), memoryview(rows_of(name, self.grid))
+        messages = feature_messages(spec, rows, weights_digest=DIGEST, timings=TIMINGS)
         try:
             async for message in self.behaviour(list(messages)):
                 yield message
@@ -124,6 +128,10 @@ class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
         vision_pb2_grpc.add_VisionServiceServicer_to_server(self, self._server.grpc)
         self.address = f"127.0.0.1:{await self._server.start()}"
 
+    def set_serving(self, serving: bool) -> None:
+        assert self._server is not None
+        self._server.set_serving(["diptych.v1.VisionService"], serving=serving)
+
     async def stop(self) -> None:
         """Die, as far as callers can tell."""
         if self._server is not None:
@@ -131,16 +139,37 @@ class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
             self._server = None
 
 
+class Names:
+    """A name service that says what the test says."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses: list[str] = list(addresses)
+        self.is_down = False
+
+    async def look_up(self, host: str, port: int) -> list[str]:
+        assert (host, port) == ("vision", 50052)
+        if self.is_down:
+            raise OSError
+        return self.addresses
+
+    @property
+    def resolver(self) -> VisionResolver:
+        return VisionResolver(["dns:///vision:50052"], lookup=self.look_up, every=0.05)
+
+
 @asynccontextmanager
-async def client_of(*replicas: FakeReplica, ready: bool = True) -> AsyncIterator[VisionClient]:
+async def client_of(
+    *replicas: FakeReplica, ready: bool = True, names: Names | None = None, hedge_seconds: float | None = None
+) -> AsyncIterator[VisionClient]:
     before = asyncio.all_tasks()
     for replica in replicas:
         await replica.start()
-    client = VisionClient([replica.address for replica in replicas], expected_digest=DIGEST, expected_width=WIDTH)
+    resolver = names.resolver if names else VisionResolver([replica.address for replica in replicas])
+    client = VisionClient(resolver, expected_digest=DIGEST, expected_width=WIDTH, hedge_seconds=hedge_seconds)
     await client.start()
     try:
         if ready:
-            await until(lambda: all(replica.state is ReplicaState.READY for replica in client._replicas))
+            await until(lambda: all(replica.state is ReplicaState.READY for replica in client.replicas))
         yield client
     finally:
         await client.close()
@@ -152,16 +181,16 @@ async def client_of(*replicas: FakeReplica, ready: bool = True) -> AsyncIterator
         } == set()
 
 
-async def encode(client: VisionClient, name: bytes = b"h") -> bytes:
-    spec = spec_of(name)
+async def encode(client: VisionClient, name: bytes = b"h", grid: PatchGrid = GRID) -> bytes:
+    spec = spec_of(name, grid)
     buffer = bytearray(spec.num_bytes)
     await client.encode(name * 10, salt=b"s", spec=spec, buffer=memoryview(buffer), request_id="r")
     return bytes(buffer)
 
 
-async def failure(client: VisionClient) -> DiptychError:
+async def failure(client: VisionClient, grid: PatchGrid = GRID) -> DiptychError:
     with pytest.raises(DiptychError) as caught:
-        await encode(client)
+        await encode(client, grid=grid)
     return caught.value
 
 
@@ -202,7 +231,7 @@ async def test_a_killed_server_costs_nothing_while_another_lives() -> None:
     replicas = [FakeReplica(forever), FakeReplica()]
     async with client_of(*replicas) as client:
         replicas[1].pending_patches = 10**6  # So that the first one is asked first.
-        await until(lambda: client._replicas[1].pending_patches == 10**6)
+        await until(lambda: client.replicas[1].pending_patches == 10**6)
         task = asyncio.create_task(encode(client))
         await until(lambda: replicas[0].num_encodes == 1)
         await replicas[0].stop()
@@ -223,7 +252,7 @@ async def test_a_replica_whose_streams_are_always_bad_gets_no_more_work() -> Non
         error = await failure(client)
         assert isinstance(error, InternalError)
         assert (error.reason, replica.num_encodes) == ("EMBED_CORRUPT", 3)
-        assert client._replicas[0].state is ReplicaState.BAD
+        assert client.replicas[0].state is ReplicaState.BAD
         assert (await failure(client)).reason == "VISION_UNAVAILABLE"
         assert replica.num_encodes == 3
 
@@ -276,7 +305,7 @@ async def test_a_replica_that_comes_back_gets_work_again() -> None:
         await replica.stop()
         await failure(client)
         await replica.start()
-        await until(lambda: client._replicas[0].state is ReplicaState.READY)
+        await until(lambda: client.replicas[0].state is ReplicaState.READY)
         assert await encode(client) == rows_of()
 
 
@@ -315,8 +344,8 @@ async def test_replicas_must_agree_with_the_first_about_pixels_and_type() -> Non
     replicas[1].info.preprocessing.mode = types_pb2.PREPROCESSING_MODE_MISTRAL
     replicas[2].info.dtype = types_pb2.DTYPE_BFLOAT16
     async with client_of(*replicas, ready=False) as client:
-        await until(lambda: all(replica.state is not ReplicaState.UNREACHABLE for replica in client._replicas))
-        assert [replica.state for replica in client._replicas].count(ReplicaState.READY) == 1
+        await until(lambda: all(replica.state is not ReplicaState.UNREACHABLE for replica in client.replicas))
+        assert [replica.state for replica in client.replicas].count(ReplicaState.READY) == 1
 
 
 async def test_when_no_replica_matches_the_deployment_is_at_fault() -> None:
@@ -341,28 +370,71 @@ async def test_a_replica_that_comes_back_with_another_model_gets_no_work() -> No
         replica.behaviour = another_image
         await replica.start()
         assert isinstance(await failure(client), FailedPreconditionError)
-        assert client._replicas[0].state is ReplicaState.MISMATCH
+        assert client.replicas[0].state is ReplicaState.MISMATCH
         assert isinstance(await failure(client), FailedPreconditionError)
         assert replica.num_encodes <= 1
 
 
 async def test_work_goes_where_the_fewest_patches_wait() -> None:
     replicas = [FakeReplica() for _ in range(3)]
-    replicas[0].pending_patches = replicas[2].pending_patches = 10
+    replicas[0].pending_patches = replicas[2].pending_patches = 100_000
     async with client_of(*replicas) as client:
+        await until(lambda: sum(replica.pending_patches for replica in client.replicas) == 200_000)
         for name in (b"a", b"b", b"c", b"d"):
             await encode(client, name)
         assert [replica.num_encodes for replica in replicas] == [0, 4, 0]
 
 
-async def test_work_at_once_is_spread_and_equal_images_go_to_the_same_replica() -> None:
+async def test_images_of_one_request_are_spread_and_equal_ones_go_to_the_same_replica() -> None:
     replicas = [FakeReplica() for _ in range(3)]
     async with client_of(*replicas) as client:
-        await asyncio.gather(*(encode(client, bytes([65 + index])) for index in range(12)))
-        assert [replica.num_encodes for replica in replicas] == [4, 4, 4]
+        await asyncio.gather(*(encode(client, bytes([65 + index])) for index in range(3)))
+        assert [replica.num_encodes for replica in replicas] == [1, 1, 1]
         for _ in range(5):
             await encode(client, b"z")
-        assert sorted(replica.num_encodes for replica in replicas) == [4, 4, 9]
+        assert sorted(replica.num_encodes for replica in replicas) == [1, 1, 6]
+
+
+async def test_work_at_once_is_spread() -> None:
+    replicas = [FakeReplica() for _ in range(3)]
+    async with client_of(*replicas) as client:
+        await asyncio.gather(*(encode(client, bytes([65 + index])) for index in range(18)))
+        assert max(replica.num_encodes for replica in replicas) <= 8
+
+
+async def test_one_replica_never_gets_more_streams_than_a_server_takes() -> None:
+    at_once = most = 0
+
+    async def slowly(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.05)
+        at_once -= 1
+        for message in messages:
+            yield message
+
+    async with client_of(FakeReplica(slowly, grid=SMALL)) as client:
+        await asyncio.gather(*(encode(client, bytes([index % 100]), SMALL) for index in range(150)))
+        assert most == 64
+
+
+async def test_retries_cannot_multiply_the_load() -> None:
+    full = failing(ResourceExhaustedError("FULL", "full", retry_after=1.0))
+    replicas = [FakeReplica(full, grid=SMALL) for _ in range(3)]
+    async with client_of(*replicas) as client:
+        await asyncio.gather(*(failure(client, SMALL) for _ in range(300)))
+        assert 300 < sum(replica.num_encodes for replica in replicas) < 300 * 1.2 + 128 + 20
+
+
+async def test_an_image_that_takes_long_is_sent_to_a_second_replica_where_that_is_wanted() -> None:
+    slow, fast = FakeReplica(forever), FakeReplica()
+    async with client_of(slow, fast, hedge_seconds=0.1) as client:
+        for name in (b"a", b"b", b"c", b"d", b"e", b"f"):
+            assert await encode(client, name) == rows_of(name)
+        assert fast.num_encodes == 6
+        assert slow.num_encodes > 0
+        await until(lambda: slow.num_cancelled == slow.num_encodes)
 
 
 async def test_a_caller_that_leaves_cancels_the_call() -> None:
@@ -382,8 +454,8 @@ async def test_a_caller_that_leaves_cancels_the_call() -> None:
                     async with asyncio.timeout(0.01):
                         await task
             await until(lambda: replica.num_cancelled == 1)
-        assert client._replicas[0].pending_patches == 0
-        assert client._replicas[0].state is ReplicaState.READY
+        assert client.replicas[0].pending_patches == 0
+        assert client.replicas[0].state is ReplicaState.READY
 
 
 async def test_a_bad_stream_is_cancelled_and_not_read_to_its_end() -> None:
@@ -407,10 +479,77 @@ async def test_closing_ends_calls_under_way_with_an_error() -> None:
 
 
 async def test_a_client_without_addresses_says_that_nobody_answers() -> None:
-    client = VisionClient([], expected_digest=DIGEST, expected_width=WIDTH)
+    client = VisionClient(VisionResolver([]), expected_digest=DIGEST, expected_width=WIDTH)
     await client.start()
     assert (await failure(client)).reason == "VISION_UNAVAILABLE"
     await client.close()
+
+
+async def test_replicas_behind_a_name_come_and_go() -> None:
+    names, first, second = Names(), FakeReplica(), FakeReplica()
+    async with client_of(first, second, names=names, ready=False) as client:
+        names.addresses = [first.address]
+        await until(lambda: [replica.state for replica in client.replicas] == [ReplicaState.READY])
+        assert await encode(client) == rows_of()
+        names.addresses = [first.address, second.address]
+        await until(lambda: [replica.state for replica in client.replicas] == [ReplicaState.READY] * 2)
+        names.addresses = [second.address]
+        await until(lambda: [replica.address for replica in client.replicas] == [second.address])
+        assert await encode(client, b"b") == rows_of(b"b")
+        assert (first.num_encodes, second.num_encodes) == (1, 1)
+
+
+async def test_a_replica_that_vanishes_ends_its_calls_first() -> None:
+    gate = asyncio.Event()
+
+    async def held(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
+        yield messages[0]
+        await gate.wait()
+        for message in messages[1:]:
+            yield message
+
+    names, first, second = Names(), FakeReplica(held), FakeReplica()
+    async with client_of(first, second, names=names, ready=False) as client:
+        names.addresses = [first.address]
+        await until(lambda: [replica.state for replica in client.replicas] == [ReplicaState.READY])
+        task = asyncio.create_task(encode(client))
+        await until(lambda: first.num_encodes == 1)
+        names.addresses = [second.address]
+        await until(lambda: [replica.address for replica in client.replicas] == [second.address])
+        gate.set()
+        assert await task == rows_of()
+        assert second.num_encodes == 0
+
+
+async def test_a_name_that_is_not_found_changes_nothing() -> None:
+    names, first, second = Names(), FakeReplica(), FakeReplica()
+    async with client_of(first, second, names=names, ready=False) as client:
+        names.addresses = [first.address]
+        await until(lambda: [replica.state for replica in client.replicas] == [ReplicaState.READY])
+        names.is_down = True
+        await asyncio.sleep(0.2)
+        assert await encode(client) == rows_of()
+        names.is_down, names.addresses = False, []
+        await asyncio.sleep(0.2)
+        assert await encode(client) == rows_of()
+        names.addresses = [second.address]
+        await until(lambda: [replica.address for replica in client.replicas] == [second.address])
+
+
+async def test_a_draining_replica_gets_no_more_work_within_a_second() -> None:
+    first, second = FakeReplica(), FakeReplica()
+    async with client_of(first, second) as client:
+        first.set_serving(False)
+        begin = time.monotonic()
+        await until(lambda: client.replicas[0].state is ReplicaState.DRAINING)
+        assert time.monotonic() - begin < 1.0
+        await asyncio.sleep(1.5)  # A question about its load does not bring it back.
+        assert client.replicas[0].state is ReplicaState.DRAINING
+        for name in (b"a", b"b", b"c", b"d"):
+            await encode(client, name)
+        assert (first.num_encodes, second.num_encodes) == (0, 4)
+        first.set_serving(True)
+        await until(lambda: client.replicas[0].state is ReplicaState.READY)
 
 
 _FROZEN_SERVER = """
@@ -431,7 +570,7 @@ async def test_a_frozen_replica_is_given_up_within_six_seconds() -> None:
     )
     assert process.stdout is not None
     address = (await process.stdout.readline()).decode().split()[1]
-    client = VisionClient([address], expected_digest=DIGEST, expected_width=WIDTH)
+    client = VisionClient(VisionResolver([address]), expected_digest=DIGEST, expected_width=WIDTH)
     try:
         await client.start()
         await client.wait_ready()
@@ -441,7 +580,7 @@ async def test_a_frozen_replica_is_given_up_within_six_seconds() -> None:
         assert (await failure(client)).reason == "VISION_UNAVAILABLE"
         assert time.monotonic() - begin < 6.0
         process.send_signal(signal.SIGCONT)
-        await until(lambda: client._replicas[0].state is ReplicaState.READY)
+        await until(lambda: client.replicas[0].state is ReplicaState.READY)
         assert await encode(client) == rows_of()
     finally:
         await client.close()

@@ -1,0 +1,150 @@
+"""The vision replicas that there are: found, watched, and let go when they vanish.
+
+Knows which replicas exist and which may be used: one that speaks our version of the API, holds the weights of our
+checkpoint, and agrees with `info`, which the first such replica sets and which then stays: prompts are laid out
+by it. Does not know images.
+
+    resolver says it is there --> watched: asked for model and load, its health followed
+    resolver says it is gone  --> no new work --> closed when its last call ends
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+import grpc
+
+from decoder_service.image_encoder import VisionInfo
+from decoder_service.vision_replica import ReplicaState, VisionReplica
+from decoder_service.vision_resolver import VisionResolver
+
+_PROBE_EVERY = 1.0
+"""Seconds between two questions to a ready replica for its load."""
+_FIRST_PAUSE = 0.1
+_LAST_PAUSE = 5.0
+"""Pauses before a replica that is not ready is asked again double from the one to the other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a replica must hold to be of use."""
+
+    weights_digest: bytes
+    feature_width: int
+    api_version: str
+
+
+class VisionFleet:
+    """Watches the replicas that a resolver finds."""
+
+    def __init__(
+        self, resolver: VisionResolver, *, expected: Expected, credentials: grpc.ChannelCredentials | None
+    ) -> None:
+        self._resolver = resolver
+        self._expected = expected
+        self._credentials = credentials
+        self._members: dict[str, VisionReplica] = {}
+        self._watches: dict[str, list[asyncio.Task[None]]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._resolving: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self.info: VisionInfo | None = None
+        """What the replicas agree on; None until the first handshake, then it stays."""
+
+    @property
+    def replicas(self) -> list[VisionReplica]:
+        """All that exist, in whatever state."""
+        return list(self._members.values())
+
+    @property
+    def ready(self) -> list[VisionReplica]:
+        """Those that may get work."""
+        return [replica for replica in self._members.values() if replica.state is ReplicaState.READY]
+
+    async def start(self) -> None:
+        """Begin to look for replicas; returns at once."""
+        self._follow()
+        self._resolving = asyncio.create_task(self._resolver.run(self._follow), name="vision resolver")
+
+    async def close(self) -> None:
+        """Stop looking and close the channels."""
+        tasks = [task for watches in self._watches.values() for task in watches]
+        tasks += self._leaving
+        if self._resolving is not None:
+            tasks.append(self._resolving)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._watches.clear()
+        for replica in self.replicas:
+            await replica.close()
+
+    async def wait_changed(self) -> None:
+        """Wait until something is known of any replica that was not."""
+        await self._changed.wait()
+
+    def _follow(self) -> None:
+        """Be as the resolver says."""
+        addresses = self._resolver.addresses
+        for address in addresses:
+            if address not in self._members:
+                replica = VisionReplica(address, credentials=self._credentials)
+                self._members[address] = replica
+                self._watches[address] = [
+                    asyncio.create_task(self._watch(replica), name=f"vision {address}"),
+                    asyncio.create_task(replica.watch_health(), name=f"vision health {address}"),
+                ]
+        for address in self._members.keys() - set(addresses):
+            leaving = asyncio.create_task(self._let_go(self._members.pop(address)), name=f"vision leaving {address}")
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+        self._notify()
+
+    async def _let_go(self, replica: VisionReplica) -> None:
+        try:
+            for task in self._watches.pop(replica.address, []):
+                task.cancel()
+            await replica.wait_unused()
+        finally:
+            await replica.close()
+
+    async def _watch(self, replica: VisionReplica) -> None:
+        """Keep asking one replica, so that its state is true."""
+        pause = _FIRST_PAUSE
+        while True:
+            replica.troubled.clear()
+            await replica.probe(self._agree)
+            self._notify()
+            if replica.state is ReplicaState.READY:
+                pause = _FIRST_PAUSE
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PROBE_EVERY):
+                        await replica.troubled.wait()
+                if replica.is_bad:
+                    await asyncio.sleep(_LAST_PAUSE)
+            else:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LAST_PAUSE)
+
+    def _notify(self) -> None:
+        # A fresh event for the next change, so that nobody who waits misses one.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _agree(self, api_version: str, info: VisionInfo) -> bool:
+        """Whether a replica may be used; the first one that may decides what the others must say."""
+        expected = self._expected
+        if (
+            _major(api_version) != _major(expected.api_version)
+            or info.weights_digest != expected.weights_digest
+            or info.feature_width != expected.feature_width
+        ):
+            return False
+        if self.info is None:
+            self.info = info
+        same_pixels = info.preprocessing.fingerprint() == self.info.preprocessing.fingerprint()
+        return same_pixels and info.dtype == self.info.dtype
+
+
+def _major(api_version: str) -> str:
+    return api_version.partition(".")[0]

@@ -1,0 +1,76 @@
+"""Where the vision replicas are: a fixed list, or the addresses behind a name, asked for again and again.
+
+Knows names and addresses. Does not know channels. gRPC's own resolver would look again only after a connection
+is lost, and then at most every 30 seconds. A look-up that fails or finds nothing changes nothing: an outage of
+the name service must not become one of ours, and replicas that are gone are found out by themselves.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+Lookup = Callable[[str, int], Awaitable[Iterable[str]]]
+"""The addresses (HOST:PORT) behind a name and port. Raises OSError."""
+
+_log = logging.getLogger(__name__)
+_SCHEME = "dns:///"
+_EVERY = 3.0
+"""Seconds between two look-ups; a new pod must be in use within ten."""
+_LONGEST = 5.0
+"""Seconds that a look-up may take."""
+
+
+async def look_up(host: str, port: int) -> list[str]:
+    """Ask the system, which on a cluster asks the name of a headless service for one address per pod."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [f"[{address[0]}]:{port}" if family == socket.AF_INET6 else f"{address[0]}:{port}"
+            for family, _, _, _, address in found]  # fmt: skip
+
+
+class VisionResolver:
+    """Resolves targets, each HOST:PORT or dns:///NAME:PORT."""
+
+    def __init__(self, targets: Sequence[str], *, lookup: Lookup = look_up, every: float = _EVERY) -> None:
+        """Take the targets. Raises ValueError where one has no host or no port."""
+        self._fixed = [target for target in targets if not target.startswith(_SCHEME)]
+        self._names = [_split(target.removeprefix(_SCHEME)) for target in targets if target.startswith(_SCHEME)]
+        for target in self._fixed:
+            _split(target)
+        self._lookup = lookup
+        self._every = every
+        self._found: dict[tuple[str, int], frozenset[str]] = {}
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses that are known, each once."""
+        found = {address for addresses in self._found.values() for address in addresses}
+        return [*dict.fromkeys(self._fixed), *sorted(found.difference(self._fixed))]
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Look up the names, for ever, and tell when `addresses` has changed; ends at once without names."""
+        while self._names:
+            before = self.addresses
+            for host, port in self._names:
+                await self._refresh(host, port)
+            if self.addresses != before:
+                changed()
+            await asyncio.sleep(self._every)
+
+    async def _refresh(self, host: str, port: int) -> None:
+        try:
+            async with asyncio.timeout(_LONGEST):
+                found = frozenset(await self._lookup(host, port))
+        except (OSError, TimeoutError) as error:
+            _log.warning("the name of the vision replicas is not found", extra={"host": host, "error": str(error)})
+            return
+        if found:
+            self._found[host, port] = found
+
+
+def _split(target: str) -> tuple[str, int]:
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in host:
+        raise ValueError(f"--vision-addresses: {target!r} is not HOST:PORT or dns:///NAME:PORT")
+    return host, int(port)
