@@ -38,9 +38,21 @@ def free_bytes(device: torch.device) -> int:
     """Memory that can still be taken: on a GPU what the driver says, else the host's or the container's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return free_host_bytes(Path("/"))
+
+
+def free_host_bytes(root: Path) -> int:
+    """Memory that can still be taken on the machine, or in the container, whose file system is at `root`."""
+    lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
-        available = min(available, int(text) - int(used.read_text(encoding="ascii")))
-    return available
+    group = root / "sys/fs/cgroup"
+    try:
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    except OSError:
+        return available
+    if limit == "max":
+        return available
+    # What files left in memory, weights that were just read above all, counts as used but goes when it is needed.
+    cached = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+    return min(available, int(limit) - max(0, int(used) - cached))

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from common.devices import find_device, find_dtype
+from common.devices import find_device, find_dtype, free_host_bytes
 from common.model_settings import DtypeChoice, ModelSettings
 from common.settings import SettingError, read
 
@@ -43,3 +45,32 @@ def test_each_service_takes_its_own_device_and_type() -> None:
     assert (settings.device, settings.dtype, settings.verify_checksums) == ("cuda:3", DtypeChoice.FLOAT16, True)
     with pytest.raises(SettingError, match="--dtype must be one of auto, float32, bfloat16, float16"):
         read(ModelSettings, {"model": "m", "dtype": "int8"})
+
+
+def machine(root: Path, **group: str) -> Path:
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text("MemTotal:  16 kB\nMemAvailable:  8 kB\n")
+    (root / "sys/fs/cgroup").mkdir(parents=True)
+    for name, content in group.items():
+        (root / f"sys/fs/cgroup/memory.{name}").write_text(content + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("group", "free"),
+    [
+        ({}, 8192),
+        ({"max": "max", "current": "9999", "stat": "anon 1"}, 8192),
+        ({"max": "5000", "current": "3000", "stat": "anon 3000"}, 2000),
+        ({"max": "5000", "current": "4900", "stat": "anon 900\ninactive_file 3000\nactive_file 1000"}, 4100),
+        ({"max": "50000", "current": "0", "stat": "anon 0"}, 8192),
+    ],
+)
+def test_free_memory_is_the_machines_or_the_containers_without_its_file_cache(
+    group: dict[str, str], free: int, tmp_path: Path
+) -> None:
+    assert free_host_bytes(machine(tmp_path, **group)) == free
+
+
+def test_this_machine_has_some() -> None:
+    assert free_host_bytes(Path("/")) > 2**20
