@@ -12,6 +12,9 @@ from torch import Tensor
 
 from decoder_service.logprobs import Logprobs
 
+PROMPT_LOGITS_ROWS = 64
+"""Rows of a prompt that get logits at once: a whole step's would take gigabytes of a large vocabulary."""
+
 
 def likelihoods(logits: Tensor, token_ids: Sequence[int], *, num_top: Sequence[int]) -> list[Logprobs]:
     """Log probabilities of `token_ids`, one for each row of fp32 logits [num_rows, vocab_size].

@@ -7,6 +7,7 @@ import torch
 
 from common.devices import free_bytes
 from common.model_config import MistralConfig
+from decoder_service.likelihood import PROMPT_LOGITS_ROWS
 from decoder_service.run_config import RunConfig
 
 
@@ -41,4 +42,7 @@ def activation_bytes(
     """Upper estimate of a step's working memory: the widest layer's rows and the logits with their sort."""
     attention_width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     row = 4 * config.hidden_size + 3 * config.feed_forward_length + 3 * attention_width
-    return max_num_batched_tokens * row * dtype.itemsize + max_num_requests * config.vocab_size * 4 * 6
+    # The model's logits are kept, sampling works on copies, sorted and summed up in double precision; prompts that
+    # are judged follow after that.
+    logits_rows = max_num_requests + max(11 * max_num_requests, 3 * PROMPT_LOGITS_ROWS)
+    return max_num_batched_tokens * row * dtype.itemsize + logits_rows * config.vocab_size * 4

@@ -15,7 +15,7 @@ from common.model_config import MistralConfig, PixtralConfig
 from decoder_service.batch import ForwardBatch, ImageRows, PromptRows, build_forward_batch
 from decoder_service.block_manager import BlockId
 from decoder_service.kv_cache import KVCache
-from decoder_service.likelihood import likelihoods
+from decoder_service.likelihood import PROMPT_LOGITS_ROWS, likelihoods
 from decoder_service.logits_processors import SamplingRow
 from decoder_service.logprobs import Logprobs
 from decoder_service.model import MistralForCausalLM
@@ -24,9 +24,6 @@ from decoder_service.random_stream import uniform
 from decoder_service.request import Request
 from decoder_service.sampler import sample
 from decoder_service.step import NoToken, ScheduledBatch, StepResult
-
-PROMPT_LOGITS_ROWS = 64
-"""Rows of prompt logits that are computed at once: a whole step's would take gigabytes of a large vocabulary."""
 
 
 class DecoderModel:

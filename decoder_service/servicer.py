@@ -23,7 +23,7 @@ from decoder_service.generation import Generation
 from decoder_service.image_encoder import ImageEncoder, VisionInfo
 from decoder_service.model_info import ModelInfo
 from decoder_service.prompt import Prompt, PromptBuilder
-from decoder_service.prompt_spec import PromptSpec, has_images
+from decoder_service.prompt_spec import PromptSpec, TextPrompt, has_images
 from decoder_service.replies import Replies
 from decoder_service.request import Request
 from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt
@@ -151,6 +151,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return TextStream(
             self._tokenizer,
             parsed.sampling.stops,
+            continues=isinstance(parsed.prompt, TextPrompt),
             include_stop=parsed.sampling.include_stop,
             min_tokens=parsed.sampling.params.min_tokens,
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from common.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError
-from decoder_service.engine import ImageRef, StepResult
+from decoder_service.engine import ImageRef, NoToken, StepResult
 from decoder_service.request import FinishReason, RequestStatus
 from decoder_service.sampling_params import SamplingParams
 from tests.decoder_service.engine_fakes import Host, make_features, make_request, tokens_alone
@@ -230,6 +230,16 @@ def test_a_runner_that_gives_too_few_tokens_fails_its_batch() -> None:
     host.check_idle()
 
 
+def test_a_request_that_rules_out_every_token_ends_with_its_own_fault() -> None:
+    host = Host()
+    host.submit(make_request("a", 3))
+    host.runner.execute = lambda batch: StepResult(token_ids=[NoToken.NONE_ALLOWED])  # type: ignore[method-assign]
+    ((_, error),) = host.step().failed
+    assert isinstance(error, InvalidArgumentError)
+    assert (error.reason, error.field) == ("NO_TOKEN_LEFT", "sampling")
+    host.check_idle()
+
+
 def test_a_name_is_taken_until_its_request_has_ended() -> None:
     host = Host()
     host.submit(make_request("a", 3, max_tokens=1))
@@ -292,10 +302,17 @@ def test_an_idle_step_does_nothing() -> None:
         ("top_k", -1),
         ("min_p", 1.1),
         ("min_p", math.nan),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.nan),
+        ("frequency_penalty", math.inf),
+        ("presence_penalty", math.nan),
+        ("logit_bias", ((1, math.nan),)),
+        ("bad_token_sequences", ((1,), ())),
+        ("min_tokens", -1),
         ("seed", 2**64),
     ],
 )
-def test_sampling_out_of_range_is_refused(name: str, value: float) -> None:
+def test_sampling_out_of_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
         replace(SamplingParams(max_tokens=1), **{name: value})  # type: ignore[arg-type]
 
