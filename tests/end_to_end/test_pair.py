@@ -75,6 +75,40 @@ def test_stop_text_ends_the_completion_and_is_not_told(client: DiptychClient) ->
     assert stopped.usage.completion_tokens < whole.usage.completion_tokens
 
 
+def test_logprobs_come_with_every_token_and_for_the_prompt(client: DiptychClient) -> None:
+    prompt, _ = question("shapes", 3)
+    plain = client.complete(prompt, timeout=30)
+    for _ in range(2):  # The second time the prompt's keys and values are cached, and computed all the same.
+        done = client.complete(prompt, timeout=30, logprobs=3, prompt_logprobs=2)
+        assert done.token_ids == plain.token_ids
+        assert len(done.logprobs) == done.usage.completion_tokens
+        assert len(done.prompt_logprobs) == done.usage.prompt_tokens - 1
+        for token_id, logprobs in zip(done.token_ids, done.logprobs, strict=True):
+            assert logprobs.top[0] == (token_id, logprobs.logprob), "greedy takes the likeliest"
+            assert len(logprobs.top) == 3
+        assert all(each.logprob <= each.top[0][1] + 1e-6 for each in done.prompt_logprobs)
+    assert not plain.logprobs
+    assert not plain.prompt_logprobs
+
+
+def test_tokens_are_chosen_within_what_the_caller_allows(client: DiptychClient) -> None:
+    prompt, _ = question("number", 4)
+    plain = client.complete(prompt, timeout=30)
+    assert plain.finish_reason == "stop"
+    longer = client.complete(prompt, timeout=30, max_tokens=60, min_tokens=plain.usage.completion_tokens + 20)
+    assert longer.token_ids[: len(plain.token_ids) - 1] == plain.token_ids[:-1]
+    assert longer.usage.completion_tokens > plain.usage.completion_tokens + 20
+    without = client.complete(prompt, timeout=30, bad_words=[plain.text[:1]], max_tokens=20)
+    assert plain.token_ids[0] not in without.token_ids
+    included = client.complete(prompt, timeout=30, stop=[plain.text[-1]], include_stop=True)
+    assert included.text == plain.text[: plain.text.index(plain.text[-1]) + 1]
+    only = client.complete(prompt, timeout=30, allowed_token_ids=plain.token_ids[:1], max_tokens=5)
+    assert only.token_ids == plain.token_ids[:1] * 5
+    with pytest.raises(ClientError) as caught:
+        client.complete(prompt, timeout=30, allowed_token_ids=[2], min_tokens=1, stop_token_ids=[2])
+    assert (caught.value.reason, caught.value.field) == ("NO_TOKEN_LEFT", "sampling")
+
+
 def test_stream_is_numbered_and_has_one_prompt_and_one_finish(client: DiptychClient) -> None:
     responses = list(client.generate(question("shapes", 1)[0], timeout=30))
     assert [response.seq for response in responses] == list(range(len(responses)))
