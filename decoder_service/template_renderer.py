@@ -2,7 +2,8 @@
 
 Knows Jinja. Does not know tokens or images. The template runs in Jinja's immutable sandbox: it sees the chat and
 a few names, and can change or call nothing else. Every turn of a loop, every macro and every number of a range
-costs a step, and steps and output are bounded, so a template cannot run for ever or fill memory.
+costs a step, and steps and output are bounded, so a template cannot run for ever. It is part of the checkpoint
+that an operator chose: one that sets out to fill memory by doubling a text is not kept from it.
 """
 
 import json
@@ -17,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 _MAX_SOURCE_CHARS = 2**20
-_MAX_STEPS = 250_000
+_MAX_STEPS = 100_000
 _MAX_OUTPUT_FACTOR = 8
 _MAX_OUTPUT_BASE = 2**20
 _MAX_INDENT = 16

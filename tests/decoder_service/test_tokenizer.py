@@ -39,6 +39,34 @@ def test_ids_are_those_of_mistral_common(both: tuple[Tokenizer, ChatTokenizer], 
     assert Detokenizer(tokenizer.texts).feed(expected) == oracle.decode(expected) == text
 
 
+@given(data=st.data())
+def test_streamed_text_is_what_mistral_common_decodes(
+    both: tuple[Tokenizer, ChatTokenizer], data: st.DataObject
+) -> None:
+    tokenizer, oracle = both
+    # Any token, control tokens and bytes among them, and the tokens of texts.
+    low, high = st.integers(0, 1300), st.integers(0, tokenizer.vocabulary_size - 1)
+    texts = st.text(max_size=4).map(tokenizer.encode_text)
+    pieces = data.draw(st.lists(st.lists(low | high, max_size=4) | texts, max_size=6))
+    detokenizer = Detokenizer(tokenizer.texts)
+    told = "".join([*map(detokenizer.feed, pieces), detokenizer.flush()])
+    assert told == oracle.decode([token_id for piece in pieces for token_id in piece])
+
+
+@given(start=st.text(min_size=1, max_size=8), data=st.data())
+def test_text_that_goes_on_keeps_its_first_space(
+    both: tuple[Tokenizer, ChatTokenizer], start: str, data: st.DataObject
+) -> None:
+    tokenizer, oracle = both
+    prompt = tokenizer.encode_text(start)
+    output = data.draw(st.lists(st.integers(1300, tokenizer.vocabulary_size - 1), max_size=4))
+    detokenizer = Detokenizer(tokenizer.texts, first=False)
+    told = detokenizer.feed(output) + detokenizer.flush()
+    assert start + told == oracle.decode(prompt) + told
+    if "\ufffd" not in told:
+        assert start + told == oracle.decode(prompt + output)
+
+
 def test_special_ids_come_from_the_file(tekken: Tokenizer) -> None:
     assert tekken.vocabulary_size == 131072
     assert (tekken.bos_id, tekken.eos_id) == (1, 2)
