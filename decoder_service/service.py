@@ -28,6 +28,7 @@ from decoder_service.run_config import RunConfig, make_run_config
 from decoder_service.runner import DecoderModel, DecoderRunner
 from decoder_service.scheduler import SchedulerConfig
 from decoder_service.servicer import GenerationServicer, ServicerLimits
+from decoder_service.tokenizer import Tokenizer
 from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
 from decoder_service.vision_client import VisionClient
 from decoder_service.vision_resolver import VisionResolver
@@ -45,10 +46,9 @@ class DecoderService:
         """Load everything. Raises ValueError, CheckpointError among them, with one line that says what is wrong."""
         self._config = config
         checkpoint = open_checkpoint(config.model.model, verify_checksums=config.model.verify_checksums)
-        tokenizer = load_tokenizer(config.tokenizer or find_tokenizer_file(config.model.model))
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
-        tokenizer.check_fits(vocabulary_size=text.vocab_size, image_token_id=image_token_id)
+        tokenizer = _load_tokenizer(config, text.vocab_size, image_token_id)
         run_config = _run_config(config, checkpoint)
         self._engine = _build_engine(config, checkpoint, run_config)
         self._tokenizer = tokenizer
@@ -125,6 +125,17 @@ def _give_up(server: GrpcServer) -> None:
     """Ask to be replaced: without its engine the process serves nothing."""
     server.set_serving([SERVICE_NAME], serving=False)
     server.set_alive(False)
+
+
+def _load_tokenizer(config: DecoderConfig, vocabulary_size: int, image_token_id: int | None) -> Tokenizer:
+    """The tokenizer, which fits the model. Raises ValueError naming the file."""
+    path = config.tokenizer or find_tokenizer_file(config.model.model)
+    tokenizer = load_tokenizer(path)
+    try:
+        tokenizer.check_fits(vocabulary_size=vocabulary_size, image_token_id=image_token_id)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    return tokenizer
 
 
 def _run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.model_settings import DtypeChoice
 from common.process import num_cores
 from common.settings import setting
 from diptych.child import Child, ChildError
@@ -41,22 +42,39 @@ class UpConfig:
     )
     vision_replicas: int = setting(1, help="vision services to start", minimum=1, maximum=64)
     device: str | None = setting(None, help="device of all services, or vision=DEVICE,decoder=DEVICE")
+    dtype: str | None = setting(None, help="type of weights of all services, or vision=TYPE,decoder=TYPE")
+    verify_checksums: bool = setting(False, help="check the files against the model's SHA256SUMS while they load")
     start_seconds: float = setting(600.0, help="longest time until all are ready", minimum=1, maximum=86400)
 
     def __post_init__(self) -> None:
         parse_devices(self.device)
+        parse_dtypes(self.dtype)
 
 
 def parse_devices(text: str | None) -> Mapping[str, str]:
     """The device of each role that has one. Raises ValueError for a role that does not exist."""
+    return _by_role(text, "--device", "DEVICE")
+
+
+def parse_dtypes(text: str | None) -> Mapping[str, str]:
+    """The type of each role that has one. Raises ValueError for a role or a type that does not exist."""
+    dtypes = _by_role(text, "--dtype", "TYPE")
+    known = [choice.value for choice in DtypeChoice]
+    for dtype in dtypes.values():
+        if dtype not in known:
+            raise ValueError(f"--dtype must be one of {', '.join(known)}, got {dtype!r}")
+    return dtypes
+
+
+def _by_role(text: str | None, flag: str, word: str) -> Mapping[str, str]:
     if text is None:
         return {}
     if "=" not in text:
         return dict.fromkeys(_ROLES, text)
-    devices = dict(part.strip().split("=", 1) for part in text.split(",") if "=" in part)
-    if len(devices) != len(text.split(",")) or not devices.keys() <= set(_ROLES):
-        raise ValueError(f"--device must be DEVICE or vision=DEVICE,decoder=DEVICE, got {text!r}")
-    return devices
+    values = dict(part.strip().split("=", 1) for part in text.split(",") if "=" in part)
+    if len(values) != len(text.split(",")) or not values.keys() <= set(_ROLES):
+        raise ValueError(f"{flag} must be {word} or vision={word},decoder={word}, got {text!r}")
+    return values
 
 
 def share_cores(cores: int, vision_replicas: int) -> tuple[int, int]:
@@ -126,6 +144,7 @@ class _Services:
         self._model = model
         self._replicas = replicas
         self._devices = parse_devices(config.device)
+        self._dtypes = parse_dtypes(config.dtype)
         self._threads = dict(zip(_ROLES, share_cores(num_cores(), replicas), strict=True))
         self._children: list[Child] = []
 
@@ -167,6 +186,10 @@ class _Services:
         arguments = ["-m", f"{role}_service", "--model", str(self._model), *flags]
         if role in self._devices:
             arguments += ["--device", self._devices[role]]
+        if role in self._dtypes:
+            arguments += ["--dtype", self._dtypes[role]]
+        if self._config.verify_checksums:
+            arguments.append("--verify-checksums")
         metrics_port = self._config.metrics_port
         if metrics_port is not None:
             arguments += ["--metrics-port", str(metrics_port and metrics_port + metrics_offset)]

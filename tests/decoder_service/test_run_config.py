@@ -1,6 +1,7 @@
 """What the user wants is bounded by what the model and the memory allow."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,13 @@ import torch
 
 from common.checkpoint_config import read_model_config
 from common.model_config import MistralConfig
+from common.settings import read
+from decoder_service.config import DecoderConfig
 from decoder_service.kv_cache import KVCache
 from decoder_service.memory import plan_num_blocks
 from decoder_service.run_config import ReturnLogits, RunConfig, make_run_config
+from decoder_service.service import DecoderService
+from diptych.models import demo_model
 from tests.checkpoints import CPU, save_pixtral
 from tests.tiny_models import Shape
 
@@ -96,3 +101,10 @@ def test_blocks_fill_the_memory_or_serve_every_request(monkeypatch: pytest.Monke
     assert 100 <= plan(config, monkeypatch, free) <= 150
     with pytest.raises(ValueError, match="one request of 1600 tokens needs 100"):
         plan(config, monkeypatch, 10**8)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_by_its_name(tmp_path: Path) -> None:
+    """The demo's tokenizer has more ids than this model."""
+    shutil.copy(demo_model() / "tekken.json", save_pixtral(tmp_path, Shape(name="any")))
+    with pytest.raises(ValueError, match=r"^tekken\.json: the tokenizer has 512 ids, the model only 160$"):
+        DecoderService(read(DecoderConfig, {"model": str(tmp_path), "vision_addresses": "127.0.0.1:1"}))

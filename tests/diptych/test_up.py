@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diptych.models import demo_model
-from diptych.up import parse_devices, reserved_ports, share_cores
+from diptych.up import parse_devices, parse_dtypes, reserved_ports, share_cores
 
 SERVICE = """
 import asyncio, json, os, sys
@@ -89,7 +89,8 @@ def test_a_signal_stops_the_decoder_before_the_vision_services_and_ends_with_0(
 
 
 def test_the_services_are_told_of_each_other_and_of_their_share(folder: Path) -> None:
-    with run_up(folder, "--vision-replicas", "2", "--device", "vision=cuda:0,decoder=cuda:1") as process:
+    choices = ["--device", "vision=cuda:0,decoder=cuda:1", "--dtype", "decoder=bfloat16", "--verify-checksums"]
+    with run_up(folder, "--vision-replicas", "2", *choices) as process:
         address = ready_address(process)
         rows = started(folder)
     flags = {row[1]: row[2] for row in rows}
@@ -102,6 +103,9 @@ def test_the_services_are_told_of_each_other_and_of_their_share(folder: Path) ->
     assert "--reflection" in decoder
     assert decoder[decoder.index("--device") + 1] == "cuda:1"
     assert all(vision[vision.index("--device") + 1] == "cuda:0" for vision in visions)
+    assert decoder[decoder.index("--dtype") + 1] == "bfloat16"
+    assert all("--dtype" not in vision for vision in visions)
+    assert all("--verify-checksums" in flags for flags in (decoder, *visions))
     assert all(int(row[3]) >= 1 for row in rows)
 
 
@@ -191,3 +195,12 @@ def test_devices_are_given_once_or_by_role() -> None:
 def test_reserved_ports_differ() -> None:
     with reserved_ports(8) as ports:
         assert len(set(ports)) == 8
+
+
+def test_types_are_given_once_or_by_role() -> None:
+    assert parse_dtypes(None) == {}
+    assert parse_dtypes("float32") == {"vision": "float32", "decoder": "float32"}
+    assert parse_dtypes("vision=auto, decoder=bfloat16") == {"vision": "auto", "decoder": "bfloat16"}
+    for wrong in ("eye=auto", "int8", "vision=auto,decoder=x"):
+        with pytest.raises(ValueError, match="--dtype must be"):
+            parse_dtypes(wrong)
