@@ -11,7 +11,8 @@ from tests.decoder_service.operations import operations
 BLOCK_SIZE = 3
 MAX_IMAGE = 6
 
-images = st.lists(st.tuples(st.integers(2, MAX_IMAGE), st.integers(0, 4)), max_size=3)
+# Few lengths, so that many requests begin alike.
+images = st.lists(st.tuples(st.sampled_from([2, 5, MAX_IMAGE]), st.sampled_from([0, 1, 4])), max_size=3)
 texts = st.sampled_from(["one", "two"])
 names = st.lists(st.sampled_from("pq"), min_size=3, max_size=3)
 
@@ -47,7 +48,7 @@ class EngineMachine(RuleBasedStateMachine):
         )
 
     @rule(
-        length=st.integers(1, 8),
+        length=st.sampled_from([1, 4, 8]),
         images=images,
         text=texts,
         pictures=names,
@@ -99,6 +100,15 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def arrive(self, data: st.DataObject) -> None:
         self.host.arrive(data.draw(st.sampled_from(self.host.in_flight)))
+
+    @rule(num_steps=st.integers(1, 8))
+    def go_on(self, num_steps: int) -> None:
+        """What mostly happens: images arrive and steps are made, until some requests have ended."""
+        for _ in range(num_steps):
+            for ref in list(self.host.in_flight):
+                if ref in self.host.in_flight:
+                    self.host.arrive(ref)
+            self.host.step()
 
     @precondition(lambda self: self.host.live)
     @rule(data=st.data())

@@ -32,7 +32,9 @@ LARGEST = 4 * 5
 NEVER = 1e12
 SALTS = (b"", b"other")
 
-pictures = st.lists(st.tuples(st.sampled_from("pqr"), st.integers(2, 6), st.integers(0, 4)), max_size=3)
+pictures = st.lists(
+    st.tuples(st.sampled_from("pqr"), st.sampled_from([2, 5, 6]), st.sampled_from([0, 1, 4])), max_size=3
+)
 
 
 class TurnedHost(EngineHost):
@@ -79,7 +81,7 @@ class GenerationMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
+        self.asyncio = asyncio.Runner()  # Makes its loop when it is first asked for one.
         self.asked: list[Asked] = []
         self.encoder = RowsEncoder()
 
@@ -118,6 +120,10 @@ class GenerationMachine(RuleBasedStateMachine):
         self.loop.call_soon(self.host.start)
         self.settle()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self.asyncio.get_loop()
+
     def settle(self) -> None:
         """Let every task go on as far as it can, and look at the books."""
         self.loop.run_until_complete(settle())
@@ -128,7 +134,7 @@ class GenerationMachine(RuleBasedStateMachine):
         return [asked for asked in self.asked if not asked.task.done()]
 
     @rule(
-        length=st.integers(1, 8),
+        length=st.sampled_from([1, 4, 8]),
         text=st.sampled_from(["one", "two"]),
         images=pictures,
         salt=st.sampled_from(SALTS),
@@ -202,6 +208,11 @@ class GenerationMachine(RuleBasedStateMachine):
         self.runner.error = RuntimeError("planted")
 
     def teardown(self) -> None:
+        with self.asyncio:
+            if self.asked:
+                self._end()
+
+    def _end(self) -> None:
         for _ in range(100 + 100 * len(self.asked)):
             if not self.live:
                 break
@@ -210,14 +221,12 @@ class GenerationMachine(RuleBasedStateMachine):
             self.turn(1)
         assert not self.live, f"still not ended: {self.live}"
         self.settle()
-        if self.asked:
-            self._check_idle()
+        self._check_idle()
         for asked in self.asked:
             expected = tokens_alone(asked.request)
             if asked.task.cancelled() or asked.task.result() != "finished":
                 expected = expected[: len(asked.token_ids)]
             assert asked.token_ids == expected
-        self.loop.close()
 
     def _check_idle(self) -> None:
         stats = self.host.stats
