@@ -1,4 +1,4 @@
-"""In bfloat16 the pair stays near transformers in float32, and float32 itself is not the cause of the rest."""
+"""In bfloat16 the pair stays near transformers in float32, and rounds where transformers rounds."""
 
 from pathlib import Path
 
@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm, apply_rotary_pos_emb
 
+from common.layers import RMSNorm
+from common.rope import apply_rotary, inverse_frequencies, rotary_1d
 from tests.parity.plain_pair import PlainPair
 from tests.parity.test_numbers import Pictures, expected, pictures, random_ids
 from tests.tiny_models import Shape, random_pixtral, save
@@ -65,3 +68,24 @@ def test_bfloat16_features_and_logits_are_near_the_float32_reference(shape: Shap
     assert_near(rough.logits(token_ids, shown.files, chunk=100), logits)
     torch.testing.assert_close(torch.cat(exact.features(shown.files)), features, atol=1e-4, rtol=0)
     torch.testing.assert_close(exact.logits(token_ids, shown.files, chunk=100), logits, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_norms_round_where_the_reference_rounds(dtype: torch.dtype) -> None:
+    theirs, ours = MistralRMSNorm(96, eps=1e-5).to(dtype), RMSNorm(96, 1e-5).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for norm in (theirs, ours):
+            norm.weight.copy_(torch.linspace(0.5, 1.5, 96))
+    x = (torch.randn(50, 96, generator=generator) * torch.logspace(-4, 3, 50)[:, None]).to(dtype)
+    assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_rotation_rounds_where_the_reference_rounds(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(50, 3, 16, generator=generator).to(dtype)
+    cos, sin = rotary_1d(torch.arange(50), inverse_frequencies(16, 1e6, torch.device("cpu")), dtype)
+    heads_first = query.transpose(0, 1)[None]
+    expected_query, _ = apply_rotary_pos_emb(heads_first, heads_first, cos[None], sin[None])
+    assert torch.equal(apply_rotary(query, cos, sin), expected_query[0].transpose(0, 1))

@@ -8,6 +8,7 @@ import pytest
 from mistral_common.tokens.tokenizers.image import transform_image
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from transformers.image_utils import load_image
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
 from common.preprocessing import PreprocessingMode
@@ -102,7 +103,9 @@ def test_turned_pictures_are_what_the_reference_makes_of_the_upright_one(
 ) -> None:
     data = save(noise(200, 90), "JPEG", exif=exif(orientation))
     with Image.open(BytesIO(data)) as picture:
-        upright, stored = reference(ImageOps.exif_transpose(picture), mode), reference(picture, mode)
+        turned = ImageOps.exif_transpose(picture)
+        upright, stored = reference(turned, mode), reference(picture, mode)
+        assert load_image(picture).tobytes() == turned.tobytes()
     np.testing.assert_allclose(ours(data, mode), upright, atol=BOUND)
     # The processors themselves leave a picture as it lies: transformers turns it where it loads the file.
     assert (stored.shape == upright.shape and np.allclose(stored, upright)) == (orientation == 1)
