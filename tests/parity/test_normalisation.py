@@ -80,7 +80,7 @@ def error(rows: Tensor, image: Pixels) -> float:
 @pytest.mark.parametrize("image", [NOISE, NEAR_THE_MEAN], ids=["noise", "near-the-mean"])
 @DTYPES
 def test_normalised_patches_are_near_exact_ones(image: Pixels, dtype: torch.dtype) -> None:
-    assert error(ours(image, dtype), image) < {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    assert error(ours(image, dtype), image) < {torch.float32: 1e-6, torch.bfloat16: 5e-3}[dtype]
 
 
 @DTYPES
