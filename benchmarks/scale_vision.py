@@ -1,0 +1,250 @@
+"""Measures how encoding grows with vision replicas: `python -m benchmarks.scale_vision`.
+
+Runs replicas as processes on addresses of the loopback network, behind a name, and asks them for new pictures
+through the decoder service's own client while their number goes 1, 2, 4, 1 and, with --rounds, while they are
+killed, frozen and stopped. Their encoder and decode pool are replaced by a timed delay, so that a machine with few
+cores can tell what the services in between cost; all else is the real thing.
+"""
+
+import argparse
+import asyncio
+import itertools
+import signal
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from common.errors import DiptychError
+from common.features import FeatureSpec
+from common.image_header import ImageLimits
+from common.logs import set_up_logging
+from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from common.server import GrpcServer, ServerConfig
+from decoder_service.vision_client import VisionClient
+from decoder_service.vision_resolver import VisionResolver
+from diptych.v1 import vision_pb2, vision_pb2_grpc
+from vision_service.batcher import Batcher
+from vision_service.byte_budget import ByteBudget
+from vision_service.decode_pool import DecodePool
+from vision_service.encoded_image import EncodedImage
+from vision_service.feature_cache import FeatureCache
+from vision_service.image import Pixels
+from vision_service.model_info import EncoderInfo
+from vision_service.servicer import VisionServicer
+
+SIDE = 128
+WIDTH = 64
+PORT = 50952
+SECONDS_PER_PATCH = 0.002
+"""So slow that a fraction of a core does all the rest for four replicas."""
+PREPROCESSING = Preprocessing(
+    mode=PreprocessingMode.HF, patch_size=16, image_size=1024, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
+INFO = EncoderInfo(
+    model_name="timed",
+    weights_digest=b"t" * 32,
+    preprocessing=PREPROCESSING,
+    feature_width=WIDTH,
+    dtype="float32",
+    limits=ImageLimits(max_bytes=2**20, max_pixels=10**8),
+)
+SERVICE = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
+
+
+class BlackPool(DecodePool):
+    """Decodes every picture to black, without processes."""
+
+    def __init__(self) -> None:
+        """Start nothing."""
+
+    async def decode(self, image: bytes, *, grid: PatchGrid, field: str) -> Pixels:
+        """Black pixels of the right size."""
+        return np.zeros((grid.height * 16, grid.width * 16, 3), np.uint8)
+
+
+def encode_slowly(images: list[Pixels]) -> list[EncodedImage]:
+    """Features of zeros, after as long as an encoder would have taken."""
+    lengths = [image.shape[0] * image.shape[1] // 256 for image in images]
+    time.sleep(sum(lengths) * SECONDS_PER_PATCH)
+    return [
+        EncodedImage(rows=memoryview(bytes(length * WIDTH * 4)), num_rows=length, width=WIDTH) for length in lengths
+    ]
+
+
+async def serve(host: str) -> None:
+    """Be one replica until SIGTERM."""
+    batcher = Batcher(encode_slowly, max_batch_patches=128, max_pending_patches=65_536, max_wait=0.002)
+    budget = ByteBudget(2**30)
+    cache = FeatureCache(budget, max_kept_bytes=2**26)
+    server = GrpcServer(ServerConfig(host=host, port=PORT), registry=CollectorRegistry())
+    servicer = VisionServicer(INFO, budget=budget, cache=cache, decode_pool=BlackPool(), batcher=batcher)
+    vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, server.grpc)
+    batcher.start()
+    await server.start()
+    server.set_serving([SERVICE])
+    await server.wait_for_termination()
+    await batcher.close()
+
+
+class Fleet:
+    """Replicas as processes, and the name service that knows them."""
+
+    def __init__(self) -> None:
+        self.processes: dict[str, asyncio.subprocess.Process] = {}
+        self._numbers = itertools.count(2)
+
+    async def look_up(self, host: str, port: int) -> list[str]:
+        """What a headless service would answer."""
+        return [f"{address}:{port}" for address in self.processes]
+
+    async def scale(self, count: int) -> None:
+        """Start replicas, or stop the youngest by SIGTERM."""
+        while len(self.processes) < count:
+            host = f"127.0.0.{next(self._numbers)}"
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "benchmarks.scale_vision", "--serve", host), stdout=asyncio.subprocess.PIPE
+            )
+            if process.stdout is not None:
+                await process.stdout.readline()
+            self.processes[host] = process
+        while len(self.processes) > count:
+            _, process = self.processes.popitem()
+            process.send_signal(signal.SIGTERM)
+
+    def send(self, number: int) -> str:
+        """Send the youngest replica a signal; where it is to die it leaves the name, as a pod would."""
+        host = list(self.processes)[-1]
+        self.processes[host].send_signal(number)
+        if number == signal.SIGKILL:
+            del self.processes[host]
+        return host
+
+
+class Load:
+    """Callers that ask for one new picture after the other."""
+
+    def __init__(self, client: VisionClient) -> None:
+        self.num_done = 0
+        self.failures: list[str] = []
+        self._client = client
+        self._pictures = _pictures()
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        grid = PREPROCESSING.patch_grid(SIDE, SIDE)
+        for picture in self._pictures:
+            spec = INFO.feature_spec(picture, grid=grid, salt=b"")
+            await self._ask(picture, spec)
+
+    async def _ask(self, picture: bytes, spec: FeatureSpec) -> None:
+        buffer = memoryview(bytearray(spec.num_bytes))
+        try:
+            await self._client.encode(picture, salt=b"", spec=spec, buffer=buffer, request_id=spec.image_hash.hex())
+            self.num_done += 1
+        except DiptychError as error:
+            self.failures.append(error.reason)
+
+
+def _pictures() -> Iterator[bytes]:
+    """Small PNG files that all differ."""
+    for number in itertools.count():
+        rows = b"".join(b"\0" + struct.pack(">Q", number) * (SIDE * 3 // 8) for _ in range(SIDE))
+        header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)
+        yield b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+        )
+
+
+async def measure(fleet: Fleet, load: Load, client: VisionClient, *, count: int, seconds: float) -> float:
+    """Images a second with so many replicas, once all of them are in use."""
+    begin = time.monotonic()
+    await fleet.scale(count)
+    await _until(lambda: len(client.replicas) == count and all(each.info for each in client.replicas))
+    settled = time.monotonic() - begin
+    await asyncio.sleep(1.0)
+    before, begin = load.num_done, time.monotonic()
+    await asyncio.sleep(seconds)
+    rate = (load.num_done - before) / (time.monotonic() - begin)
+    sys.stdout.write(f"{count} replicas: {rate:7.1f} images/s, after {settled:.1f} s, {len(load.failures)} failures\n")
+    return rate
+
+
+async def break_things(fleet: Fleet, load: Load, *, rounds: int) -> None:
+    """Kill, freeze and stop replicas under load, never all of them."""
+    for round_ in range(rounds):
+        await fleet.scale(3)
+        for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM):
+            await fleet.scale(3)
+            await asyncio.sleep(1.0 + 0.37 * (round_ % 5))
+            before = load.num_done
+            host = fleet.send(number)
+            await asyncio.sleep(7.0 if number == signal.SIGSTOP else 2.0)
+            if number == signal.SIGSTOP:
+                fleet.processes[host].send_signal(signal.SIGCONT)
+            if number == signal.SIGTERM:
+                del fleet.processes[host]
+            done, failed = load.num_done - before, len(load.failures)
+            sys.stdout.write(f"{number.name}: {done} answers meanwhile, {failed} failures so far\n")
+
+
+async def run(*, seconds: float, callers: int, rounds: int) -> int:
+    """Measure all; returns the exit status."""
+    fleet = Fleet()
+    await fleet.scale(1)
+    resolver = VisionResolver([f"dns:///vision:{PORT}"], lookup=fleet.look_up)
+    client = VisionClient(resolver, expected_digest=INFO.weights_digest, expected_width=WIDTH)
+    await client.start()
+    await client.wait_ready()
+    load = Load(client)
+    tasks = [asyncio.create_task(load.run()) for _ in range(callers)]
+    try:
+        rates = [await measure(fleet, load, client, count=count, seconds=seconds) for count in (1, 2, 4, 1)]
+        await break_things(fleet, load, rounds=rounds)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await client.close()
+        processes = list(fleet.processes.values())
+        await fleet.scale(0)
+        await asyncio.gather(*(process.wait() for process in processes))
+    sys.stdout.write(f"4 replicas do {rates[2] / rates[0]:.2f} times what one does\n")
+    return 1 if load.failures or rates[2] < 3.6 * rates[0] else 0
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+def main() -> None:
+    """Run as the command line says."""
+    parser = argparse.ArgumentParser(description="Measures how encoding grows with vision replicas.")
+    parser.add_argument("--serve", metavar="HOST", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=8.0, help="time of each measurement")
+    parser.add_argument("--callers", type=int, default=64, help="pictures asked for at the same time")
+    parser.add_argument("--rounds", type=int, default=0, help="how often replicas are killed, frozen and stopped")
+    options = parser.parse_args()
+    work: Awaitable[int | None] = (
+        serve(options.serve)
+        if options.serve
+        else run(seconds=options.seconds, callers=options.callers, rounds=options.rounds)
+    )
+    if not options.serve:
+        set_up_logging()
+    sys.exit(asyncio.run(_awaited(work)) or 0)
+
+
+async def _awaited(work: Awaitable[int | None]) -> int | None:
+    return await work
+
+
+if __name__ == "__main__":
+    main()
