@@ -18,7 +18,7 @@ from decoder_service.generation import Generation
 from decoder_service.request import PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.scheduler import SchedulerConfig
-from decoder_service.step import ScheduledBatch, StepResult
+from decoder_service.step import NoToken, ScheduledBatch, StepResult
 from tests.decoder_service.encoder_fakes import ROW, FakeEncoder, image
 
 NEVER = 1e12
@@ -31,15 +31,23 @@ class StepwiseRunner:
         self.may_step = threading.Event()
         self.may_step.set()
         self.fatal: BaseException | None = None
+        self.not_finite: set[str] = set()
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         assert self.may_step.wait(timeout=20)
         if self.fatal is not None:
             raise self.fatal
-        return StepResult(token_ids=[next_token(each.token_ids(0, each.num_tokens)) for each in batch.sampled])
+        return StepResult(
+            token_ids=[
+                NoToken.NOT_FINITE
+                if each.request_id in self.not_finite
+                else next_token(each.token_ids(0, each.num_tokens))
+                for each in batch.sampled
+            ]
+        )
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
-        pytest.fail("nothing here is not finite")
+        pass
 
 
 def next_token(token_ids: Sequence[int]) -> int:
@@ -190,6 +198,40 @@ async def test_name_in_use_is_refused_and_its_owner_goes_on(bench: Bench) -> Non
         await tokens_of(bench.generation("a"))
     bench.runner.may_step.set()
     assert await owner == expected([2, 2, 2, 4], 9)
+
+
+async def test_pictures_in_the_prefix_cache_are_not_fetched(bench: Bench) -> None:
+    for name, question in (("a", "pq"), ("b", "pqr")):
+        # The same text before the pictures, which fill the first two blocks.
+        generation = bench.generation(name, pictures=question, length=4)
+        async with generation:
+            await bench.finish_encoding(*question[len(bench.encoder.started) :])
+            _ = [tokens async for tokens in generation.tokens(deadline=NEVER)]
+    assert bench.encoder.started == ["p", "q", "r"]
+    assert (generation.num_cached_tokens, generation.num_images_not_encoded) == (8, 2)
+    assert bench.host.stats.num_images_covered == 2
+    assert bench.store.num_found == 0
+
+
+async def test_equal_pictures_at_once_are_encoded_for_one_of_their_requests(bench: Bench) -> None:
+    first, second = (bench.generation(name, pictures="p") for name in ("a", "bb"))
+    asked = [asyncio.create_task(tokens_of(generation)) for generation in (first, second)]
+    await bench.finish_encoding("p")
+    await asyncio.gather(*asked)
+    assert bench.encoder.started == ["p"]
+    assert first.num_images_not_encoded + second.num_images_not_encoded == 1
+
+
+async def test_features_of_a_request_that_was_not_finite_are_not_given_to_the_next_one(bench: Bench) -> None:
+    bench.runner.not_finite.add("a")
+    failing = asyncio.create_task(tokens_of(bench.generation("a", pictures="p")))
+    await bench.finish_encoding("p")
+    with pytest.raises(InternalError):
+        await failing
+    assert bench.store.bytes_cached == 0
+    async with bench.generation("bb", pictures="p"):
+        await bench.finish_encoding("p")
+    assert bench.encoder.started == ["p", "p"]
 
 
 @pytest.mark.parametrize("caching", [False, True])
