@@ -59,7 +59,8 @@ def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     uniforms = torch.tensor([[row.uniform] for row in rows], dtype=torch.float64, device=logits.device)
     cumulative = probs.double().cumsum(dim=-1)
     choice = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-    # The product may be rounded up to the whole sum, and so point behind the last token that can be drawn.
+    # A row of NaN finds no place at all, and where sums are made in parallel theirs may still grow by rounding
+    # behind the last token that can be drawn.
     last = (probs > 0).sum(dim=-1, keepdim=True).clamp(min=1) - 1
     return order.gather(-1, choice.minimum(last)).squeeze(-1)
 

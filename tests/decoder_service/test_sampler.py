@@ -100,7 +100,6 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
 @pytest.mark.parametrize("number", [0.0, ALMOST_ONE])
 def test_what_is_ruled_out_is_never_drawn(number: float) -> None:
-    """The largest random number may round up to the whole sum, behind the last token that can be drawn."""
     row = SamplingRow(params=replace(GREEDY, temperature=2, allowed_token_ids=(3, 11, 30)), uniform=number)
     logits = random_logits(200, 5, scale=9)
     assert set(sample(logits, [row] * 200)) <= {3, 11, 30}
