@@ -72,3 +72,11 @@ def test_records_below_the_level_are_dropped() -> None:
     logging.getLogger("part").info("quiet")
     logging.getLogger("part").warning("loud")
     assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["loud"]
+
+
+def test_what_libraries_tell_at_length_is_dropped() -> None:
+    stream = io.StringIO()
+    set_up_logging("info", stream=stream)
+    logging.getLogger("mistral_common.tokens").info("adding special tokens")
+    logging.getLogger("mistral_common.tokens").warning("a broken file")
+    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["a broken file"]

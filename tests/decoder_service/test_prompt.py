@@ -2,6 +2,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from decoder_service.prompt import Prompt, PromptBuilder, PromptLimits
 from decoder_service.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TextPrompt, TokenPrompt
 from decoder_service.request import PlaceholderRange
 from decoder_service.tokenizer import Tokenizer
+from decoder_service.tokenizer_files import load_tokenizer
 
 MISTRAL = Preprocessing(
     mode=PreprocessingMode.MISTRAL, patch_size=16, image_size=1024, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -346,6 +348,16 @@ def test_a_megabyte_of_one_letter_takes_linear_time(build: Build, unit: str) -> 
     # Ten times the text may take up to thirty times as long: far from the hundred of quadratic work.
     short = max(min(seconds(90_000) for _ in range(3)), 0.02)
     assert seconds(900_000) < 30 * short
+
+
+def test_a_checkpoint_without_a_chat_template_takes_text_alone(tmp_path: Path, hf_words: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(hf_words.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    builder = make_builder(load_tokenizer(tmp_path / "tokenizer.json"))
+    assert builder.build(TextPrompt("the cat"), preprocessing=None).token_ids[0] == BOS
+    with pytest.raises(InvalidArgumentError) as caught:
+        builder.build(chat(user("the cat")), preprocessing=None)
+    assert (caught.value.reason, caught.value.field) == ("CHAT_UNSUPPORTED", "chat")
 
 
 def test_prompts_can_be_built_in_several_threads_at_once(build: Build) -> None:

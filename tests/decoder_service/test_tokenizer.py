@@ -53,6 +53,17 @@ def test_streamed_text_is_what_mistral_common_decodes(
     assert told == oracle.decode([token_id for piece in pieces for token_id in piece])
 
 
+@pytest.mark.parametrize("bytes_", ["E2 82", "E2 82 61", "F0 9F C3 A9", "E2 - 82 AC", "- E2 82 - AC", "20 61", "FF 61"])
+def test_broken_characters_are_told_as_mistral_common_decodes_them(
+    both: tuple[Tokenizer, ChatTokenizer], bytes_: str
+) -> None:
+    tokenizer, oracle = both
+    ids = {piece: token_id for token_id, piece in reversed([*enumerate(tokenizer.texts.pieces)])}
+    token_ids = [tokenizer.eos_id if byte == "-" else ids[bytes.fromhex(byte)] for byte in bytes_.split()]
+    detokenizer = Detokenizer(tokenizer.texts)
+    assert detokenizer.feed(token_ids) + detokenizer.flush() == oracle.decode(token_ids)
+
+
 @given(start=st.text(min_size=1, max_size=8), data=st.data())
 def test_text_that_goes_on_keeps_its_first_space(
     both: tuple[Tokenizer, ChatTokenizer], start: str, data: st.DataObject
