@@ -17,7 +17,9 @@ from tests import pictures
 from tests.end_to_end.services import DEMO_MODEL, assert_idle, decoder_service, free_port, vision_service
 from tests.tiny_models import Shape, random_text_model, save
 
-PICTURE = user_message("How many shapes are there?", [pictures.save(pictures.noise(70, 50))])
+PICTURE, OTHER_PICTURE = (
+    user_message("How many shapes are there?", [pictures.save(pictures.noise(70, 50, seed=seed))]) for seed in (0, 1)
+)
 
 
 def test_vision_outage_stops_pictures_at_once_and_text_never() -> None:
@@ -30,12 +32,13 @@ def test_vision_outage_stops_pictures_at_once_and_text_never() -> None:
             start = time.monotonic()
             with pytest.raises(ClientError) as caught:
                 # One try, as the client by itself comes back four times.
-                client.complete([PICTURE], timeout=30)
+                client.complete([OTHER_PICTURE], timeout=30)
             assert time.monotonic() - start < 10
             assert caught.value.code is grpc.StatusCode.UNAVAILABLE
             assert caught.value.reason == "VISION_UNAVAILABLE"
             assert caught.value.retry_after is not None
             assert client.complete(raw_text("red"), timeout=30, max_tokens=4).token_ids
+            assert client.complete([PICTURE], timeout=30).usage.images_not_encoded == 1, "it needs no vision service"
             decoder.wait_serving()
             assert_idle(decoder)
         with vision_service(port=port):
@@ -124,7 +127,7 @@ def _until_answered(client: DiptychClient) -> None:
     """Ask until the decoder has heard from its replica."""
     while True:
         try:
-            client.complete([PICTURE], timeout=30)
+            client.complete([OTHER_PICTURE], timeout=30)
             return
         except ClientError as error:
             if error.code is not grpc.StatusCode.UNAVAILABLE:
