@@ -105,15 +105,15 @@ def training_batch(layout: ChatLayout, seed: int, step: int, ramp: int) -> Batch
     """The batch of a step; pictures grow to their full difficulty over the first `ramp` steps."""
     rng = Random(f"train {seed} {step}")  # noqa: S311
     level = min(1.0, step / ramp)
-    double = rng.random() < 0.15 + 0.3 * level
+    double = rng.random() < 0.15 + 0.5 * level
     if double:
         # Telling pictures apart comes after reading them, and never without easy ones: it is learnt from
         # one bit a question, and hard questions before easy ones teach nothing.
         level = min(1.0, max(0.0, (step / ramp - 1) / 2)) * (1.0 if rng.random() < 0.5 else rng.random())
     most_patches = round(9 + 21 * level) if double else 40
     grids = [random_grid(rng, most_patches) for _ in range(2 if double else 1)]
-    single_turn = rng.random() < 0.35
-    length = sum(rows * (columns + 1) for rows, columns in grids) + (16 if single_turn else 50)
+    single_turn = rng.random() < (0.15 if double else 0.35)
+    length = sum(rows * (columns + 1) for rows, columns in grids) + (16 if single_turn else 80 if double else 44)
     examples = []
     for _ in range(min(_MOST_EXAMPLES, _TOKENS_PER_BATCH // length)):
         task = "which" if double else rng.choices(("number", "shapes"), (0.6, 0.4))[0]
@@ -130,9 +130,10 @@ def _example(pictures: tuple[Picture, ...], single_turn: bool, rng: Random) -> E
         turns = [rng.choice(main if main and rng.random() < 0.85 else turns)]
     else:
         if len(pictures) == 2:
-            turns += [turn for turn in askable(pictures, rng) if turn.task == "which"]
+            more = [turn for _ in range(2) for turn in askable(pictures, rng)]
+            turns += [turn for turn in more if turn.task == "which"]
         rng.shuffle(turns)
-        turns = turns[:4]
+        turns = turns[: 2 + 2 * len(pictures)]
     return Example(pictures, tuple(turns), len(pictures) == 1 or rng.random() < 0.85)
 
 

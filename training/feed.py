@@ -33,7 +33,6 @@ def batches(tekken: Path, *, seed: int, first_step: int, ramp: int, cpu: int | N
 
 
 def _start(tekken: Path, cpu: int | None) -> None:
-    os.setpriority(os.PRIO_PROCESS, 0, 0)
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
     _Maker.layout = ChatLayout(tekken)
