@@ -52,8 +52,8 @@ class DecodePool:
 
     @property
     def worker_ids(self) -> list[int]:
-        """Process ids of the workers that are ready."""
-        return [worker.pid for worker in self._workers.values()]
+        """Process ids of the workers that are ready, as far as is known yet."""
+        return [worker.pid for worker in self._workers.values() if worker.is_alive]
 
     async def start(self) -> None:
         """Start the workers and wait until all are ready. Raises WorkerBrokenError, OSError."""
