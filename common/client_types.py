@@ -87,7 +87,7 @@ class ClientError(Exception):
 
         `field` is the path of the request's field at fault; `retry_after` is in seconds.
         """
-        super().__init__(f"{code.name}{f' ({reason})' if reason else ''}: {message}")
+        super().__init__(f"{code.name}{f' ({reason})' if reason else ''}: {message}{f' [{field}]' if field else ''}")
         self.code = code
         self.reason = reason
         self.message = message

@@ -23,7 +23,7 @@ def main() -> None:
         service = DecoderService(config)
     except ValueError as error:
         sys.exit(f"decoder_service: {error}")
-    asyncio.run(service.run())
+    sys.exit(asyncio.run(service.run()))
 
 
 if __name__ == "__main__":

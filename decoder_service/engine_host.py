@@ -11,37 +11,15 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from common.errors import AlreadyExistsError, DiptychError, InternalError, UnavailableError
-from decoder_service.engine import Engine, EngineStats, StepOutput, TokenOutput
+from decoder_service.engine import Engine, EngineStats, StepOutput
+from decoder_service.listener import Listener, Nobody
 from decoder_service.request import Features, Request
 
 _log = logging.getLogger(__name__)
 
 _Command = Callable[[Engine], None]
-
-
-class Listener(Protocol):
-    """What one request hears, on the event loop. Times are seconds of the monotonic clock."""
-
-    def scheduled(self, at: float) -> None:
-        """The first step that works on it began."""
-
-    def token(self, token: TokenOutput, at: float) -> None:
-        """A step that ended gave a token; the last one has a finish reason."""
-
-    def consumed(self, image_index: int) -> None:
-        """The engine needs an image's features no more."""
-
-    def wanted(self, image_indices: Sequence[int]) -> None:
-        """These images' features are needed, and whatever was fetched before is void.
-
-        Heard once when the engine has taken the request, and again each time that it has to start anew.
-        """
-
-    def failed(self, error: DiptychError) -> None:
-        """The request ended with an error."""
 
 
 class EngineHost:
@@ -53,6 +31,7 @@ class EngineHost:
         self._on_fatal = on_fatal
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, Listener] = {}
+        self._calls: set[asyncio.Future[None]] = set()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_alive = False
@@ -63,8 +42,13 @@ class EngineHost:
         return self._engine.stats()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs, as far as is known."""
+        return self._is_alive
+
+    @property
     def num_requests(self) -> int:
-        """Requests that were submitted and have not ended."""
+        """Requests that were submitted and that the engine has not let go of."""
         return len(self._listeners)
 
     def start(self) -> None:
@@ -78,6 +62,7 @@ class EngineHost:
         self._is_alive = False
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
+        self._fail_calls()
 
     async def submit(self, request: Request, listener: Listener) -> None:
         """Hand a request to the engine; `listener` hears of it from then on. Raises what `Engine.submit` raises.
@@ -85,7 +70,7 @@ class EngineHost:
         `abort` must follow if the request does not end by itself, also where this call is cancelled.
         """
         if not self._is_alive:
-            raise UnavailableError("ENGINE_STOPPED", "this replica no longer runs the model")
+            raise _stopped()
         if request.request_id in self._listeners:
             raise AlreadyExistsError("REQUEST_EXISTS", "a request with this request_id is running", field="request_id")
         # Before the engine knows it: its first step may be told before this coroutine runs again.
@@ -98,7 +83,7 @@ class EngineHost:
         try:
             await self._call(command)
         except DiptychError:
-            del self._listeners[request.request_id]
+            self._forget(request.request_id, listener)
             raise
 
     def features_arrived(self, request: Request, image_index: int, features: Features, *, fetch: int) -> None:
@@ -119,24 +104,37 @@ class EngineHost:
         """End a listener's request, if it still runs, and wait until the engine has let go of all that it held."""
         if self._listeners.get(request_id) is not listener:
             return
-        del self._listeners[request_id]
-        if self._is_alive:
-            await self._call(lambda engine: _ignore(engine.abort(request_id)))
-
-    async def _call(self, work: Callable[[Engine], None]) -> None:
-        """Run something on the engine's thread and wait for it, or for its error."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        # Whatever the step under way says of the request, nobody else of its name may hear it: the name is not
+        # free before the engine has forgotten the request, also if this call is cancelled.
+        nobody = Nobody()
+        self._listeners[request_id] = nobody
 
         def command(engine: Engine) -> None:
-            try:
-                work(engine)
-            except DiptychError as error:
-                loop.call_soon_threadsafe(_settle, done, error)
-            else:
-                loop.call_soon_threadsafe(_settle, done, None)
+            engine.abort(request_id)
+            self._tell(self._forget, request_id, nobody)
 
-        self._commands.put(command)
+        await self._call(command)
+
+    async def _call(self, command: _Command) -> None:
+        """Run a command on the engine's thread and wait for it, or for its error."""
+        if not self._is_alive:
+            raise _stopped()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls.add(done)
+        done.add_done_callback(self._calls.discard)
+
+        def answered(engine: Engine) -> None:
+            try:
+                command(engine)
+            except DiptychError as error:
+                self._tell(_settle, done, error)
+            except Exception:
+                _log.exception("a call into the engine failed")
+                self._tell(_settle, done, InternalError("ENGINE_FAILED", "the engine failed on this request"))
+            else:
+                self._tell(_settle, done, None)
+
+        self._commands.put(answered)
         await done
 
     def _run(self) -> None:
@@ -189,33 +187,28 @@ class EngineHost:
         listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
             listener.failed(InternalError("ENGINE_DIED", "this replica no longer runs the model"))
+        self._fail_calls()
         self._on_fatal()
 
+    def _fail_calls(self) -> None:
+        """Answer the calls that nobody will run any more."""
+        for done in list(self._calls):
+            _settle(done, _stopped())
 
-class _Nobody:
-    """Stands in for a listener that is gone."""
-
-    def scheduled(self, at: float) -> None:
-        """Hear nothing."""
-
-    def token(self, token: TokenOutput, at: float) -> None:
-        """Hear nothing."""
-
-    def consumed(self, image_index: int) -> None:
-        """Hear nothing."""
-
-    def wanted(self, image_indices: Sequence[int]) -> None:
-        """Hear nothing."""
-
-    def failed(self, error: DiptychError) -> None:
-        """Hear nothing."""
+    def _forget(self, request_id: str, listener: Listener) -> None:
+        if self._listeners.get(request_id) is listener:
+            del self._listeners[request_id]
 
 
-_NOBODY = _Nobody()
+_NOBODY = Nobody()
+
+
+def _stopped() -> UnavailableError:
+    return UnavailableError("ENGINE_STOPPED", "this replica no longer runs the model")
 
 
 def _settle(done: asyncio.Future[None], error: DiptychError | None) -> None:
-    if done.cancelled():
+    if done.done():
         return
     if error is None:
         done.set_result(None)

@@ -6,10 +6,11 @@ Knows the engine's host, the request's images and its times. Does not know text 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from common.errors import DiptychError
+from common.errors import DiptychError, UnavailableError
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore, PromptImage
 from decoder_service.image_encoder import ImageFeatures
@@ -66,7 +67,9 @@ class Generation:
     ) -> None:
         """Stop the work if it still goes on; the engine lets go of the features before their memory is freed."""
         try:
-            await self._host.abort(self._request.request_id, self)
+            # An engine that has stopped holds nothing.
+            with suppress(UnavailableError):
+                await self._host.abort(self._request.request_id, self)
         finally:
             await self._fetch.close()
 

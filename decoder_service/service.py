@@ -5,6 +5,7 @@ Knows every part and the order in which they start and stop. Does none of their 
 
 import asyncio
 import logging
+import signal
 
 from prometheus_client import CollectorRegistry
 
@@ -78,8 +79,8 @@ class DecoderService:
             vision_weights_digest=checkpoint.digest(Part.VISION) if image_token_id is not None else b"",
         )
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then let running requests finish."""
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, then let running requests finish; returns the exit status."""
         registry = CollectorRegistry()
         server = GrpcServer(self._config.server, registry=registry, service_names=[SERVICE_NAME])
         host = EngineHost(self._engine, on_fatal=lambda: _give_up(server))
@@ -109,8 +110,10 @@ class DecoderService:
             announcing.cancel()
             if self._vision is not None:
                 await self._vision.close()
+            has_engine = host.is_alive
             await host.stop()
             servicer.close()
+        return 0 if has_engine else 1
 
     async def _announce(self, server: GrpcServer) -> None:
         """Become ready: at once for text alone, else after one handshake. A later outage changes nothing."""
@@ -122,9 +125,10 @@ class DecoderService:
 
 
 def _give_up(server: GrpcServer) -> None:
-    """Ask to be replaced: without its engine the process serves nothing."""
+    """End, to be replaced: without its engine the process serves nothing."""
     server.set_serving([SERVICE_NAME], serving=False)
     server.set_alive(False)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _load_tokenizer(config: DecoderConfig, vocabulary_size: int, image_token_id: int | None) -> Tokenizer:

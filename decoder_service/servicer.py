@@ -6,8 +6,9 @@ raised as a DiptychError, which the server turns into a status.
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 
 import grpc
@@ -69,6 +70,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._info = info
         self._limits = limits
         self._arrivals = itertools.count()
+        self._num_open = 0
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
 
     async def Generate(
@@ -76,33 +78,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Stream one completion."""
         parsed = parse_generate_request(request, vocabulary_size=self._info.vocabulary_size)
-        self._check_queue()
-        deadline = self._deadline(context)
-        try:
-            async with asyncio.timeout_at(deadline):
-                prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
-            engine_request = self._request(parsed, prompt, images)
-            self._store.check_fits(images)
-            replies = Replies(parsed.request_id, prompt)
-            text = self._text_stream(parsed)
-            async with Generation(
-                self._host, self._store, engine_request, images=images, salt=parsed.cache_salt
-            ) as generation:
-                yield replies.prompt(cached_tokens=generation.num_cached_tokens)
-                async for tokens in generation.tokens(deadline=deadline):
-                    piece = text.feed(tokens)
-                    for delta in replies.deltas(piece):
-                        yield delta
-                    if piece.finish_reason is not None:
-                        yield replies.finish(
-                            piece,
-                            generation.timings,
-                            cached_tokens=generation.num_cached_tokens,
-                            images_not_encoded=generation.num_images_not_encoded,
-                        )
-                        return
-        except TimeoutError:
-            raise DeadlineExceededError("DEADLINE_EXCEEDED", "the request ran out of time") from None
+        with self._counted():
+            try:
+                async with aclosing(self._generate(parsed, deadline=self._deadline(context))) as responses:
+                    async for response in responses:
+                        yield response
+            except TimeoutError:
+                raise DeadlineExceededError("DEADLINE_EXCEEDED", "the request ran out of time") from None
 
     async def Tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[pb.TokenizeRequest, pb.TokenizeResponse]
@@ -127,14 +109,45 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Let the threads end; call it when no call is in flight."""
         self._threads.shutdown()
 
-    def _check_queue(self) -> None:
-        if self._host.num_requests >= self._limits.max_open_requests:
+    async def _generate(self, parsed: ParsedRequest, *, deadline: float) -> AsyncGenerator[pb.GenerateResponse, None]:
+        async with asyncio.timeout_at(deadline):
+            prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
+        engine_request = self._request(parsed, prompt, images)
+        self._store.check_fits(images)
+        replies = Replies(parsed.request_id, prompt)
+        text = self._text_stream(parsed)
+        async with Generation(
+            self._host, self._store, engine_request, images=images, salt=parsed.cache_salt
+        ) as generation:
+            yield replies.prompt(cached_tokens=generation.num_cached_tokens)
+            async for tokens in generation.tokens(deadline=deadline):
+                piece = text.feed(tokens)
+                for delta in replies.deltas(piece):
+                    yield delta
+                if piece.finish_reason is not None:
+                    yield replies.finish(
+                        piece,
+                        generation.timings,
+                        cached_tokens=generation.num_cached_tokens,
+                        images_not_encoded=generation.num_images_not_encoded,
+                    )
+                    return
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Hold one of the places for open requests, from before the prompt is laid out to the end."""
+        if self._num_open >= self._limits.max_open_requests:
             raise ResourceExhaustedError(
                 "QUEUE_FULL",
                 "too many requests are waiting",
                 metadata={"limit": self._limits.max_open_requests},
                 retry_after=1.0,
             )
+        self._num_open += 1
+        try:
+            yield
+        finally:
+            self._num_open -= 1
 
     def _deadline(self, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]) -> float:
         # aio says None where the caller set no deadline; its stubs say float.

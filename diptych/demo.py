@@ -5,11 +5,13 @@ itself: the services are processes of their own.
 """
 
 import io
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import mkdtemp
@@ -19,6 +21,7 @@ from PIL import Image
 from common.client import DiptychClient
 from common.client_messages import user_message
 from common.client_types import ClientError, Completion, CompletionBuilder
+from common.process import die_with_parent
 from diptych.generate import visible
 from diptych.terminal import half_blocks, shows_colours
 from training.tasks import TASKS, Example, sample
@@ -51,7 +54,13 @@ def _services(folder: Path) -> Iterator[str]:
     """The address of services that run while inside. Raises RuntimeError where they do not start or stop well."""
     command = [sys.executable, "-m", "diptych.cli", "up", "--port", "0"]
     with (folder / "services.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)  # noqa: S603 - ours
+        process = subprocess.Popen(  # noqa: S603 - ours
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+        )
         try:
             line = process.stdout.readline() if process.stdout is not None else ""
             if not line.startswith("ready "):

@@ -80,7 +80,10 @@ def _prompt(options: Namespace) -> Prompt:
     if options.image and (options.messages or options.raw is not None):
         raise ValueError("--image goes with a question only")
     if options.messages:
-        return chat(json.loads(options.messages.read_bytes()))
+        try:
+            return chat(json.loads(options.messages.read_bytes()))
+        except ValueError as error:
+            raise ValueError(f"{options.messages}: {error}") from error
     if options.raw is not None:
         return raw_text(options.raw)
     return [user_message(options.question or "", options.image or ())]

@@ -201,11 +201,11 @@ async def test_name_in_use_is_refused_and_its_owner_goes_on(bench: Bench) -> Non
 
 
 async def test_pictures_in_the_prefix_cache_are_not_fetched(bench: Bench) -> None:
-    for name, question in (("a", "pq"), ("b", "pqr")):
+    for name, question, unknown in (("a", "pq", "pq"), ("b", "pqr", "r")):
         # The same text before the pictures, which fill the first two blocks.
         generation = bench.generation(name, pictures=question, length=4)
         async with generation:
-            await bench.finish_encoding(*question[len(bench.encoder.started) :])
+            await bench.finish_encoding(*unknown)
             _ = [tokens async for tokens in generation.tokens(deadline=NEVER)]
     assert bench.encoder.started == ["p", "q", "r"]
     assert (generation.num_cached_tokens, generation.num_images_not_encoded) == (8, 2)
@@ -263,3 +263,32 @@ async def test_death_of_the_engine_is_told_to_everyone(bench: Bench) -> None:
     with pytest.raises(UnavailableError):
         await tokens_of(bench.generation("b"))
     assert bench.deaths == 1
+
+
+async def test_name_is_not_free_before_the_engine_has_forgotten_it(bench: Bench) -> None:
+    """Else a new request of that name would hear the token of a step that began for the old one."""
+    bench.runner.may_step.clear()
+    first = asyncio.create_task(tokens_of(bench.generation("a", max_tokens=40)))
+    await asyncio.sleep(0.02)
+    first.cancel()
+    await asyncio.sleep(0.02)
+    with pytest.raises(AlreadyExistsError):
+        await tokens_of(bench.generation("a"))
+    bench.runner.may_step.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await tokens_of(bench.generation("a")) == expected([2, 2, 2, 4], 5)
+
+
+async def test_call_that_waits_when_the_engine_dies_is_answered(bench: Bench) -> None:
+    bench.runner.may_step.clear()
+    bench.runner.fatal = SystemExit("the device is gone")
+    running = asyncio.create_task(tokens_of(bench.generation("a")))
+    await asyncio.sleep(0.02)
+    waiting = asyncio.create_task(tokens_of(bench.generation("b")))
+    await asyncio.sleep(0.02)
+    bench.runner.may_step.set()
+    with pytest.raises(InternalError):
+        await asyncio.wait_for(running, 10)
+    with pytest.raises((UnavailableError, InternalError)):
+        await asyncio.wait_for(waiting, 10)

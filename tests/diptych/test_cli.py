@@ -114,7 +114,7 @@ def test_every_flag_reaches_the_server_and_no_other_is_set(service: Service) -> 
 @pytest.mark.parametrize("json_flag", [[], ["--json"]])
 def test_a_refusal_tells_code_reason_and_message(service: Service, capsys: Output, json_flag: list[str]) -> None:
     assert main(["generate", "--address", service.address, "InvalidArgumentError", *json_flag]) == 1
-    assert capsys.readouterr() == ("", "INVALID_ARGUMENT (SOME_REASON): Some text.\n")
+    assert capsys.readouterr() == ("", "INVALID_ARGUMENT (SOME_REASON): Some text. [sampling.top_p]\n")
 
 
 def test_a_failure_in_the_middle_is_status_1(service: Service, capsys: Output) -> None:
