@@ -163,9 +163,9 @@ def _facts_of_two(pictures: tuple[Picture, ...], rng: Random) -> Iterator[tuple[
         if known := _known_by(pictures[place], topics[1 - place], rng):
             yield "where", known[0], f"{known[1]}, {_ORDINALS[place]}"
     place = rng.randrange(2)
-    content = pictures[place].number if pictures[place].is_number else ", ".join(pictures[place].names[:_MOST_NAMED])
-    if len(pictures[place].marks) <= _MOST_NAMED or pictures[place].is_number:
-        yield "content", _ORDINALS[place], content
+    picture = pictures[place]
+    if picture.is_number or len(picture.marks) <= _MOST_NAMED:
+        yield "content", _ORDINALS[place], picture.number if picture.is_number else ", ".join(picture.names)
 
 
 def _topics(picture: Picture) -> list[str]:
@@ -191,12 +191,10 @@ def _known_by(picture: Picture, elsewhere: list[str], rng: Random) -> tuple[str,
         length = _topics(picture)[1]
         return (length.replace("a ", "the ", 1), picture.number) if length not in elsewhere else None
     colour, shape = rng.choice(picture.names).split()
-    if sum(name.endswith(shape) for name in picture.names) > 1 or f"a {shape}" in elsewhere:
-        return None
-    return f"the colour of the {shape}", colour
+    unique = sum(name.endswith(shape) for name in picture.names) == 1 and f"a {shape}" not in elsewhere
+    return (f"the colour of the {shape}", colour) if unique else None
 
 
 def _png(picture: Picture) -> bytes:
-    file = io.BytesIO()
-    picture.image.save(file, format="PNG")
+    picture.image.save(file := io.BytesIO(), format="PNG")
     return file.getvalue()
