@@ -252,9 +252,9 @@ async def test_two_hundred_pictures_at_once_are_all_answered_or_refused_at_once(
         service.encoder.gate.set()
         async with asyncio.timeout(30):
             results = await asyncio.gather(*outcomes)
-        assert set(results) == {"features", "ENCODER_QUEUE_FULL", "DECODE_QUEUE_FULL"} - (
-            set() if "DECODE_QUEUE_FULL" in results else {"DECODE_QUEUE_FULL"}
-        )
+        # Which of the two queues is full first depends on how fast the decode workers are.
+        assert {"features"} < set(results) <= {"features", "ENCODER_QUEUE_FULL", "DECODE_QUEUE_FULL"}
+        assert results.count("features") <= 50
         assert len(done) == len(results) - results.count("features")
         await encode(service)
 
