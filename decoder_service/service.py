@@ -11,23 +11,16 @@ from prometheus_client import CollectorRegistry
 
 from common.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint_layout import Part
-from common.devices import find_device, find_dtype
 from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.server import GrpcServer
-from decoder_service.block_hash import block_hash
 from decoder_service.config import DecoderConfig
-from decoder_service.engine import Engine
+from decoder_service.engine_builder import build_engine, build_run_config
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore
-from decoder_service.kv_cache import KVCache
-from decoder_service.memory import plan_num_blocks
 from decoder_service.metrics import EngineCollector
 from decoder_service.model_info import ModelInfo
 from decoder_service.prompt import PromptBuilder, PromptLimits
-from decoder_service.run_config import RunConfig, make_run_config
-from decoder_service.runner import DecoderModel, DecoderRunner
-from decoder_service.scheduler import SchedulerConfig
 from decoder_service.servicer import GenerationServicer, ServicerLimits
 from decoder_service.tokenizer import Tokenizer
 from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
@@ -50,8 +43,8 @@ class DecoderService:
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
         tokenizer = _load_tokenizer(config, text.vocab_size, image_token_id)
-        run_config = _run_config(config, checkpoint)
-        self._engine = _build_engine(config, checkpoint, run_config)
+        run_config = build_run_config(config, checkpoint)
+        self._engine = build_engine(config, checkpoint, run_config)
         self._tokenizer = tokenizer
         self._vision = _vision_client(config, checkpoint)
         checkpoint.finish_checks()
@@ -140,60 +133,6 @@ def _load_tokenizer(config: DecoderConfig, vocabulary_size: int, image_token_id:
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
     return tokenizer
-
-
-def _run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig:
-    device = find_device(config.model.device)
-    return make_run_config(
-        checkpoint.config,
-        dtype=find_dtype(config.model.dtype, device),
-        device=device,
-        max_seq_len=config.engine.max_model_len,
-        block_size=config.engine.block_size,
-    )
-
-
-def _build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig) -> Engine:
-    engine, kv_params = config.engine, run_config.kv_params
-    model = DecoderModel(checkpoint, device=run_config.device, dtype=run_config.dtype)
-    num_blocks = engine.num_blocks or plan_num_blocks(
-        run_config,
-        memory_fraction=engine.memory_fraction,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_requests=engine.max_num_requests,
-    )
-    kv_cache = KVCache(
-        run_config.text,
-        num_blocks=num_blocks,
-        block_size=kv_params.block_size,
-        device=run_config.device,
-        dtype=kv_params.dtype,
-    )
-    _log.info(
-        "KV cache",
-        extra={
-            "num_blocks": num_blocks,
-            "block_size": kv_params.block_size,
-            "tokens": num_blocks * kv_params.block_size,
-            "mebibytes": num_blocks * kv_params.bytes_per_block >> 20,
-            "device": str(run_config.device),
-            "dtype": str(kv_params.dtype).removeprefix("torch."),
-        },
-    )
-    runner = DecoderRunner(model, kv_cache)
-    runner.warm_up()
-    scheduler = SchedulerConfig(
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_requests=engine.max_num_requests,
-        max_model_len=run_config.max_seq_len,
-    )
-    return Engine(
-        config=scheduler,
-        num_blocks=num_blocks,
-        block_size=engine.block_size,
-        runner=runner,
-        hash_block=block_hash if engine.prefix_caching else None,
-    )
 
 
 def _vision_client(config: DecoderConfig, checkpoint: Checkpoint) -> VisionClient | None:

@@ -1,0 +1,75 @@
+"""Makes the engine of a service from its settings: weights, KV cache, runner and scheduler.
+
+Knows which part needs which. Does not know gRPC, tokens or pictures; whoever wants the engine alone uses this.
+"""
+
+import logging
+
+from common.checkpoint import Checkpoint
+from common.devices import find_device, find_dtype
+from decoder_service.block_hash import block_hash
+from decoder_service.config import DecoderConfig
+from decoder_service.engine import Engine
+from decoder_service.kv_cache import KVCache
+from decoder_service.memory import plan_num_blocks
+from decoder_service.run_config import RunConfig, make_run_config
+from decoder_service.runner import DecoderModel, DecoderRunner
+from decoder_service.scheduler import SchedulerConfig
+
+_log = logging.getLogger(__name__)
+
+
+def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig:
+    """What the engine runs with. Raises ValueError where settings and model do not fit."""
+    device = find_device(config.model.device)
+    return make_run_config(
+        checkpoint.config,
+        dtype=find_dtype(config.model.dtype, device),
+        device=device,
+        max_seq_len=config.engine.max_model_len,
+        block_size=config.engine.block_size,
+    )
+
+
+def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig) -> Engine:
+    """Load the weights, take memory for the KV cache, and warm up. Raises CheckpointError."""
+    engine, kv_params = config.engine, run_config.kv_params
+    model = DecoderModel(checkpoint, device=run_config.device, dtype=run_config.dtype)
+    num_blocks = engine.num_blocks or plan_num_blocks(
+        run_config,
+        memory_fraction=engine.memory_fraction,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_requests=engine.max_num_requests,
+    )
+    kv_cache = KVCache(
+        run_config.text,
+        num_blocks=num_blocks,
+        block_size=kv_params.block_size,
+        device=run_config.device,
+        dtype=kv_params.dtype,
+    )
+    _log.info(
+        "KV cache",
+        extra={
+            "num_blocks": num_blocks,
+            "block_size": kv_params.block_size,
+            "tokens": num_blocks * kv_params.block_size,
+            "mebibytes": num_blocks * kv_params.bytes_per_block >> 20,
+            "device": str(run_config.device),
+            "dtype": str(kv_params.dtype).removeprefix("torch."),
+        },
+    )
+    runner = DecoderRunner(model, kv_cache)
+    runner.warm_up()
+    scheduler = SchedulerConfig(
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_requests=engine.max_num_requests,
+        max_model_len=run_config.max_seq_len,
+    )
+    return Engine(
+        config=scheduler,
+        num_blocks=num_blocks,
+        block_size=engine.block_size,
+        runner=runner,
+        hash_block=block_hash if engine.prefix_caching else None,
+    )
