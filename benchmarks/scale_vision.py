@@ -24,7 +24,8 @@ from common.features import FeatureSpec
 from common.image_header import ImageLimits
 from common.logs import set_up_logging
 from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
-from common.server import GrpcServer, ServerConfig
+from common.server import GrpcServer
+from common.server_config import ServerConfig
 from decoder_service.vision_client import VisionClient
 from decoder_service.vision_resolver import VisionResolver
 from diptych.v1 import vision_pb2, vision_pb2_grpc

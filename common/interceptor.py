@@ -1,21 +1,30 @@
-"""Stands around every call of a server: turns what a handler raises into a status, and counts calls.
+"""Stands around every call of a server: lets it in, turns what a handler raises into a status, and counts it.
 
-Knows gRPC's four kinds of methods and the error tree. Does not know what any method does. Requests are
-decoded and unary responses encoded in here too, because gRPC sends the text of whatever those raise to the
-caller. A status UNKNOWN is therefore always a bug.
+Knows gRPC's four kinds of methods and the error tree. Does not know what any method does, or who may call it (see
+`common.access`). Requests are received, decoded and unary responses encoded in here too: a caller who is not let
+in cannot make us hold a message, and gRPC would send the text of whatever decoding raises to the caller. A status
+UNKNOWN is therefore always a bug.
 """
 
 import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from typing import Any, TypeAlias
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from common.access import Gate
 from common.errors import DiptychError, InternalError, InvalidArgumentError
+from common.open_calls import OpenCalls
 from common.status import status_code, to_rpc_status, to_trailers
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -45,8 +54,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     else is our bug: the caller gets INTERNAL with a fixed text and an `error_id`, the log gets the traceback.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, gate: Gate | None = None) -> None:
+        """Let everybody in where there is no gate."""
         self._metrics = CallMetrics(registry)
+        self._gate = gate
+        self.open_calls = OpenCalls()
+        """The calls that are being handled."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -65,7 +78,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         in_flight.inc()
         code = grpc.StatusCode.OK
         try:
-            yield
+            with self.open_calls.one(), self._admission(path, context):
+                yield
         except grpc.aio.AbortError:
             code = _own_code(context)
             raise
@@ -80,23 +94,30 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             in_flight.dec()
             self._metrics.handled.labels(service, method, code.name).inc()
 
+    def _admission(self, path: str, context: Context) -> AbstractContextManager[None]:
+        return nullcontext() if self._gate is None else self._gate.admit(path, context)
+
 
 def _guarded(handler: Handler, guard: Callable[[Context], Guard]) -> Handler:
-    """The same method, decoding, running and encoding inside the guard."""
-    kind = f"{_flow(handler.request_streaming)}_{_flow(handler.response_streaming)}"
-    behaviour = getattr(handler, kind)
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    decode: Callable[[Handler, Any], object] = _decode_each if handler.request_streaming else _decode
+    """The same method, receiving, decoding, running and encoding inside the guard.
+
+    To gRPC it always takes a stream of requests, since gRPC would receive a single one before it asks us.
+    """
+    behaviour = getattr(handler, f"{_flow(handler.request_streaming)}_{_flow(handler.response_streaming)}")
+    make = getattr(grpc, f"stream_{_flow(handler.response_streaming)}_rpc_method_handler")
     encode = handler.response_serializer or bytes
 
-    async def unary(request: object, context: Context) -> bytes:
+    async def argument(requests: AsyncIterator[bytes]) -> object:
+        return _decode_each(handler, requests) if handler.request_streaming else await _decode_one(handler, requests)
+
+    async def unary(requests: AsyncIterator[bytes], context: Context) -> bytes:
         async with guard(context):
-            return encode(await behaviour(decode(handler, request), context))
+            return encode(await behaviour(await argument(requests), context))
         raise AssertionError("a guard never swallows an error")
 
-    async def stream(request: object, context: Context) -> None:
+    async def stream(requests: AsyncIterator[bytes], context: Context) -> None:
         async with guard(context):
-            responses = behaviour(decode(handler, request), context)
+            responses = behaviour(await argument(requests), context)
             if not isinstance(responses, AsyncGenerator):
                 await responses  # a handler that calls context.write itself
                 return
@@ -122,6 +143,12 @@ def _decode(handler: Handler, request: bytes) -> object:
         return handler.request_deserializer(request)
     except Exception as error:
         raise InvalidArgumentError("MALFORMED_REQUEST", "The request is not a valid message.") from error
+
+
+async def _decode_one(handler: Handler, requests: AsyncIterator[bytes]) -> object:
+    async for request in requests:
+        return _decode(handler, request)
+    raise InvalidArgumentError("MALFORMED_REQUEST", "The call brought no message.")
 
 
 async def _decode_each(handler: Handler, requests: AsyncIterator[bytes]) -> AsyncIterator[object]:

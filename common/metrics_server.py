@@ -1,20 +1,34 @@
 """The HTTP port that Prometheus reads.
 
-Knows the registry it was given. Does not know what is counted. It answers on threads of its own.
+Knows the registry it was given, and TLS where it is asked for. Does not know what is counted. It answers on
+threads of its own; a reader that says nothing keeps one of them for a few seconds, and nobody else waiting.
 """
 
+import logging
+import socket
 import threading
-from wsgiref.simple_server import WSGIServer
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from common.ports import address, check_free
+from common.tls import MetricsTls
+
+_MAX_READERS = 32
+_READER_SECONDS = 10.0
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsServer:
     """Serves one registry while started."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, tls: MetricsTls | None = None) -> None:
         self._registry = registry
-        self._running: tuple[WSGIServer, threading.Thread] | None = None
+        self._tls = tls
+        self._running: tuple[_Server, threading.Thread] | None = None
 
     @property
     def port(self) -> int | None:
@@ -23,11 +37,17 @@ class MetricsServer:
 
     def start(self, host: str, port: int) -> None:
         """Listen; port 0 takes a free one. Raises SystemExit with one line where the port is taken."""
+        check_free(host, port, purpose="metrics")
+        server_class = _Server6 if ":" in host else _Server
         try:
-            self._running = start_http_server(port, addr=host, registry=self._registry)
+            server = make_server(host, port, make_wsgi_app(self._registry), server_class, handler_class=_Handler)
         except OSError as error:
             reason = error.strerror or error
-            raise SystemExit(f"cannot listen on {host}:{port} for metrics: {reason}") from None
+            raise SystemExit(f"cannot listen on {address(host, port)} for metrics: {reason}") from None
+        server.tls = self._tls
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
+        self._running = server, thread
 
     def stop(self) -> None:
         """Close the port; nothing happens where it is closed."""
@@ -38,3 +58,46 @@ class MetricsServer:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingWSGIServer):
+    """Does the handshake in the reader's thread, so that it holds up nobody, and has a bounded number of those."""
+
+    tls: MetricsTls | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - socketserver's own
+        self._places = threading.BoundedSemaphore(_MAX_READERS)
+        super().__init__(*arguments, **options)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        if not self._places.acquire(timeout=_READER_SECONDS):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        request.settimeout(_READER_SECONDS)
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        with self.tls.context().wrap_socket(request, server_side=True) as wrapped:
+            super().finish_request(wrapped, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        # A failed handshake or a reader that left; the default prints a traceback.
+        _log.debug("a reader of the metrics got nothing", exc_info=True)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: ANN401
+        """Say nothing of every scrape."""

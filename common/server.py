@@ -1,60 +1,37 @@
 """The server that both services run: health, metrics, reflection, and an orderly end.
 
-Knows ports, signals and the order in which a server stops. Does not know what it serves: add servicers to
+Knows ports and the order in which a server stops. Does not know what it serves: add servicers to
 `GrpcServer.grpc` before `start`.
 """
 
 import asyncio
-import errno
 import logging
-import signal
-import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from common.channel_options import SERVER_OPTIONS
-from common.health import LIVENESS, READINESS, HealthServicer
+from common.access import HEALTH, Gate
+from common.errors import UnavailableError
+from common.health import HealthServicer
 from common.interceptor import ErrorInterceptor
 from common.metrics_server import MetricsServer
-from common.settings import setting
+from common.ports import address, check_free
+from common.server_config import ServerConfig
+from common.signals import termination_signals
+from common.tls import MetricsTls, server_credentials
 
 _log = logging.getLogger(__name__)
 
-HEALTH: Final = "grpc.health.v1.Health"
-_PING_EVERY_MS: Final = 3000
-_PING_TIMEOUT_MS: Final = 2500
+_LAST_WORDS_SECONDS = 1.0
+"""Part of the grace time, at its end, in which calls that still run are answered."""
 
 Drain = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """Where a service listens and how it behaves towards callers."""
-
-    host: str = setting("127.0.0.1", help="address to listen on; 0.0.0.0 for every interface")
-    port: int = setting(50051, help="port to listen on; 0 takes a free one", minimum=0, maximum=65535)
-    metrics_port: int | None = setting(
-        None, help="port of the Prometheus metrics; 0 takes a free one; none without", minimum=0, maximum=65535
-    )
-    grace_seconds: float = setting(
-        30.0, help="time that running calls get to end after SIGTERM", minimum=0, maximum=3600
-    )
-    reflection: bool = setting(False, help="let callers list the services and their messages")
-    max_message_bytes: int = setting(
-        64 << 20, help="largest request message, in bytes", minimum=1 << 10, maximum=(1 << 31) - 1
-    )
-    max_concurrent_streams: int = setting(
-        100, help="calls at the same time on one connection", minimum=1, maximum=1 << 20
-    )
 
 
 class GrpcServer:
@@ -71,14 +48,22 @@ class GrpcServer:
         """Make a server that does not listen yet.
 
         `service_names` are the full names that reflection lists; `interceptors` run inside the one that
-        answers errors.
+        answers errors. Raises ValueError where files that the settings name cannot be used.
         """
         self._config = config
-        self._metrics = MetricsServer(registry)
+        self._metrics = MetricsServer(registry, tls=MetricsTls(config.tls) if config.tls.tls_cert else None)
+        self._credentials = server_credentials(config.tls)
+        gate = Gate(config.access, verifies_clients=config.tls.tls_client_ca is not None)
+        self._errors = ErrorInterceptor(registry, gate=gate)
         self._health = HealthServicer()
-        self.grpc = grpc.aio.server(interceptors=[ErrorInterceptor(registry), *interceptors], options=_options(config))
+        self.grpc = grpc.aio.server(interceptors=[self._errors, *interceptors], options=config.channel_options)
         """Servicers are added to this."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        self.health_port: int | None = None
+        """The bound port of the plain health checks; None where they are off or not started."""
+        # Its calls are counted with all others.
+        self._probes = grpc.aio.server(interceptors=[self._errors], options=config.channel_options)
+        for server in (self.grpc, self._probes):
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if config.reflection:
             reflection.enable_server_reflection((*service_names, HEALTH, reflection.SERVICE_NAME), self.grpc)
 
@@ -93,33 +78,37 @@ class GrpcServer:
         The process is alive from here on, and ready once `set_serving` says so. Raises SystemExit with one
         clear line where a port is taken.
         """
-        port = self._bind()
+        host = self._config.host
+        port = _bind(self.grpc, host, self._config.port, self._credentials)
+        if self._config.health_port is not None:
+            self.health_port = _bind(self._probes, host, self._config.health_port, None)
+            await self._probes.start()
         if self._config.metrics_port is not None:
-            self._metrics.start(self._config.host, self._config.metrics_port)
+            self._metrics.start(host, self._config.metrics_port)
         await self.grpc.start()
-        _log.info("listening", extra={"host": self._config.host, "port": port, "metrics_port": self.metrics_port})
+        _log.info("listening", extra={"host": host, "port": port, "metrics_port": self.metrics_port})
         # A supervisor that let the port be chosen reads it here; it may have gone since.
         with suppress(OSError):
-            sys.stdout.write(f"listening {_address(self._config.host, port)}\n")
+            sys.stdout.write(f"listening {address(host, port)}\n")
             sys.stdout.flush()
         return port
 
     def set_serving(self, service_names: Iterable[str], *, serving: bool = True) -> None:
         """State whether these services, given by full name, and with them the process are ready."""
-        for name in (*service_names, READINESS):
-            self._health.set(name, serving)
+        self._health.set_ready(service_names, serving)
 
     def set_alive(self, alive: bool) -> None:
         """State whether the process is worth keeping; a probe restarts it where it is not."""
-        self._health.set(LIVENESS, alive)
+        self._health.set_alive(alive)
 
     async def wait_for_termination(self, drain: Drain | None = None) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order and return.
 
-        In order: nothing is SERVING any more; `drain` runs; new calls are refused and running ones get what
-        is left of the grace time. A second signal ends the grace at once.
+        In order: nothing is ready any more, but new calls are still taken for the linger time; `drain` runs; new
+        calls are refused and running ones get what is left of the grace time; those that still run are ended
+        with UNAVAILABLE, reason DRAINING. A second signal ends both times at once.
         """
-        with _termination_signals() as signals:
+        with termination_signals() as signals:
             await signals.get()
             _log.info("draining", extra={"grace_seconds": self._config.grace_seconds})
             stopping = asyncio.create_task(self.stop(drain))
@@ -136,66 +125,35 @@ class GrpcServer:
 
     async def stop(self, drain: Drain | None = None) -> None:
         """Stop in the order of `wait_for_termination`."""
+        if self._config.linger_seconds:
+            self._health.drain()
+            await asyncio.sleep(self._config.linger_seconds)
         end = time.monotonic() + self._config.grace_seconds
-        self._health.drain()
         if drain is not None:
+            self._health.drain()
             with suppress(TimeoutError):
                 await asyncio.wait_for(drain(), self._config.grace_seconds)
         await self._stop_within(max(0.0, end - time.monotonic()))
 
     async def _stop_within(self, grace: float) -> None:
-        await self.grpc.stop(grace)
+        last_words = min(_LAST_WORDS_SECONDS, grace / 2)
+        stopping = asyncio.create_task(self.grpc.stop(max(grace, _LAST_WORDS_SECONDS)))
+        # The port closes first, so that nobody who heard of the end can still get in.
+        await asyncio.sleep(0)
+        self._health.drain()
+        await asyncio.wait({stopping}, timeout=grace - last_words)
+        self._errors.open_calls.end(
+            UnavailableError("DRAINING", "this replica is going away; another one can go on with the request")
+        )
+        await stopping
+        await self._probes.stop(0)
         self._metrics.stop()
 
-    def _bind(self) -> int:
-        host, port = self._config.host, self._config.port
-        _check_free(host, port)
-        try:
-            return self.grpc.add_insecure_port(_address(host, port))
-        except RuntimeError:
-            raise SystemExit(f"cannot listen on {_address(host, port)}") from None
 
-
-def _options(config: ServerConfig) -> list[tuple[str, int]]:
-    return [
-        *SERVER_OPTIONS,
-        # Without this a second server could bind the same port, and the two would share the callers.
-        ("grpc.so_reuseport", 0),
-        # Finds callers that are gone without a word, so that their work can stop.
-        ("grpc.keepalive_time_ms", _PING_EVERY_MS),
-        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
-        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
-    ]
-
-
-def _check_free(host: str, port: int) -> None:
-    """Try the address with a plain socket: gRPC would explain a failure in several lines of its own."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    check_free(host, port)
+    place = address(host, port)
     try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        reason = "the port is in use" if error.errno == errno.EADDRINUSE else "no such address here"
-        raise SystemExit(f"cannot listen on {_address(host, port)}: {reason}") from None
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-@contextmanager
-def _termination_signals() -> Iterator[asyncio.Queue[int]]:
-    """The SIGTERMs and SIGINTs that arrive while inside."""
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[int] = asyncio.Queue()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, arrived.put_nowait, number)
-    try:
-        yield arrived
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+        return server.add_insecure_port(place) if credentials is None else server.add_secure_port(place, credentials)
+    except RuntimeError:
+        raise SystemExit(f"cannot listen on {place}") from None

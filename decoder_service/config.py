@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.model_settings import ModelSettings
-from common.server import ServerConfig
+from common.server_config import ServerConfig
 from common.settings import setting
 
 

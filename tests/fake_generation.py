@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from common import errors
 from common.interceptor import Context
-from common.server import GrpcServer, ServerConfig
+from common.server import GrpcServer
+from common.server_config import ServerConfig
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1 import generation_pb2_grpc, types_pb2
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from common.model_settings import ModelSettings
 from common.preprocessing import PreprocessingMode
-from common.server import ServerConfig
+from common.server_config import ServerConfig
 from common.settings import setting
 
 

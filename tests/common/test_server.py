@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from common.client import DiptychClient
+from common.client import AsyncDiptychClient, DiptychClient
 from common.client_messages import raw_text
 from common.client_types import ClientError
 from diptych.v1 import generation_pb2 as pb
@@ -48,20 +48,53 @@ async def check(address: str, name: str) -> str:
         return STATUS.Name(answer.status)
 
 
-async def test_health_tells_life_readiness_and_services_apart() -> None:
+NAMES = ("startup", "liveness", "readiness", NAME, "")
+
+
+async def states(address: str) -> list[bool]:
+    return [await check(address, name) == "SERVING" for name in NAMES]
+
+
+async def test_health_tells_startup_life_readiness_and_services_apart() -> None:
     async with running(FakeGeneration()) as (server, address):
-        assert [await check(address, name) for name in ("", "readiness", NAME)] == ["SERVING"] * 3
+        assert await states(address) == [True, True, True, True, True]
         server.set_serving([NAME], serving=False)
-        assert [await check(address, name) for name in ("", "readiness", NAME)] == [
-            "SERVING",
-            "NOT_SERVING",
-            "NOT_SERVING",
-        ]
+        assert await states(address) == [True, True, False, False, True]
         server.set_alive(False)
-        assert await check(address, "") == "NOT_SERVING"
+        assert await states(address) == [True, False, False, False, False]
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await check(address, "nobody")
         assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_draining_server_is_alive_takes_calls_while_it_lingers_and_gets_no_new_ones() -> None:
+    """Whoever restarts a process that is not alive must not restart one that is finishing its work."""
+    async with running(FakeGeneration(), linger_seconds=0.5, health_port=0) as (server, address):
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        assert await states(address) == [True, True, False, False, False]
+        server.set_serving([NAME])
+        assert await states(f"127.0.0.1:{server.health_port}") == [True, True, False, False, False]
+        async with AsyncDiptychClient(address) as client:
+            assert (await client.complete(raw_text("x a b"), timeout=5)).text == "a b "
+        await stopping
+
+
+async def test_the_health_port_answers_health_alone() -> None:
+    async with running(FakeGeneration(), health_port=0) as (server, _):
+        address = f"127.0.0.1:{server.health_port}"
+        assert await check(address, "readiness") == "SERVING"
+        async with AsyncDiptychClient(address) as client:
+            with pytest.raises(ClientError) as raised:
+                await client.get_model_info(timeout=5)
+    assert raised.value.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_health_lists_all_names() -> None:
+    async with running(FakeGeneration()) as (_, address), grpc.aio.insecure_channel(address) as channel:
+        method: Any = channel.unary_unary("/grpc.health.v1.Health/List")
+        answer = health_pb2.HealthListResponse.FromString(await method(b""))  # type: ignore[attr-defined] # too new
+        assert set(answer.statuses) == set(NAMES)
 
 
 async def test_a_watch_tells_every_change() -> None:
@@ -111,7 +144,7 @@ def test_the_end_of_the_grace_time_cuts_calls_off() -> None:
         process.send_signal(signal.SIGTERM)
         with pytest.raises(ClientError) as raised:
             list(stream)
-        assert raised.value.code == grpc.StatusCode.UNAVAILABLE
+        assert (raised.value.code.name, raised.value.reason) == ("UNAVAILABLE", "DRAINING")
         assert process.wait(timeout=10) == 0
 
 
@@ -122,8 +155,9 @@ def test_a_second_signal_ends_the_grace_time() -> None:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        with pytest.raises(ClientError):
+        with pytest.raises(ClientError) as raised:
             list(stream)
+        assert raised.value.reason == "DRAINING"
         assert process.wait(timeout=10) == 0
 
 

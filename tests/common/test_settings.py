@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from common.server import ServerConfig
+from common.server_config import ServerConfig
 from common.settings import Parser, SettingError, add_arguments, from_arguments, read, setting
 
 

@@ -22,7 +22,8 @@ from common.errors import (
 from common.features import EncodeTimings, FeatureSpec, feature_messages
 from common.identity import ImageHash
 from common.preprocessing import PatchGrid, PreprocessingMode
-from common.server import GrpcServer, ServerConfig
+from common.server import GrpcServer
+from common.server_config import ServerConfig
 from common.wire_types import preprocessing_to_proto
 from decoder_service.vision_client import VisionClient
 from decoder_service.vision_replica import ReplicaState

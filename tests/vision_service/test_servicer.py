@@ -15,7 +15,8 @@ from common.client_types import to_client_error
 from common.features import FeatureReceiver
 from common.image_header import ImageLimits
 from common.preprocessing import PreprocessingMode
-from common.server import GrpcServer, ServerConfig
+from common.server import GrpcServer
+from common.server_config import ServerConfig
 from common.wire_types import preprocessing_from_proto
 from diptych.v1 import vision_pb2 as pb
 from diptych.v1 import vision_pb2_grpc

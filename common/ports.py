@@ -1,0 +1,27 @@
+"""Addresses to listen on, and whether they are free.
+
+Knows sockets. Does not know what listens.
+"""
+
+import errno
+import socket
+
+
+def check_free(host: str, port: int, *, purpose: str = "") -> None:
+    """Raise SystemExit with one line where nobody can listen there now; port 0 is always free.
+
+    Tried with a plain socket: gRPC would explain a failure in several lines of its own, and after the model was
+    loaded.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        reasons = {errno.EADDRINUSE: "the port is in use", errno.EACCES: "the port is not ours to take"}
+        reason = reasons.get(error.errno or 0, "no such address here")
+        raise SystemExit(f"cannot listen on {address(host, port)}{purpose and f' for {purpose}'}: {reason}") from None
+
+
+def address(host: str, port: int) -> str:
+    """HOST:PORT, with the host in brackets where it has colons itself."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,24 @@
+"""The signals by which a process is told to end.
+
+Knows the event loop. Does not know what ends.
+"""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def termination_signals() -> Iterator[asyncio.Queue[int]]:
+    """The SIGTERMs and SIGINTs that arrive while inside."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[int] = asyncio.Queue()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, arrived.put_nowait, number)
+    try:
+        yield arrived
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
