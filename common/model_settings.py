@@ -27,6 +27,9 @@ class ModelSettings:
     model_name: str = setting("", help="name to serve it under; the directory's name where empty")
     device: str = setting("cpu", help="cpu, cuda or cuda:N")
     dtype: DtypeChoice = setting(DtypeChoice.AUTO, help="type of weights; auto is float32 on cpu, bfloat16 on cuda")
+    deterministic: bool = setting(
+        False, help="the same answer, bit for bit, whatever else is computed beside it; slower"
+    )
     verify_checksums: bool = setting(False, help="check the files against the model's SHA256SUMS while they load")
 
     @property

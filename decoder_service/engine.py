@@ -73,6 +73,7 @@ class Engine:
         self._failed: list[tuple[str, DiptychError]] = []
         self._num_steps = 0
         self._num_batched_tokens = 0
+        self._num_near_ties = 0
         self.max_request_tokens = min(config.max_model_len, num_blocks * block_size)
         """Most tokens of a request, prompt and output together."""
 
@@ -149,6 +150,7 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
             num_steps=self._num_steps,
             num_batched_tokens=self._num_batched_tokens,
+            num_near_ties=self._num_near_ties,
             num_queried_tokens=self._prefix_cache.num_queried_tokens,
             num_hit_tokens=self._prefix_cache.num_hit_tokens,
             num_evicted_blocks=self._blocks.num_evictions,
@@ -167,6 +169,7 @@ class Engine:
 
     def _update(self, batch: ScheduledBatch, result: StepResult, output: StepOutput) -> None:
         sampled = batch.sampled  # Before the counters move.
+        self._num_near_ties += result.num_near_ties
         for scheduled in batch.requests:
             request = scheduled.request
             request.num_computed_tokens += scheduled.num_scheduled_tokens

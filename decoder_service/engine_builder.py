@@ -8,12 +8,14 @@ import logging
 from common.checkpoint import Checkpoint
 from common.devices import find_device, find_dtype
 from decoder_service.block_hash import block_hash
+from decoder_service.compute_choice import choose_compute
 from decoder_service.config import DecoderConfig
+from decoder_service.decoder_model import DecoderModel
 from decoder_service.engine import Engine
 from decoder_service.kv_cache import KVCache
 from decoder_service.memory import plan_num_blocks
 from decoder_service.run_config import RunConfig, make_run_config
-from decoder_service.runner import DecoderModel, DecoderRunner
+from decoder_service.runner import DecoderRunner
 from decoder_service.scheduler import SchedulerConfig
 
 _log = logging.getLogger(__name__)
@@ -59,7 +61,8 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
             "dtype": str(kv_params.dtype).removeprefix("torch."),
         },
     )
-    runner = DecoderRunner(model, kv_cache)
+    compute = choose_compute(model, kv_cache, deterministic=config.model.deterministic)
+    runner = DecoderRunner(model, kv_cache, compute)
     runner.warm_up()
     scheduler = SchedulerConfig(
         max_num_batched_tokens=engine.max_num_batched_tokens,

@@ -18,6 +18,8 @@ class EngineStats:
     num_steps: int
     num_batched_tokens: int
     """Tokens in the last batch."""
+    num_near_ties: int
+    """Greedy choices that rounding may have decided, so that they may depend on the batch."""
     num_queried_tokens: int
     """Tokens that the prefix cache was asked for, once for each request."""
     num_hit_tokens: int

@@ -38,6 +38,9 @@ def _engine_metrics(stats: EngineStats) -> Iterator[Metric]:
     )
     yield CounterMetricFamily("diptych_preemptions", "Requests sent back to wait.", stats.num_preemptions)
     yield CounterMetricFamily("diptych_engine_steps", "Forward passes.", stats.num_steps)
+    yield CounterMetricFamily(
+        "diptych_near_ties", "Greedy choices so close that the batch may have decided.", stats.num_near_ties
+    )
 
 
 def _prefix_cache_metrics(stats: EngineStats) -> Iterator[Metric]:

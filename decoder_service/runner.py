@@ -1,6 +1,7 @@
 """Runs the model over what the scheduler chose: embed, splice images in, layers, sample.
 
-Knows tensors, weights and the KV cache. Does not know queues, text or gRPC. It runs on the engine's thread.
+Knows the order of the parts. Does not know how each is computed (see `compute`), queues, text or gRPC. It runs on
+the engine's thread.
 """
 
 from collections.abc import Sequence
@@ -8,46 +9,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.attention import paged_attention
-from common.checkpoint import Checkpoint
-from common.checkpoint_layout import Part
-from common.model_config import MistralConfig, PixtralConfig
 from decoder_service.batch import ForwardBatch, ImageRows, PromptRows, build_forward_batch
 from decoder_service.block_manager import BlockId
+from decoder_service.compute import Compute, TorchCompute
+from decoder_service.decoder_model import DecoderModel
 from decoder_service.kv_cache import KVCache
 from decoder_service.likelihood import PROMPT_LOGITS_ROWS, likelihoods
 from decoder_service.logits_processors import SamplingRow
 from decoder_service.logprobs import Logprobs
-from decoder_service.model import MistralForCausalLM
-from decoder_service.projector import Projector
+from decoder_service.near_ties import count_near_ties
 from decoder_service.random_stream import uniform
 from decoder_service.request import Request
 from decoder_service.sampler import sample
 from decoder_service.step import NoToken, ScheduledBatch, StepResult
 
 
-class DecoderModel:
-    """The decoder's weights on their device, with the projector if the model takes images."""
-
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Load the weights. Raises CheckpointError."""
-        self.config = checkpoint.text_config
-        self.device = device
-        self.dtype = dtype
-        with torch.device("meta"):
-            self.decoder = MistralForCausalLM(self.config)
-            self.projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
-        checkpoint.load(Part.DECODER, self.decoder, device=device, dtype=dtype)
-        if self.projector is not None:
-            checkpoint.load(Part.PROJECTOR, self.projector, device=device, dtype=dtype)
-
-
 class DecoderRunner:
     """The engine's `Runner` in torch."""
 
-    def __init__(self, model: DecoderModel, kv_cache: KVCache) -> None:
+    def __init__(self, model: DecoderModel, kv_cache: KVCache, compute: Compute | None = None) -> None:
+        """Run `model`; plain torch computes where nothing else is given."""
         self._model = model
         self._kv_cache = kv_cache
+        self._compute = compute or TorchCompute(model, kv_cache)
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
@@ -58,6 +42,7 @@ class DecoderRunner:
         token_ids = sample(logits, [_sampling_row(request) for request in batch.sampled])
         return StepResult(
             token_ids=token_ids,
+            num_near_ties=count_near_ties(logits, batch.sampled),
             logprobs=_logprobs(logits, batch.sampled, token_ids),
             prompt_logprobs={rows.request_id: self._prompt_logprobs(hidden, rows) for rows in forward.prompt_rows},
         )
@@ -90,14 +75,12 @@ class DecoderRunner:
     @torch.inference_mode()
     def hidden(self, forward: ForwardBatch) -> Tensor:
         """Hidden rows [num_tokens, hidden_size] of the batch."""
-        attend = _PagedAttend(self._model.config, self._kv_cache, forward)
-        hidden: Tensor = self._model.decoder(self._embed(forward), forward.positions, attend)
-        return hidden
+        return self._compute.hidden(self._embed(forward), forward)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits as fp32 [num_sampled, vocab_size] to choose tokens from, for as many hidden rows."""
-        return self._model.decoder.logits(hidden)
+        return self._compute.logits(hidden)
 
     def _prompt_logprobs(self, hidden: Tensor, rows: PromptRows) -> list[Logprobs]:
         """How likely the tokens of a prompt were, a few rows of logits at a time."""
@@ -105,51 +88,25 @@ class DecoderRunner:
         for start in range(0, len(rows.token_ids), PROMPT_LOGITS_ROWS):
             token_ids = rows.token_ids[start : start + PROMPT_LOGITS_ROWS]
             first = rows.first + start
-            logits = self._model.decoder.logits(hidden[first : first + len(token_ids)])
+            logits = self._compute.logits(hidden[first : first + len(token_ids)])
             found.extend(likelihoods(logits, token_ids, num_top=[rows.num_top] * len(token_ids)))
         return found
 
     def _embed(self, forward: ForwardBatch) -> Tensor:
         """Embeddings [num_tokens, hidden_size], with projected image features at their places."""
-        embeds: Tensor = self._model.decoder.model.embed_tokens(forward.token_ids)
+        embeds = self._compute.embed(forward.token_ids)
         if not forward.image_rows:
             return embeds
-        if self._model.projector is None:
-            raise RuntimeError("images were scheduled on a model that takes none")
         features = torch.cat([self._rows(rows) for rows in forward.image_rows])
         if len(features) != len(forward.image_indices):
             raise RuntimeError(f"{len(features)} image rows for {len(forward.image_indices)} placeholders")
-        return embeds.index_copy(0, forward.image_indices, self._model.projector(features))
+        return embeds.index_copy(0, forward.image_indices, self._compute.project(features))
 
     def _rows(self, rows: ImageRows) -> Tensor:
         """The wanted rows of one image [num_rows, vision_hidden_size], on the device."""
         spec = rows.features.spec
         matrix = torch.frombuffer(rows.features.data, dtype=_DTYPES[spec.dtype]).view(-1, spec.width)
         return matrix[rows.first : rows.last].to(device=self._model.device, dtype=self._model.dtype)
-
-
-class _PagedAttend:
-    """`Attend` over the KV cache for one batch: writes the new keys and values, then reads every block."""
-
-    def __init__(self, config: MistralConfig, kv_cache: KVCache, forward: ForwardBatch) -> None:
-        self._config = config
-        self._kv_cache = kv_cache
-        self._forward = forward
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend for one layer; shapes as in `Attend`."""
-        forward = self._forward
-        self._kv_cache.write(layer, forward.slot_mapping, key, value)
-        return paged_attention(
-            query,
-            self._kv_cache.key_blocks[layer],
-            self._kv_cache.value_blocks[layer],
-            block_tables=forward.block_tables,
-            query_lengths=forward.query_lengths,
-            seq_lens=forward.seq_lens,
-            scale=self._config.attention_multiplier,
-            sliding_window=self._config.sliding_window,
-        )
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

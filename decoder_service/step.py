@@ -60,6 +60,8 @@ class StepResult:
 
     token_ids: Sequence[int | NoToken]
     """One for each of `ScheduledBatch.sampled`."""
+    num_near_ties: int = 0
+    """Greedy choices between tokens so close that rounding may have decided."""
     logprobs: Mapping[str, Logprobs] = field(default_factory=dict)
     """Of the new token, by request_id, for those that ask for it."""
     prompt_logprobs: Mapping[str, Sequence[Logprobs]] = field(default_factory=dict)

@@ -43,6 +43,9 @@ class UpConfig:
     vision_replicas: int = setting(1, help="vision services to start", minimum=1, maximum=64)
     device: str | None = setting(None, help="device of all services, or vision=DEVICE,decoder=DEVICE")
     dtype: str | None = setting(None, help="type of weights of all services, or vision=TYPE,decoder=TYPE")
+    deterministic: bool = setting(
+        False, help="the same answer, bit for bit, whatever else is computed beside it; slower"
+    )
     verify_checksums: bool = setting(False, help="check the files against the model's SHA256SUMS while they load")
     start_seconds: float = setting(600.0, help="longest time until all are ready", minimum=1, maximum=86400)
 
@@ -188,6 +191,8 @@ class _Services:
             arguments += ["--device", self._devices[role]]
         if role in self._dtypes:
             arguments += ["--dtype", self._dtypes[role]]
+        if self._config.deterministic:
+            arguments.append("--deterministic")
         if self._config.verify_checksums:
             arguments.append("--verify-checksums")
         metrics_port = self._config.metrics_port

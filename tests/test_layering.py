@@ -42,6 +42,7 @@ SERVICERS = (
 TENSOR_FILES = (
     "common.layers",
     "common.rope",
+    "common.aligned_attention",
     "common.attention",
     "common.checkpoint",
     "vision_service.encoder",
@@ -50,6 +51,10 @@ TENSOR_FILES = (
     "decoder_service.projector",
     "decoder_service.kv_cache",
     "decoder_service.batch",
+    "decoder_service.compute",
+    "decoder_service.decoder_model",
+    "decoder_service.near_ties",
+    "decoder_service.tiled_compute",
     "decoder_service.sampler",
     "decoder_service.logits_processors",
     "decoder_service.likelihood",

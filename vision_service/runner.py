@@ -25,10 +25,17 @@ class EncoderRunner:
     """A loaded encoder on its device; not for several threads at once."""
 
     def __init__(
-        self, model: PixtralVisionModel, preprocessing: Preprocessing, *, device: torch.device, dtype: torch.dtype
+        self,
+        model: PixtralVisionModel,
+        preprocessing: Preprocessing,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        deterministic: bool = False,
     ) -> None:
-        """Run `model`, whose weights are on `device` in `dtype`."""
+        """Run `model`, whose weights are on `device` in `dtype`; every image alone where `deterministic`."""
         self._model = model
+        self._deterministic = deterministic
         self._device = device
         self._dtype = dtype
         self._patch_size = preprocessing.patch_size
@@ -43,6 +50,7 @@ class EncoderRunner:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        deterministic: bool = False,
     ) -> "EncoderRunner":
         """Load the encoder's weights, and nothing else, from a checkpoint. Raises CheckpointError."""
         if not isinstance(checkpoint.config, PixtralConfig):
@@ -50,7 +58,7 @@ class EncoderRunner:
         with torch.device("meta"):
             model = PixtralVisionModel(checkpoint.config.vision)
         checkpoint.load(Part.VISION, model, device=device, dtype=dtype)
-        return cls(model.eval(), preprocessing, device=device, dtype=dtype)
+        return cls(model.eval(), preprocessing, device=device, dtype=dtype, deterministic=deterministic)
 
     def warm_up(self, grids: Sequence[tuple[int, int]]) -> None:
         """Encode black images of these patch grids, so that the first real ones find everything in place."""
@@ -65,6 +73,9 @@ class EncoderRunner:
         UnavailableError where the device is lost, which only a new process cures.
         """
         try:
+            if self._deterministic:
+                # The number of rows decides how a product is summed, so only an image alone is always the same bits.
+                return [encoded for image in images for encoded in self._encode([image])]
             return self._encode(images)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()

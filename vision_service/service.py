@@ -54,7 +54,7 @@ class VisionService:
         checkpoint = open_checkpoint(model.model, verify_checksums=model.verify_checksums)
         self.info = _read_info(checkpoint, model, decode, dtype)
         _check_bytes(self.info, batch.max_pending_bytes)
-        runner = _load_runner(checkpoint, self.info, device, dtype)
+        runner = _load_runner(checkpoint, self.info, device, dtype, deterministic=model.deterministic)
         checkpoint.finish_checks()
         _warm_up(runner, checkpoint, self.info, device=device, dtype=dtype, batch=batch, cache=cache)
         self._decode_pool = _make_decode_pool(self.info, decode)
@@ -126,8 +126,10 @@ def _check_bytes(info: EncoderInfo, max_pending_bytes: int) -> None:
         )
 
 
-def _load_runner(checkpoint: Checkpoint, info: EncoderInfo, device: torch.device, dtype: torch.dtype) -> EncoderRunner:
-    runner = EncoderRunner.load(checkpoint, info.preprocessing, device=device, dtype=dtype)
+def _load_runner(
+    checkpoint: Checkpoint, info: EncoderInfo, device: torch.device, dtype: torch.dtype, *, deterministic: bool
+) -> EncoderRunner:
+    runner = EncoderRunner.load(checkpoint, info.preprocessing, device=device, dtype=dtype, deterministic=deterministic)
     _log.info("loaded", extra={"model": info.model_name, "device": str(device), "dtype": info.dtype})
     return runner
 

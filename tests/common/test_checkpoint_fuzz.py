@@ -33,7 +33,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_mutation_crashes_or_loads_another_model(original: Path, tmp_path: Path) -> None:
-    rng = random.Random(52)  # noqa: S311
+    rng = random.Random(52)
     files = {name: (original / name).read_bytes() for name in (CONFIG, WEIGHTS)}
     directory = tmp_path / "mutated"
     shutil.copytree(original, directory)
@@ -60,7 +60,7 @@ def test_no_mutation_crashes_or_loads_another_model(original: Path, tmp_path: Pa
 
 
 def test_what_the_formats_own_library_refuses_is_refused(original: Path, tmp_path: Path) -> None:
-    rng = random.Random(53)  # noqa: S311
+    rng = random.Random(53)
     data = (original / WEIGHTS).read_bytes()
     path = tmp_path / WEIGHTS
     accepted = 0

@@ -107,6 +107,8 @@ class FakeRunner:
         """Requests whose logits are NaN."""
         self.error: Exception | None = None
         """Raised by the next step."""
+        self.num_near_ties = 0
+        """Told of every step."""
         self._block_size = block_size
         self._cache: list[Entry | None] = [None] * (num_blocks * block_size)
 
@@ -119,7 +121,8 @@ class FakeRunner:
             start = each.request.num_computed_tokens
             for position in range(start, start + each.num_scheduled_tokens):
                 self._cache[self._slot(each.request, position)] = self._entry(each.request, position)
-        return StepResult(token_ids=[self._sample(request) for request in batch.sampled])
+        token_ids = [self._sample(request) for request in batch.sampled]
+        return StepResult(token_ids=token_ids, num_near_ties=self.num_near_ties)
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         for block_id in block_ids:

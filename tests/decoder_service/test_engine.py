@@ -282,6 +282,15 @@ def test_stats_tell_how_full_the_engine_is() -> None:
     assert (stats.num_steps, stats.num_batched_tokens, stats.num_preemptions) == (1, 5, 0)
 
 
+def test_near_ties_of_all_steps_are_counted() -> None:
+    host = Host()
+    host.runner.num_near_ties = 2
+    host.submit(make_request("a", 5, max_tokens=3))
+    while host.live:
+        host.step()
+    assert host.engine.stats().num_near_ties == 6
+
+
 def test_an_idle_step_does_nothing() -> None:
     host = Host()
     host.submit(make_request("a", 0, 4))

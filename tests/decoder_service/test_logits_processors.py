@@ -83,7 +83,7 @@ def reference(logits: Tensor, row: SamplingRow) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_batch_of_random_rows_is_processed_as_transformers_processes_each(seed: int) -> None:
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     rows = [random_row(rng) for _ in range(rng.randint(1, 12))]
     logits = random_logits(len(rows), seed)
     expected = torch.stack([reference(each, row) for each, row in zip(logits, rows, strict=True)])
@@ -91,7 +91,7 @@ def test_a_batch_of_random_rows_is_processed_as_transformers_processes_each(seed
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    rng = random.Random(1)  # noqa: S311
+    rng = random.Random(1)
     rows = [random_row(rng) for _ in range(20)]
     logits = random_logits(len(rows), 1)
     together = process_logits(logits, rows)

@@ -55,7 +55,7 @@ def reference_probs(logits: Tensor, params: SamplingParams) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_batch_of_random_rows_has_the_distributions_of_transformers(seed: int) -> None:
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     rows = [SamplingRow(params=random_params(rng)) for _ in range(10)]
     logits = random_logits(len(rows), seed)
     probs, order = filtered_probs(logits, rows)
@@ -82,7 +82,7 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    rng = random.Random(2)  # noqa: S311
+    rng = random.Random(2)
     rows = [
         SamplingRow(
             params=replace(random_params(rng), frequency_penalty=0.5, temperature=rng.choice([0, 1])),

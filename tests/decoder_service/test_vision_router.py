@@ -128,7 +128,7 @@ def zipf_requests(
     *, seed: int, images: int, count: int, rate: float, exponent: float = 1.0
 ) -> list[tuple[float, int, int]]:
     """Popular and rare images of 256 to 4096 patches, at random times."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     weights = [1 / (rank + 1) ** exponent for rank in range(images)]
     sizes = [rng.choice([256, 1024, 2048, 4096]) for _ in range(images)]
     now, requests = 0.0, []

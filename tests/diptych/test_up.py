@@ -89,7 +89,8 @@ def test_a_signal_stops_the_decoder_before_the_vision_services_and_ends_with_0(
 
 
 def test_the_services_are_told_of_each_other_and_of_their_share(folder: Path) -> None:
-    choices = ["--device", "vision=cuda:0,decoder=cuda:1", "--dtype", "decoder=bfloat16", "--verify-checksums"]
+    choices = ["--device", "vision=cuda:0,decoder=cuda:1", "--dtype", "decoder=bfloat16"]
+    choices += ["--verify-checksums", "--deterministic"]
     with run_up(folder, "--vision-replicas", "2", *choices) as process:
         address = ready_address(process)
         rows = started(folder)
@@ -106,6 +107,7 @@ def test_the_services_are_told_of_each_other_and_of_their_share(folder: Path) ->
     assert decoder[decoder.index("--dtype") + 1] == "bfloat16"
     assert all("--dtype" not in vision for vision in visions)
     assert all("--verify-checksums" in flags for flags in (decoder, *visions))
+    assert all("--deterministic" in flags for flags in (decoder, *visions))
     assert all(int(row[3]) >= 1 for row in rows)
 
 

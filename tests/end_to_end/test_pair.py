@@ -131,7 +131,7 @@ def test_usage_and_timings_are_told(client: DiptychClient) -> None:
 
 def test_client_that_leaves_at_any_moment_frees_everything(client: DiptychClient) -> None:
     """The fixture checks that every block, byte and patch is free again."""
-    rng = random.Random(5)  # noqa: S311
+    rng = random.Random(5)
     barrier = threading.Semaphore(24)
 
     def ask_and_leave(index: int) -> None:

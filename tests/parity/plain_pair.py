@@ -16,9 +16,10 @@ from common.identity import ImageHash
 from common.model_config import PixtralConfig
 from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from decoder_service.batch import ForwardBatch, ImageRows
+from decoder_service.decoder_model import DecoderModel
 from decoder_service.image_encoder import ImageFeatures
 from decoder_service.kv_cache import KVCache
-from decoder_service.runner import DecoderModel, DecoderRunner
+from decoder_service.runner import DecoderRunner
 from tests.pictures import LIMITS
 from tests.tiny_models import IMAGE
 from vision_service.image import decode_image

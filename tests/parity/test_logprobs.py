@@ -12,7 +12,8 @@ from decoder_service.logprobs import Logprobs
 from decoder_service.model import MistralForCausalLM
 from decoder_service.request import Request
 from decoder_service.step import ScheduledBatch, StepOutput, StepResult, TokenOutput
-from tests.parity.test_decoder import IMAGE_SHAPES, Harness
+from tests.parity.harness import Harness
+from tests.parity.test_decoder import IMAGE_SHAPES
 from tests.tiny_models import (
     Prompt,
     Shape,

@@ -175,7 +175,7 @@ async def test_a_full_budget_refuses_also_what_is_kept() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_every_byte_is_counted_exactly_once_whatever_happens(seed: int) -> None:
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     cache = Cache(limit=40 * ROW, max_kept_bytes=6 * ROW)
     tasks: set[asyncio.Task[bytes]] = set()
     for _ in range(400):

@@ -60,12 +60,14 @@ def reference() -> HfModel:
     return model
 
 
-def make_runner(reference: HfModel, dtype: torch.dtype = torch.float32) -> EncoderRunner:
+def make_runner(
+    reference: HfModel, dtype: torch.dtype = torch.float32, *, deterministic: bool = False
+) -> EncoderRunner:
     with torch.device("meta"):
         model = PixtralVisionModel(CONFIG)
     state = {name: tensor.to(dtype) for name, tensor in reference.state_dict().items()}
     model.load_state_dict(state, strict=True, assign=True)
-    return EncoderRunner(model.eval(), SHAPE, device=torch.device("cpu"), dtype=dtype)
+    return EncoderRunner(model.eval(), SHAPE, device=torch.device("cpu"), dtype=dtype, deterministic=deterministic)
 
 
 def decode(sizes: list[tuple[int, int]]) -> list[Pixels]:
@@ -102,6 +104,16 @@ def test_a_batch_gives_what_its_images_give_alone(reference: HfModel, sizes: lis
     # The same pictures in another order and other company.
     for one, other in zip(together, reversed(runner.encode(images[::-1])), strict=True):
         np.testing.assert_allclose(rows_of(one), rows_of(other), atol=1e-5)
+
+
+def test_deterministic_features_are_the_same_bits_in_any_batch(reference: HfModel) -> None:
+    images = decode([(96, 40), (33, 64), (96, 96), (64, 33), (33, 64), (24, 24)])
+    free, fixed = make_runner(reference), make_runner(reference, deterministic=True)
+    alone = [bytes(fixed.encode([image])[0].rows) for image in images]
+    for batch in (range(6), (5, 4, 3, 2, 1, 0), (1, 4), (2, 5, 0)):
+        assert [bytes(each.rows) for each in fixed.encode([images[i] for i in batch])] == [alone[i] for i in batch]
+    # The negative control: without it some bit depends on the company.
+    assert [bytes(each.rows) for each in free.encode(images)] != alone
 
 
 def test_bfloat16_rows_are_two_bytes_a_value_and_close(reference: HfModel) -> None:

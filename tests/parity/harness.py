@@ -1,0 +1,165 @@
+"""An engine over a checkpoint, without a service around it; it keeps the logits that every token was chosen from."""
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.attention import packed_attention
+from common.checkpoint import open_checkpoint
+from common.checkpoint_layout import Part
+from common.features import FeatureSpec
+from common.identity import ImageHash
+from common.model_config import PixtralConfig
+from common.preprocessing import PatchGrid
+from decoder_service.compute import Compute, TorchCompute
+from decoder_service.decoder_model import DecoderModel
+from decoder_service.engine import Engine
+from decoder_service.image_encoder import ImageFeatures
+from decoder_service.kv_cache import KVCache
+from decoder_service.request import PlaceholderRange, Request
+from decoder_service.runner import DecoderRunner
+from decoder_service.sampling_params import SamplingParams
+from decoder_service.scheduler import SchedulerConfig
+from tests.tiny_models import IMAGE, Prompt
+from vision_service.encoder import PixtralVisionModel, grid_positions
+
+CPU = torch.device("cpu")
+NEW_TOKENS = 64
+
+MakeCompute = Callable[[DecoderModel, KVCache], Compute]
+
+
+class RecordingRunner(DecoderRunner):
+    """Keeps the logits that every token was chosen from."""
+
+    def __init__(self, model: DecoderModel, kv_cache: KVCache, compute: Compute) -> None:
+        super().__init__(model, kv_cache, compute)
+        self.last: Tensor = torch.empty(0)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        self.last = super().logits(hidden)
+        return self.last
+
+
+class Harness:
+    """An engine over a checkpoint, with the encoder beside it in place of the vision service."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        num_blocks: int,
+        block_size: int,
+        token_budget: int,
+        make_compute: MakeCompute = TorchCompute,
+        new_tokens: int = NEW_TOKENS,
+    ) -> None:
+        self.checkpoint = open_checkpoint(directory)
+        model = DecoderModel(self.checkpoint, device=CPU, dtype=torch.float32)
+        cache = KVCache(model.config, num_blocks=num_blocks, block_size=block_size, device=CPU, dtype=torch.float32)
+        self.runner = RecordingRunner(model, cache, make_compute(model, cache))
+        config = SchedulerConfig(max_num_batched_tokens=token_budget, max_num_requests=6, max_model_len=1024)
+        self.engine = Engine(config=config, num_blocks=num_blocks, block_size=block_size, runner=self.runner)
+        self._new_tokens = new_tokens
+        self.num_preemptions = 0
+        self.num_hit_tokens = 0
+
+    def run(self, prompts: Sequence[Prompt], *, poisoned: Collection[int] = ()) -> list[tuple[list[int], Tensor]]:
+        """Greedy tokens and the logits they were chosen from, for each prompt, all at once in one engine.
+
+        The features of `poisoned` prompts hold a NaN, and those requests must fail.
+        """
+        requests = [self._request(index, prompt) for index, prompt in enumerate(prompts)]
+        for index in poisoned:
+            requests[index].cache_salt = b"poisoned"  # Else it would find what a sound twin has left.
+        features = [self._encode(prompt) for prompt in prompts]
+        for index in poisoned:
+            features[index][0].data[:4] = b"\xff\xff\xff\x7f"
+        failed: set[str] = set()
+        logits: dict[str, list[Tensor]] = {request.request_id: [] for request in requests}
+        for request, held in zip(requests, features, strict=True):
+            self.engine.submit(request)
+            self._hand_over(request, held)
+        while self.engine.has_work:
+            output = self.engine.step()
+            failed.update(request_id for request_id, _ in output.failed)
+            finite = self.runner.last[self.runner.last.isfinite().all(dim=-1)]
+            for token, row in zip(output.tokens, finite, strict=True):
+                logits[token.request_id].append(row)
+            for wanted in output.wanted:
+                index = int(wanted.request_id)
+                self._hand_over(requests[index], features[index])
+            self.engine.check_integrity()
+        stats = self.engine.stats()
+        assert stats.num_free_blocks == stats.num_blocks
+        self.num_preemptions = stats.num_preemptions
+        self.num_hit_tokens = stats.num_hit_tokens
+        assert failed == {str(index) for index in poisoned}
+        return [
+            (request.output_token_ids, torch.stack(logits[request.request_id]))
+            for request in requests
+            if request.request_id not in failed
+        ]
+
+    def _hand_over(self, request: Request, features: Sequence[ImageFeatures]) -> None:
+        for index, each in enumerate(features):
+            self.engine.features_arrived(request.request_id, index, each)
+
+    def _request(self, index: int, prompt: Prompt) -> Request:
+        return Request(
+            request_id=str(index),
+            prompt_token_ids=tuple(prompt.token_ids),
+            placeholders=tuple(self._placeholders(prompt)),
+            image_identities=tuple(hashlib.sha256(image.numpy().tobytes()).digest() for image in prompt.images),
+            sampling=SamplingParams(max_tokens=self._new_tokens, ignore_eos=True),
+            arrival=index,
+        )
+
+    def _grids(self, prompt: Prompt) -> list[PatchGrid]:
+        config = self.checkpoint.config
+        if not isinstance(config, PixtralConfig):
+            return []
+        patch = config.vision.patch_size
+        return [PatchGrid(image.shape[1] // patch, image.shape[2] // patch) for image in prompt.images]
+
+    def _placeholders(self, prompt: Prompt) -> list[PlaceholderRange]:
+        spans, start = [], 0
+        for grid in self._grids(prompt):
+            offset = prompt.token_ids.index(IMAGE, start)
+            spans.append(PlaceholderRange(offset, grid.num_tokens, grid))
+            start = offset + grid.num_tokens
+        return spans
+
+    def _encode(self, prompt: Prompt) -> list[ImageFeatures]:
+        """Features as the vision service makes them: all images packed into one pass."""
+        config = self.checkpoint.config
+        if not isinstance(config, PixtralConfig) or not prompt.images:
+            return []
+        with torch.device("meta"):
+            encoder = PixtralVisionModel(config.vision)
+        self.checkpoint.load(Part.VISION, encoder, device=CPU, dtype=torch.float32)
+        grids = self._grids(prompt)
+        lengths = [grid.num_patches for grid in grids]
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            scale = config.vision.vision_attention_multiplier
+            return packed_attention(query, key, value, lengths=lengths, causal=False, scale=scale)
+
+        patch = config.vision.patch_size
+        patches = torch.cat([_patches(image, patch) for image in prompt.images])
+        with torch.inference_mode():
+            packed = encoder(patches, *grid_positions(grids, CPU), attend)
+        return [
+            ImageFeatures(
+                spec=FeatureSpec(image_hash=ImageHash(b""), grid=grid, width=rows.shape[1], dtype="float32"),
+                data=bytearray(rows.numpy().tobytes()),
+            )
+            for grid, rows in zip(grids, packed.split(lengths), strict=True)
+        ]
+
+
+def _patches(image: Tensor, patch: int) -> Tensor:
+    return torch.nn.functional.unfold(image[None], patch, stride=patch)[0].T
