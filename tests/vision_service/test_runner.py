@@ -107,7 +107,7 @@ def test_a_batch_gives_what_its_images_give_alone(reference: HfModel, sizes: lis
 
 
 def test_deterministic_features_are_the_same_bits_in_any_batch(reference: HfModel) -> None:
-    images = decode([(96, 40), (33, 64), (96, 96), (64, 33), (33, 64), (24, 24)])
+    images = decode([(96, 40), (33, 64), (96, 96), (64, 33), (33, 64), (8, 8)])
     free, fixed = make_runner(reference), make_runner(reference, deterministic=True)
     alone = [bytes(fixed.encode([image])[0].rows) for image in images]
     for batch in (range(6), (5, 4, 3, 2, 1, 0), (1, 4), (2, 5, 0)):
