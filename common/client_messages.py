@@ -28,6 +28,7 @@ class GenerateOptions(TypedDict, total=False):
 
     request_id: str
     cache_salt: bytes
+    priority: int
 
     max_tokens: int
     min_tokens: int
@@ -77,6 +78,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
     return pb.GenerateRequest(
         request_id=options.get("request_id", ""),
         cache_salt=options.get("cache_salt", b""),
+        priority=options.get("priority"),
         sampling=pb.SamplingParams(**sampling),
         **_prompt_field(prompt),
     )

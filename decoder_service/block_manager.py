@@ -5,7 +5,7 @@ requests, tokens' values or memory: a block id is an index into a cache that ano
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NewType
 
 from decoder_service.block_hash import BlockHash
@@ -51,10 +51,20 @@ class BlockManager:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def fits(self, num_tokens: int, found: Sequence[BlockId]) -> bool:
-        """Whether an empty table could `share` the found blocks and then `allocate` for `num_tokens` tokens."""
-        num_owned = sum(self._ref_counts[block_id] > 0 for block_id in found)
-        return self.num_blocks_for(num_tokens) - num_owned <= self.num_free_blocks
+    def fits(
+        self, num_tokens: int, found: Sequence[BlockId], *, freed: Collection[BlockId] = (), num_spare: int = 0
+    ) -> bool:
+        """Whether an empty table could `share` the found blocks and then `allocate` for `num_tokens` tokens.
+
+        As if the blocks of `freed` were free too, and so that `num_spare` are left.
+        """
+        num_owned = sum(self._ref_counts[block_id] > 0 and block_id not in freed for block_id in found)
+        return self.num_blocks_for(num_tokens) - num_owned + num_spare <= self.num_free_blocks + len(freed)
+
+    def freed_by(self, block_tables: Iterable[Sequence[BlockId]]) -> frozenset[BlockId]:
+        """Blocks that nobody would own if these tables were freed."""
+        num_owners = Counter(block_id for table in block_tables for block_id in table)
+        return frozenset(block_id for block_id, num in num_owners.items() if num == self._ref_counts[block_id])
 
     def allocate(self, block_table: list[BlockId], num_tokens: int) -> bool:
         """Lengthen `block_table` until it holds `num_tokens` tokens; all or nothing.

@@ -22,6 +22,9 @@ class EngineSettings:
     block_size: int = setting(16, minimum=1, help="tokens in a KV block")
     num_blocks: int | None = setting(None, minimum=1, help="KV blocks; as many as memory holds where unset")
     memory_fraction: float = setting(0.8, minimum=0.01, maximum=1.0, help="part of free memory for the KV blocks")
+    watermark: float = setting(
+        0.01, minimum=0.0, maximum=0.5, help="part of the KV blocks that an admission leaves to those that run already"
+    )
     prefix_caching: bool = setting(True, help="keep the KV blocks of what was computed and use them again")
     feature_bytes: int = setting(512 * 2**20, minimum=1, help="memory for image features that wait to be computed")
     feature_caching: bool = setting(True, help="keep image features in that memory until it is needed")
@@ -34,6 +37,7 @@ class RequestSettings:
     max_images: int = setting(16, minimum=0, help="most pictures in a request")
     max_image_bytes: int = setting(20 * 2**20, minimum=1, help="largest picture file")
     max_image_pixels: int = setting(50_000_000, minimum=1, help="largest picture, in pixels")
+    max_priority: int = setting(0, minimum=-10, maximum=10, help="highest priority that a request may ask for")
     max_seconds: float = setting(300.0, minimum=0.001, help="longest time for a request that sets no deadline")
 
 

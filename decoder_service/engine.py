@@ -16,7 +16,8 @@ from decoder_service.engine_stats import EngineStats
 from decoder_service.logprobs import Logprobs
 from decoder_service.prefix_cache import PrefixCache
 from decoder_service.request import Features, FinishReason, ImageRef, Request
-from decoder_service.scheduler import Scheduler, SchedulerConfig, check_fits
+from decoder_service.scheduler import Scheduler
+from decoder_service.scheduler_config import SchedulerConfig, check_fits
 from decoder_service.step import NoToken, ScheduledBatch, ScheduledRequest, StepOutput, StepResult, TokenOutput
 
 __all__ = [

@@ -4,6 +4,7 @@ Knows which part needs which. Does not know gRPC, tokens or pictures; whoever wa
 """
 
 import logging
+import math
 
 from common.checkpoint import Checkpoint
 from common.devices import find_device, find_dtype
@@ -16,7 +17,7 @@ from decoder_service.kv_cache import KVCache
 from decoder_service.memory import plan_num_blocks
 from decoder_service.run_config import RunConfig, make_run_config
 from decoder_service.runner import DecoderRunner
-from decoder_service.scheduler import SchedulerConfig
+from decoder_service.scheduler_config import SchedulerConfig
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
+        num_spare_blocks=math.ceil(engine.watermark * num_blocks),
     )
     return Engine(
         config=scheduler,

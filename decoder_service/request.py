@@ -83,6 +83,10 @@ class Request:
     """The model's own end tokens."""
     arrival: int
     """Place in the order of arrival; rising from request to request."""
+    priority: int = 0
+    """Its class: higher ones go first."""
+    tenant: bytes = b""
+    """Who shares the engine fairly with others."""
     features: list[Features | None] = field(init=False)
     """One for each image; `None` while they are not held: before they arrive and after their rows are computed."""
     output_token_ids: list[int] = field(default_factory=list)
@@ -104,6 +108,10 @@ class Request:
     num_fetches: int = 0
     """How often it was asked; what was fetched before the last time is void."""
     num_preemptions: int = 0
+    num_charged_tokens: int = 0
+    """Leading tokens that its tenant was charged for; they may have to be computed again."""
+    is_paused: bool = False
+    """Whether it is not to be computed, because nobody takes what it has put out."""
     block_table: list[BlockId] = field(default_factory=list)
     status: RequestStatus = RequestStatus.WAITING
 
@@ -158,6 +166,11 @@ class Request:
         return self.num_schedulable_tokens == 0
 
     @property
+    def is_movable(self) -> bool:
+        """Whether a token of it can be computed now, if it runs."""
+        return not self.is_paused and not self.is_stalled
+
+    @property
     def is_ready(self) -> bool:
         """Whether it may own blocks: its first image is here or cached or, once it has waited twice, all are.
 
@@ -180,11 +193,10 @@ class Request:
         """Images with tokens that the prefix cache did not hold when it was last asked, in prompt order."""
         return tuple(index for index, span in enumerate(self.placeholders) if span.end > self.num_cached_tokens)
 
-    def want_images(self) -> tuple[int, ...]:
-        """Ask anew for all images that are not covered; returns them. What is held must be released before."""
-        self.wanted_images = self.uncovered_images
+    def want_images(self, image_indices: tuple[int, ...]) -> None:
+        """Ask anew, for these images and no others. What is held must be released before."""
+        self.wanted_images = image_indices
         self.num_fetches += 1
-        return self.wanted_images
 
     def token_ids(self, start: int, stop: int) -> Sequence[int]:
         """Tokens from position `start` up to `stop`, prompt and output as one sequence."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import InvalidArgumentError
-from decoder_service.field_checks import check_count, missing, present_fields
+from decoder_service.field_checks import Range, check_count, missing, present_fields
 from decoder_service.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TextPrompt, TokenPrompt
 from decoder_service.sampling_parser import ParsedSampling, parse_sampling
 from diptych.v1 import generation_pb2 as pb
@@ -22,7 +22,9 @@ MAX_PARTS = 16_384
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
-_REQUEST_FIELDS = {"request_id", "chat", "text", "token_ids", "sampling", "cache_salt"}
+MIN_PRIORITY, MAX_PRIORITY = -10, 10
+
+_REQUEST_FIELDS = {"request_id", "chat", "text", "token_ids", "sampling", "priority", "cache_salt"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,17 +34,20 @@ class ParsedRequest:
     request_id: str
     prompt: PromptSpec
     sampling: ParsedSampling
+    priority: int
     cache_salt: bytes
 
 
-def parse_generate_request(request: pb.GenerateRequest, *, vocabulary_size: int) -> ParsedRequest:
+def parse_generate_request(request: pb.GenerateRequest, *, vocabulary_size: int, max_priority: int) -> ParsedRequest:
     """Check and translate a request. Raises InvalidArgumentError with the field at fault."""
     present_fields(request, _REQUEST_FIELDS, prefix="")
+    Range.between(MIN_PRIORITY, max_priority).check(request.priority, name="priority", field="priority")
     check_count(request.cache_salt, MAX_SALT_BYTES, "cache_salt", "bytes")
     return ParsedRequest(
         request_id=_parse_request_id(request.request_id),
         prompt=parse_prompt(request),
         sampling=parse_sampling(request.sampling, vocabulary_size=vocabulary_size),
+        priority=request.priority,
         cache_salt=request.cache_salt,
     )
 

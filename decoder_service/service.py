@@ -91,6 +91,7 @@ class DecoderService:
                 max_request_tokens=self._engine.max_request_tokens,
                 max_open_requests=self._config.engine.max_num_requests + self._config.engine.max_queue,
                 max_seconds=self._config.requests.max_seconds,
+                max_priority=self._config.requests.max_priority,
             ),
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc)

@@ -16,8 +16,10 @@ import grpc
 from common.errors import DeadlineExceededError, ResourceExhaustedError
 from common.features import FeatureSpec
 from common.identity import image_hash
+from common.principal import current_principal
 from common.wire_types import grid_to_proto
 from decoder_service.bad_words import bad_token_sequences
+from decoder_service.caller import scoped_name, tenant_of
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore, PromptImage
 from decoder_service.generation import Generation
@@ -28,7 +30,7 @@ from decoder_service.prompt_spec import PromptSpec, TextPrompt, has_images
 from decoder_service.replies import Replies
 from decoder_service.request import Request
 from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt
-from decoder_service.scheduler import check_fits
+from decoder_service.scheduler_config import check_fits
 from decoder_service.text_stream import TextStream
 from decoder_service.tokenizer import Tokenizer
 from diptych.v1 import generation_pb2 as pb
@@ -45,6 +47,8 @@ class ServicerLimits:
     """Most requests that run or wait."""
     max_seconds: float
     """Longest time for a request whose caller sets no deadline."""
+    max_priority: int
+    """Highest class that a caller may ask for."""
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -77,7 +81,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Stream one completion."""
-        parsed = parse_generate_request(request, vocabulary_size=self._info.vocabulary_size)
+        parsed = parse_generate_request(
+            request, vocabulary_size=self._info.vocabulary_size, max_priority=self._limits.max_priority
+        )
         with self._counted():
             try:
                 async with aclosing(self._generate(parsed, deadline=self._deadline(context))) as responses:
@@ -179,7 +185,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             sampling = replace(sampling, bad_token_sequences=sequences)
         check_fits(len(prompt.token_ids), sampling.max_tokens, limit=self._limits.max_request_tokens)
         return Request(
-            request_id=parsed.request_id,
+            request_id=scoped_name(current_principal(), parsed.request_id),
             prompt_token_ids=prompt.token_ids,
             placeholders=prompt.placeholders,
             image_identities=tuple(image.spec.image_hash for image in images),
@@ -187,6 +193,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             sampling=sampling,
             end_token_ids=self._info.end_token_ids,
             arrival=next(self._arrivals),
+            priority=parsed.priority,
+            tenant=tenant_of(current_principal(), parsed.cache_salt),
         )
 
 

@@ -105,3 +105,9 @@ class StepOutput:
     """Requests that ended with an error."""
     first_scheduled: list[str] = field(default_factory=list)
     """Requests that were admitted for the first time."""
+
+    def want(self, request: Request, image_indices: tuple[int, ...]) -> None:
+        """Ask for these images of a request, and for no others any more."""
+        if request.placeholders:
+            request.want_images(image_indices)
+            self.wanted.append(WantedImages(request.request_id, image_indices))

@@ -15,7 +15,7 @@ from decoder_service.engine import Engine, NoToken, ScheduledBatch, StepOutput, 
 from decoder_service.image_encoder import ImageFeatures
 from decoder_service.request import ImageRef, PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
-from decoder_service.scheduler import SchedulerConfig
+from decoder_service.scheduler_config import SchedulerConfig
 
 VOCABULARY = 50
 IMAGE_TOKEN = 49
@@ -35,6 +35,8 @@ def make_request(
     text: str | None = None,
     pictures: Sequence[str] = (),
     cache_salt: bytes = b"",
+    priority: int = 0,
+    tenant: bytes = b"",
 ) -> Request:
     """A request whose prompt alternates lengths of text and of images: `5, 4, 2` is 5 tokens, image, 2 tokens.
 
@@ -60,6 +62,8 @@ def make_request(
         sampling=SamplingParams(max_tokens=max_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos),
         end_token_ids=end_token_ids,
         arrival=arrival,
+        priority=priority,
+        tenant=tenant,
     )
 
 
@@ -176,12 +180,14 @@ class Host:
         max_num_requests: int = 4,
         max_model_len: int = 1000,
         feature_budget: int = 1000,
+        num_spare_blocks: int = 0,
         hash_block: HashBlock | None = block_hash,
     ) -> None:
         config = SchedulerConfig(
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_requests=max_num_requests,
             max_model_len=max_model_len,
+            num_spare_blocks=num_spare_blocks,
         )
         self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size)
         self.engine = Engine(

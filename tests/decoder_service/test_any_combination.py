@@ -19,6 +19,8 @@ class Wish:
     pictures: Sequence[str]
     max_tokens: int
     pause: int
+    priority: int
+    tenant: bytes
 
 
 @st.composite
@@ -34,6 +36,8 @@ def wishes(draw: st.DrawFn) -> Wish:
         pictures=[f"{name}{length}" for name, length in pictures],
         max_tokens=draw(st.integers(1, 20)),
         pause=draw(st.integers(0, 3)),
+        priority=draw(st.sampled_from([0, 0, 1])),
+        tenant=draw(st.sampled_from([b"a", b"a", b"b"])),
     )
 
 
@@ -76,6 +80,8 @@ def test_any_combination_gives_the_tokens_of_the_plain_run(
                 max_tokens=wish.max_tokens,
                 text=wish.text,
                 pictures=wish.pictures,
+                priority=wish.priority,
+                tenant=wish.tenant,
             )
         )
     host.run(max_steps=20_000, last_image_first=last_image_first)

@@ -33,10 +33,17 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_requests=st.integers(1, 4),
         spare_tokens=st.integers(0, 12),
         feature_budget=st.integers(3 * MAX_IMAGE, 5 * MAX_IMAGE),
+        num_spare_blocks=st.integers(0, 3),
         caching=st.booleans(),
     )
     def start(
-        self, num_blocks: int, max_num_requests: int, spare_tokens: int, feature_budget: int, caching: bool
+        self,
+        num_blocks: int,
+        max_num_requests: int,
+        spare_tokens: int,
+        feature_budget: int,
+        num_spare_blocks: int,
+        caching: bool,
     ) -> None:
         self.host = Host(
             num_blocks=num_blocks,
@@ -44,6 +51,7 @@ class EngineMachine(RuleBasedStateMachine):
             max_num_batched_tokens=max_num_requests + spare_tokens,
             max_num_requests=max_num_requests,
             feature_budget=feature_budget,
+            num_spare_blocks=num_spare_blocks,
             hash_block=block_hash if caching else None,
         )
 
@@ -53,6 +61,8 @@ class EngineMachine(RuleBasedStateMachine):
         text=texts,
         pictures=names,
         cache_salt=st.sampled_from([b"", b"other"]),
+        priority=st.sampled_from([0, 0, -1, 1]),
+        tenant=st.sampled_from([b"a", b"a", b"b", b"c"]),
         max_tokens=st.integers(1, 9),
         end_token_id=st.integers(0, VOCABULARY - 1),
         stop_token_id=st.integers(0, VOCABULARY - 1),
@@ -65,6 +75,8 @@ class EngineMachine(RuleBasedStateMachine):
         text: str,
         pictures: list[str],
         cache_salt: bytes,
+        priority: int,
+        tenant: bytes,
         max_tokens: int,
         end_token_id: int,
         stop_token_id: int,
@@ -78,6 +90,8 @@ class EngineMachine(RuleBasedStateMachine):
                 text=text,
                 pictures=[f"{name}{length}" for name, (length, _) in zip(pictures, images, strict=False)],
                 cache_salt=cache_salt,
+                priority=priority,
+                tenant=tenant,
                 arrival=self.num_submitted,
                 max_tokens=max_tokens,
                 end_token_ids=frozenset({end_token_id}),

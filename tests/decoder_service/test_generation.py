@@ -17,7 +17,7 @@ from decoder_service.feature_store import FeatureStore
 from decoder_service.generation import Generation
 from decoder_service.request import PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
-from decoder_service.scheduler import SchedulerConfig
+from decoder_service.scheduler_config import SchedulerConfig
 from decoder_service.step import NoToken, ScheduledBatch, StepResult
 from tests.decoder_service.encoder_fakes import ROW, FakeEncoder, image
 

@@ -21,7 +21,7 @@ from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore, PromptImage
 from decoder_service.generation import Generation
 from decoder_service.request import Request
-from decoder_service.scheduler import SchedulerConfig
+from decoder_service.scheduler_config import SchedulerConfig
 from tests.decoder_service.encoder_fakes import FakeEncoder, settle
 from tests.decoder_service.engine_fakes import FakeRunner, make_request, make_rows, tokens_alone
 from tests.decoder_service.operations import operations
@@ -139,8 +139,17 @@ class GenerationMachine(RuleBasedStateMachine):
         images=pictures,
         salt=st.sampled_from(SALTS),
         max_tokens=st.integers(1, 9),
+        priority=st.sampled_from([0, 0, -1, 1]),
     )
-    def submit(self, length: int, text: str, images: list[tuple[str, int, int]], salt: bytes, max_tokens: int) -> None:
+    def submit(
+        self,
+        length: int,
+        text: str,
+        images: list[tuple[str, int, int]],
+        salt: bytes,
+        max_tokens: int,
+        priority: int,
+    ) -> None:
         request = make_request(
             f"r{len(self.asked)}",
             length,
@@ -150,6 +159,8 @@ class GenerationMachine(RuleBasedStateMachine):
             text=text,
             pictures=[f"{name}{length}" for name, length, _ in images],
             cache_salt=salt,
+            priority=priority,
+            tenant=salt,
         )
         token_ids: list[int] = []
         task = self.loop.create_task(self._listen(request, salt, token_ids))

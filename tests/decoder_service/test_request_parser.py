@@ -21,7 +21,7 @@ NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 def parse(request: pb.GenerateRequest) -> ParsedRequest:
-    return parse_generate_request(request, vocabulary_size=VOCABULARY_SIZE)
+    return parse_generate_request(request, vocabulary_size=VOCABULARY_SIZE, max_priority=2)
 
 
 def refusal(request: pb.GenerateRequest) -> tuple[str, str | None]:
@@ -52,7 +52,7 @@ def test_a_bare_request_takes_the_defaults() -> None:
     assert first.prompt == TextPrompt("hi")
     assert first.sampling == ParsedSampling(params=SamplingParams(max_tokens=256, seed=first.sampling.params.seed))
     assert not first.sampling.params.steers_logits
-    assert first.cache_salt == b""
+    assert (first.cache_salt, first.priority) == (b"", 0)
     assert re.fullmatch("[0-9a-f]{32}", first.request_id)
     # Names and seeds that were not given are drawn.
     assert first.request_id != second.request_id
@@ -82,7 +82,7 @@ def test_every_supported_field_is_read() -> None:
         allowed_token_ids=[5, 3],
         bad_words=["no", " not"],
     )
-    request = pb.GenerateRequest(request_id="A-z_0.9", text=TEXT, sampling=sampling, cache_salt=b"\0" * 64)
+    request = pb.GenerateRequest(request_id="A-z_0.9", text=TEXT, sampling=sampling, priority=-3, cache_salt=b"\0" * 64)
     assert parse(request) == ParsedRequest(
         request_id="A-z_0.9",
         prompt=TextPrompt("hi"),
@@ -110,6 +110,7 @@ def test_every_supported_field_is_read() -> None:
             include_stop=True,
             bad_words=("no", " not"),
         ),
+        priority=-3,
         cache_salt=b"\0" * 64,
     )
 
@@ -181,6 +182,16 @@ def test_the_least_may_not_be_more_than_the_most() -> None:
     assert refusal(with_sampling(max_tokens=9, min_tokens=10)) == ("VALUE_OUT_OF_RANGE", "sampling.min_tokens")
 
 
+@pytest.mark.parametrize("priority", [-10, 0, 2])
+def test_anybody_may_ask_for_a_lower_class_and_for_the_highest_that_is_allowed(priority: int) -> None:
+    assert parse(pb.GenerateRequest(text=TEXT, priority=priority)).priority == priority
+
+
+@pytest.mark.parametrize("priority", [-11, 3, 2**31 - 1])
+def test_other_classes_are_refused(priority: int) -> None:
+    assert refusal(pb.GenerateRequest(text=TEXT, priority=priority)) == ("VALUE_OUT_OF_RANGE", "priority")
+
+
 @pytest.mark.parametrize("n", [0, 2, 10**9])
 def test_more_completions_than_one_are_refused(n: int) -> None:
     assert refusal(with_sampling(n=n)) == ("UNSUPPORTED_FIELD", "sampling.n")
@@ -190,7 +201,6 @@ def test_more_completions_than_one_are_refused(n: int) -> None:
     ("name", "value"),
     [
         ("structured", pb.StructuredOutput()),
-        ("priority", 0),
         ("lora", ""),
         ("resume_from", pb.ResumePoint()),
     ],

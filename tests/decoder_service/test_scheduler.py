@@ -11,7 +11,8 @@ from decoder_service.block_hash import block_hash
 from decoder_service.block_manager import BlockManager, IntegrityError
 from decoder_service.prefix_cache import PrefixCache
 from decoder_service.request import ImageRef, Request, RequestStatus
-from decoder_service.scheduler import Scheduler, SchedulerConfig, check_fits
+from decoder_service.scheduler import Scheduler
+from decoder_service.scheduler_config import SchedulerConfig, check_fits
 from decoder_service.step import StepOutput, WantedImages
 from tests.decoder_service.engine_fakes import make_features, make_request
 
@@ -205,9 +206,10 @@ def test_a_preempted_request_drops_its_features_and_wants_all_its_images() -> No
     steps.arrive(picture, 0)
     steps.arrive(picture, 1)
     assert steps.step() == {"old": 12, "picture": 2}
+    assert steps.step() == {"old": 1, "picture": 6}, "as far as the blocks reach"
     assert steps.step() == {"old": 1}
     assert picture.features == [None, None]
-    assert steps.output.consumed == [ImageRef("picture", 0), ImageRef("picture", 1)]
+    assert steps.output.consumed == [ImageRef("picture", 1)]
     assert steps.output.wanted == [WantedImages("picture", (0, 1))]
 
 

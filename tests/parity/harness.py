@@ -22,7 +22,7 @@ from decoder_service.kv_cache import KVCache
 from decoder_service.request import PlaceholderRange, Request
 from decoder_service.runner import DecoderRunner
 from decoder_service.sampling_params import SamplingParams
-from decoder_service.scheduler import SchedulerConfig
+from decoder_service.scheduler_config import SchedulerConfig
 from tests.tiny_models import IMAGE, Prompt
 from vision_service.encoder import PixtralVisionModel, grid_positions
 

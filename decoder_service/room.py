@@ -1,0 +1,52 @@
+"""Whether a waiting request can run, and who must give way for it.
+
+Knows how many may run and how many blocks are free. Does not know whose turn it is, and changes nothing (see
+`scheduler`).
+"""
+
+from collections.abc import Sequence
+
+from decoder_service.block_manager import BlockId, BlockManager
+from decoder_service.request import Request
+from decoder_service.running import RunningRequests
+from decoder_service.scheduler_config import SchedulerConfig
+
+
+class Room:
+    """The places in the batch and the blocks."""
+
+    def __init__(self, config: SchedulerConfig, blocks: BlockManager, running: RunningRequests) -> None:
+        self._config = config
+        self._blocks = blocks
+        self._running = running
+
+    def has_place(self, request: Request) -> bool:
+        """Whether there is a place in the batch for a request, or somebody who must give it one."""
+        return len(self._running) < self._config.max_num_requests or bool(self._running.victims_for(request))
+
+    def victims_for(self, request: Request, found: Sequence[BlockId]) -> list[Request] | None:
+        """The fewest that must give way to let a request run that shares the found blocks; None if it cannot."""
+        if self._holds(request, found, ()):
+            return []
+        victims = self._running.victims_for(request)
+        if not victims or not self._holds(request, found, victims):
+            return None
+        while self._holds(request, found, victims[:-1]):
+            victims.pop()
+        return victims
+
+    def _holds(self, request: Request, found: Sequence[BlockId], victims: Sequence[Request]) -> bool:
+        """Whether there is a place and blocks for a request if the victims give theirs.
+
+        Blocks are taken step by step, but all that it needs for its known tokens must be free: else it would run out
+        halfway and be computed again. While others run some must be left, else one of those would run out at once.
+        """
+        num_others = len(self._running) - len(victims)
+        if num_others >= self._config.max_num_requests:
+            return False
+        return self._blocks.fits(
+            request.num_tokens,
+            found,
+            freed=self._blocks.freed_by(victim.block_table for victim in victims),
+            num_spare=self._config.num_spare_blocks if num_others else 0,
+        )

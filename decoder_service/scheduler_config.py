@@ -1,0 +1,46 @@
+"""Limits of a step and of a request.
+
+Knows numbers and what they may be. Does not know what is done with them.
+"""
+
+from dataclasses import dataclass
+
+from common.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits of a step and of a request."""
+
+    max_num_batched_tokens: int
+    """Most tokens in a step."""
+    max_num_requests: int
+    """Most requests that run at once."""
+    max_model_len: int
+    """Most tokens of a request, prompt and output together."""
+    num_spare_blocks: int = 0
+    """Blocks that an admission leaves free while others run, as those will soon need more."""
+
+    def __post_init__(self) -> None:
+        if self.max_num_requests < 1 or self.max_model_len < 1:
+            raise ValueError("max_num_requests and max_model_len must be 1 or more")
+        if self.max_num_batched_tokens < self.max_num_requests:
+            # Every running request moves in every step, so each needs room for a token.
+            raise ValueError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is below "
+                f"max_num_requests {self.max_num_requests}"
+            )
+
+
+def check_fits(num_prompt_tokens: int, max_tokens: int, *, limit: int) -> None:
+    """Refuse what could never run to its end: raises InvalidArgumentError PROMPT_TOO_LONG.
+
+    `limit` is the most tokens that one request may have, see `Engine.max_request_tokens`.
+    """
+    num_tokens = num_prompt_tokens + max_tokens
+    if num_tokens > limit:
+        raise InvalidArgumentError(
+            "PROMPT_TOO_LONG",
+            f"the prompt and max_tokens make {num_tokens} tokens together, {limit} is the most",
+            metadata={"limit": limit, "got": num_tokens},
+        )

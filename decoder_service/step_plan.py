@@ -1,0 +1,49 @@
+"""What a step is going to compute, while it is being put together.
+
+Knows the token budget and whom its tokens are charged to. Does not know blocks, or who goes first (see `scheduler`).
+"""
+
+from decoder_service.request import Request
+from decoder_service.step import ScheduledBatch, ScheduledRequest
+from decoder_service.token_counters import TokenCounters, cost
+
+
+class StepPlan:
+    """Tokens of each request, within a budget. Empty between steps."""
+
+    def __init__(self, max_num_tokens: int, counters: TokenCounters) -> None:
+        self._max_num_tokens = max_num_tokens
+        self._counters = counters
+        self._num_tokens: dict[Request, int] = {}
+        self.budget = max_num_tokens
+        """Tokens that are left."""
+
+    def __len__(self) -> int:
+        return len(self._num_tokens)
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._num_tokens
+
+    def most(self, request: Request) -> int:
+        """Tokens that a request could have in this step."""
+        return min(request.num_schedulable_tokens, self._num_tokens.get(request, 0) + self.budget)
+
+    def set(self, request: Request, num_tokens: int) -> None:
+        """Let a request have so many tokens, at the expense of its tenant: each token of a request is charged once."""
+        self.drop(request)
+        self._num_tokens[request] = num_tokens
+        self.budget -= num_tokens
+        last = request.num_computed_tokens + num_tokens
+        first = max(request.num_charged_tokens, request.num_computed_tokens)
+        if first < last:
+            self._counters.charge(request.tenant, cost(first, last, num_prompt_tokens=request.num_prompt_tokens))
+            request.num_charged_tokens = last
+
+    def drop(self, request: Request) -> None:
+        """Let a request have nothing, whether or not it had something."""
+        self.budget += self._num_tokens.pop(request, 0)
+
+    def take(self) -> ScheduledBatch:
+        """The batch; the plan is empty again."""
+        plan, self._num_tokens, self.budget = self._num_tokens, {}, self._max_num_tokens
+        return ScheduledBatch(tuple(ScheduledRequest(request, num_tokens) for request, num_tokens in plan.items()))
