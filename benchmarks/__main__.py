@@ -1,0 +1,36 @@
+"""The command `python -m benchmarks`: reads the command line and hands over.
+
+Knows subcommands. Does not know what they measure, and imports only what the one that is asked for needs.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from common.settings import Parser, add_arguments
+
+_COMMANDS = {
+    "compare": ("benchmarks.compare.command", "CompareConfig", "ourselves and every installed peer in turns"),
+    "load": ("benchmarks.load.command", "LoadConfig", "a load on the running pair, with latencies and goodput"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = Parser(prog="python -m benchmarks", description="Measures Diptych, alone and beside others.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, (module_name, config_name, help_text) in _COMMANDS.items():
+        command: argparse.ArgumentParser = commands.add_parser(name, help=help_text)
+        if given[:1] == [name]:
+            module = importlib.import_module(module_name)
+            add_arguments(command, getattr(module, config_name))
+            command.set_defaults(run=module.run)
+    options = parser.parse_args(given)
+    status: int = options.run(options)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

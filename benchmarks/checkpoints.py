@@ -1,0 +1,175 @@
+"""Checkpoints with random weights, made once from a seed, that every system in a comparison reads.
+
+Knows shapes and seeds. Does not know engines. The weights are drawn as wide as a trained model's, so that the most
+likely token stands clear of the next and engines that round differently still choose the same one.
+"""
+
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.checkpoint_files import CheckpointFormat
+from common.checkpoint_layout import stored_name
+from common.checkpoint_shapes import tensor_shapes
+from common.hf_config import hf_documents
+from common.model_config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.preprocessing import Preprocessing, PreprocessingMode
+from common.safetensors_writer import Planned, write_safetensors
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "build/benchmarks/checkpoints"
+SEED = 20261126
+TOKENIZER = ROOT / "models/demo/tekken.json"
+
+SMALL = MistralConfig(
+    hidden_size=512,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=64,
+    num_hidden_layers=8,
+    feed_forward_length=1792,
+    vocab_size=32000,
+    rms_norm_eps=1e-5,
+    rope_theta=1e6,
+    max_position_embeddings=4096,
+)
+"""60 million weights."""
+TINY = replace(
+    SMALL,
+    hidden_size=128,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    num_hidden_layers=4,
+    feed_forward_length=448,
+    vocab_size=2048,
+)
+"""1.4 million weights."""
+VISION = PixtralVisionConfig(
+    patch_size=16,
+    image_size=1024,
+    num_channels=3,
+    vision_hidden_size=256,
+    vision_num_attention_heads=4,
+    vision_num_hidden_layers=6,
+    vision_intermediate_size=1024,
+    vision_head_dim=64,
+    vision_rope_theta=1e4,
+)
+PREPROCESSING = Preprocessing(
+    mode=PreprocessingMode.HF,
+    patch_size=16,
+    image_size=1024,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+MODELS: dict[str, MistralConfig | PixtralConfig] = {
+    "small": SMALL,
+    "tiny": TINY,
+    "pixtral": PixtralConfig(text=SMALL, vision=VISION, image_token_index=10),
+    "smoke": replace(TINY, num_hidden_layers=1, feed_forward_length=64, vocab_size=512),
+    "smoke-pixtral": PixtralConfig(
+        text=replace(TINY, num_hidden_layers=1, feed_forward_length=64, vocab_size=512),
+        vision=replace(VISION, vision_num_hidden_layers=1, vision_intermediate_size=64),
+        image_token_index=10,
+    ),
+}
+
+
+def text_config(name: str) -> MistralConfig:
+    """Shape of the decoder of a model of `MODELS`."""
+    config = MODELS[name]
+    return config.text if isinstance(config, PixtralConfig) else config
+
+
+def checkpoint(name: str, folder: Path = FOLDER) -> Path:
+    """The directory of a model of `MODELS` in Hugging Face's format, written where it is not there yet."""
+    directory = folder / f"{name}-{SEED}"
+    if not directory.exists():
+        aside = directory.with_name(f"{directory.name}.{os.getpid()}")
+        aside.mkdir(parents=True)
+        _write(aside, MODELS[name])
+        aside.replace(directory)
+    return directory
+
+
+def llama_twin(directory: Path) -> Path:
+    """The same weights of a text model under the architecture's older name, for systems that know only that one.
+
+    Without a sliding window a Llama computes what a Mistral does. Its tokenizer spells id 17 as `t17`, and its
+    generation config is greedy in the one way that no reader takes for a default.
+    """
+    twin = directory.with_name(f"{directory.name}-llama")
+    if not twin.exists():
+        aside = twin.with_name(f"{twin.name}.{os.getpid()}")
+        shutil.copytree(directory, aside, copy_function=os.link)
+        config = json.loads((directory / "config.json").read_text())
+        (aside / "tekken.json").unlink()
+        (aside / "config.json").unlink()
+        twin_config = config | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "bos_token_id": 1}
+        del twin_config["sliding_window"]
+        (aside / "config.json").write_text(json.dumps(twin_config | {"eos_token_id": 2}))
+        (aside / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 1}))
+        for file, document in spelling_tokenizer(config["vocab_size"]).items():
+            (aside / file).write_text(json.dumps(document))
+        aside.replace(twin)
+    return twin
+
+
+def spelling_tokenizer(vocab_size: int) -> dict[str, object]:
+    """Files of a tokenizer whose tokens are written by their ids, with blanks between: for systems that take text."""
+    model = {"type": "WordLevel", "vocab": {f"t{index}": index for index in range(vocab_size)}, "unk_token": "t0"}
+    blanks = {"type": "WhitespaceSplit"}
+    parts: dict[str, object] = {
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "post_processor": None,
+    }
+    tokenizer = {"version": "1.0", **parts, "pre_tokenizer": blanks, "decoder": None, "model": model}
+    names = {"unk_token": "t0", "bos_token": "t1", "eos_token": "t2", "tokenizer_class": "PreTrainedTokenizerFast"}
+    return {"tokenizer.json": tokenizer, "tokenizer_config.json": names}
+
+
+def random_prompts(name: str, count: int, length: int, *, seed: int) -> list[list[int]]:
+    """Token ids of prompts that share no beginning; none is a control token."""
+    generator = torch.Generator().manual_seed(seed)
+    vocab_size = text_config(name).vocab_size
+    prompts: list[list[int]] = torch.randint(100, vocab_size, (count, length), generator=generator).tolist()
+    return [[1, *prompt[1:]] for prompt in prompts]
+
+
+def _write(directory: Path, config: MistralConfig | PixtralConfig) -> None:
+    has_vision = isinstance(config, PixtralConfig)
+    planned = [
+        Planned(
+            name=stored_name(part, name, layout=CheckpointFormat.HF, has_vision=has_vision),
+            dtype=torch.float32,
+            shape=shape,
+            make=partial(_random_tensor, f"{part.value}.{name}", shape),
+        )
+        for part, name, shape in tensor_shapes(config)
+    ]
+    write_safetensors(directory / CheckpointFormat.HF.weights_name, planned)
+    preprocessing = PREPROCESSING if has_vision else None
+    for file, document in hf_documents(config, preprocessing, torch_dtype="float32").items():
+        (directory / file).write_text(json.dumps(document))
+    shutil.copy(TOKENIZER, directory)
+
+
+def _random_tensor(name: str, shape: Sequence[int]) -> Tensor:
+    """Values that depend on the tensor's name alone."""
+    generator = torch.Generator().manual_seed(SEED ^ zlib.crc32(name.encode()))
+    if len(shape) == 1:
+        return torch.rand(shape, generator=generator) + 0.5 if name.endswith("weight") else torch.zeros(shape)
+    scale: float = math.prod(shape[1:]) ** -0.5
+    return torch.randn(shape, generator=generator) * scale

@@ -1,0 +1,69 @@
+"""`python -m benchmarks compare`: ourselves and every peer that is installed, in turns, in one run.
+
+Knows the command line and where results go. Does not know how cases are run.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.compare.cases import SMOKE_CASES, TEXT_CASES, TextCase
+from benchmarks.compare.results import CaseResult, table
+from benchmarks.compare.text import run_text_cases
+from benchmarks.exclusive import exclusive
+from benchmarks.peers.environments import TEXT_PEERS
+from benchmarks.report import save
+from common.settings import from_arguments, setting
+
+PEERS_FOLDER = Path("build/peers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """What to compare, and how often."""
+
+    cases: tuple[str, ...] = setting(
+        (), help="beginnings of the names of cases, such as C1,C3; all but smoke where empty"
+    )
+    engines: tuple[str, ...] = setting((), help="names of peers; all where empty, none for `none`")
+    peers: Path = setting(PEERS_FOLDER, help="folder with the peers' environments, see benchmarks/peers/install")
+    cores: str = setting("0", help="cores that every engine is pinned to, with commas")
+    rounds: int = setting(3, minimum=1, help="how often each engine is measured")
+    json: Path | None = setting(None, help="file for the results")
+    lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, print the table, write the file; 1 where an engine that is installed did not run."""
+    config = from_arguments(CompareConfig, options)
+    peers = [peer for peer in TEXT_PEERS if not config.engines or peer.name in config.engines]
+
+    def quietly() -> AbstractContextManager[None]:
+        return exclusive([Path(lock) for lock in config.lock])
+
+    results = run_text_cases(
+        chosen(config.cases),
+        peers,
+        folder=config.peers,
+        cores=[int(core) for core in config.cores.split(",")],
+        rounds=config.rounds,
+        quietly=quietly,
+    )
+    sys.stdout.write(f"{table(results)}\n")
+    if config.json is not None:
+        save(config.json, "compare", results)
+    return 1 if any(_broken(result) for result in results) else 0
+
+
+def chosen(beginnings: Sequence[str]) -> list[TextCase]:
+    """The cases whose names begin so."""
+    if not beginnings:
+        return list(TEXT_CASES)
+    return [case for case in (*TEXT_CASES, *SMOKE_CASES) if case.name.startswith(tuple(beginnings))]
+
+
+def _broken(result: CaseResult) -> bool:
+    return any(reason != "not installed" for reason in result.not_run.values())

@@ -1,0 +1,85 @@
+"""What a comparison found: records that become JSON and a table.
+
+Knows rates and ratios. Does not know engines' processes or cases' workloads.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from benchmarks.statistics import Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineResult:
+    """One engine in one case."""
+
+    engine: str
+    version: str
+    rate: Spread
+    """Of `CaseResult.unit`, over the rounds."""
+    processor_seconds: float
+    """For 1,000 counted tokens or items, of the whole process tree; the median round's."""
+    agreement: str
+    """With our tokens."""
+    ratio: float | None = None
+    """Median over the rounds of our rate over this engine's; None for ourselves."""
+    ratio_goal: float | None = None
+
+    @property
+    def is_goal_met(self) -> bool | None:
+        """Whether the ratio is as high as it was meant to be; None without a goal."""
+        return None if self.ratio is None or self.ratio_goal is None else self.ratio >= self.ratio_goal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """All engines in one case on the same cores."""
+
+    case: str
+    cores: int
+    unit: str
+    limit: float | None
+    """The rate at the machine's measured limits."""
+    limit_goal: float | None = None
+    ceilings: dict[str, float] = field(default_factory=dict)
+    """What the machine was measured to do just before, see `benchmarks.ceilings`."""
+    engines: list[EngineResult] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)
+    """Engines that did not run, and why."""
+
+
+_HEAD = (
+    "| case | cores | engine | rate | lowest to highest | ours / its | goal | of the limit | CPU s / 1k | agreement |"
+)
+
+
+def table(results: list[CaseResult]) -> str:
+    """A Markdown table, one row for each engine in each case."""
+    rows = [_HEAD, "|---" * 10 + "|"]
+    for result in results:
+        rows.extend(_row(result, engine) for engine in result.engines)
+    missing = {f"{engine} ({reason})" for result in results for engine, reason in result.not_run.items()}
+    return "\n".join([*rows, "", *(f"Not run: {each}." for each in sorted(missing))])
+
+
+def _row(result: CaseResult, engine: EngineResult) -> str:
+    share = engine.rate.median / result.limit if result.limit else math.nan
+    share_goal = f" (goal {result.limit_goal:.2f})" if result.limit_goal and engine.ratio is None else ""
+    goal = "" if engine.ratio_goal is None else f"{engine.ratio_goal:.2f} {'met' if engine.is_goal_met else 'missed'}"
+    cells = [
+        result.case,
+        str(result.cores),
+        engine.engine,
+        f"{_figure(engine.rate.median)} {result.unit}",
+        f"{_figure(engine.rate.lowest)} to {_figure(engine.rate.highest)}",
+        "" if engine.ratio is None else f"{engine.ratio:.2f}",
+        goal,
+        "" if math.isnan(share) else f"{share:.2f}{share_goal}",
+        f"{engine.processor_seconds:.2f}",
+        engine.agreement,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,57 @@
+"""Runs both services for a load: `diptych up` on free ports, pinned to cores.
+
+Knows the command's `ready` line. Does not know loads.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.peers.processor_time import processor_seconds
+from benchmarks.peers.protocol import ROOT
+
+
+class Pair:
+    """Both services, ready."""
+
+    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
+        self.address = address
+        self._process = process
+
+    def processor_seconds(self) -> float:
+        """Processor time of both services and all that they started."""
+        return processor_seconds(self._process.pid)
+
+
+@contextmanager
+def running_pair(model: Path, *, cores: Sequence[int], log: Path, flags: Sequence[str] = ()) -> Iterator[Pair]:
+    """Both services of a model; what they say goes to the file `log`. Raises RuntimeError where they do not start."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "diptych.cli", "up"]
+    paths = f"{ROOT}:{ROOT / 'build/gen'}"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(  # noqa: S603
+            [*command, "--model", str(model), "--port", "0", *flags],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        if not line.startswith("ready "):
+            raise RuntimeError(f"the services did not start; see {log}")
+        yield Pair(process, line.split()[1])
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout:
+            process.stdout.close()

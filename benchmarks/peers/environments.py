@@ -1,0 +1,68 @@
+"""Which engines there are, and which of them are installed.
+
+Knows names, modules and folders. Does not know how to install them (see `install` beside this file) or what they do.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.peers.protocol import ROOT, Worker
+
+LOGS = ROOT / "build/benchmarks/logs"
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_VLLM = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    # The process is pinned already; one process, so that its processor time and ours mean the same.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """One engine that can be asked over `protocol`."""
+
+    name: str
+    module: str
+    folder: str | None = None
+    """Its environment's folder; None for ours."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    wants_llama: bool = False
+    """Whether it runs the twin of a checkpoint only, see `checkpoints.llama_twin`."""
+
+    def python(self, folder: Path) -> Path | None:
+        """Its interpreter below the folder of environments; None where it is not installed."""
+        if self.folder is None:
+            return Path(sys.executable)
+        is_whole = (folder / self.folder / ".installed").exists()
+        return (folder / self.folder / "bin/python").absolute() if is_whole else None
+
+    def start(self, folder: Path, cores: Sequence[int]) -> Worker:
+        """Start its process on these cores; it must be installed."""
+        python = self.python(folder)
+        if python is None:
+            raise ValueError(f"{self.name} is not installed")
+        LOGS.mkdir(parents=True, exist_ok=True)
+        log = LOGS / f"{self.module.rpartition('.')[2]}-{len(cores)}.log"
+        return Worker(
+            python,
+            self.module,
+            cores=cores,
+            environment=_OFFLINE | dict(self.environment),
+            log=log,
+            extra_paths=[] if self.folder else [str(ROOT / "build/gen")],
+        )
+
+
+OURS = Peer(name="diptych", module="benchmarks.peers.ours")
+TEXT_PEERS = (
+    Peer(name="transformers", module="benchmarks.peers.transformers_generate", folder="transformers"),
+    Peer(name="transformers paged", module="benchmarks.peers.transformers_paged", folder="transformers"),
+    Peer(name="llama.cpp", module="benchmarks.peers.llama_cpp", folder="llamacpp"),
+    Peer(name="vllm", module="benchmarks.peers.vllm", folder="vllm", environment=_VLLM),
+    Peer(name="max", module="benchmarks.peers.max", folder="max", wants_llama=True),
+)
+CEILINGS = Peer(name="ceilings", module="benchmarks.ceilings")

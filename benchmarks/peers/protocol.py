@@ -1,0 +1,105 @@
+"""Lines of JSON between the benchmark and an engine in a process of its own.
+
+Knows the two ends of the line: `serve` in the engine's process, `Worker` in ours. Does not know engines. A request
+is one object with `op`, an answer one object with the result or with `error`. The engine's own chatter on standard
+output goes to standard error, so that it never stands between two answers. Runs in the peers' environments too, and
+so imports nothing but the standard library.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.peers.processor_time import processor_seconds
+
+ROOT = Path(__file__).parents[2]
+Handler = Callable[..., object]
+
+
+class PeerError(Exception):
+    """An engine could not do what it was asked; the message is one line."""
+
+
+def serve(handlers: Mapping[str, Handler]) -> None:
+    """Answer requests on standard input by the handler of their `op` until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, object] = {"result": handlers[request.pop("op")](**request)}
+        except Exception as error:  # The other side decides whether it can go on without this answer.
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+class Worker:
+    """An engine's process, pinned to cores."""
+
+    def __init__(
+        self,
+        python: Path,
+        module: str,
+        *,
+        cores: Sequence[int],
+        environment: Mapping[str, str],
+        log: Path,
+        extra_paths: Sequence[str] = (),
+    ) -> None:
+        """Start `python -m module`; what it says beside the protocol goes to the file `log`."""
+        paths = os.pathsep.join([str(ROOT), *extra_paths])
+        self._log = log
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(  # noqa: S603
+                ["taskset", "-c", ",".join(map(str, cores)), str(python), "-m", module],  # noqa: S607
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, **environment, "OMP_NUM_THREADS": str(len(cores)), "PYTHONPATH": paths},
+            )
+
+    def ask(self, op: str, **arguments: object) -> Any:  # noqa: ANN401 - what JSON may be
+        """The result of one operation. Raises PeerError."""
+        if self._process.stdin is None or self._process.stdout is None:
+            raise PeerError("the process has no pipes")
+        try:
+            self._process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise PeerError(f"the process ended; see {self._log}") from None
+        line = self._process.stdout.readline()
+        if not line:
+            raise PeerError(f"the process ended; see {self._log}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise PeerError(f"{answer['error']}; see {self._log}")
+        return answer["result"]
+
+    def processor_seconds(self) -> float:
+        """Processor time that the process and all below it have used."""
+        return processor_seconds(self._process.pid)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,24 @@
+"""Files of results: JSON with machine, versions, date and command.
+
+Knows dataclasses. Does not know what was measured.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.hardware import describe
+
+
+def save(path: Path, kind: str, results: object) -> None:
+    """Write results, which may hold dataclasses at any depth."""
+    document = {"kind": kind, "command": sys.argv[1:], "machine": describe(), "results": results}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, default=_plain) + "\n")
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
