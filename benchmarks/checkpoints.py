@@ -125,8 +125,13 @@ def llama_twin(directory: Path) -> Path:
 
 
 def spelling_tokenizer(vocab_size: int) -> dict[str, object]:
-    """Files of a tokenizer whose tokens are written by their ids, with blanks between: for systems that take text."""
-    model = {"type": "WordLevel", "vocab": {f"t{index}": index for index in range(vocab_size)}, "unk_token": "t0"}
+    """Files of a tokenizer whose tokens are written by their ids, with blanks between: for systems that take text.
+
+    The first three are control tokens, which are found inside of words too and so must not begin like others.
+    """
+    spellings = ["<unk>", "<s>", "</s>", *(f"t{index}" for index in range(3, vocab_size))]
+    vocabulary = {spelling: index for index, spelling in enumerate(spellings)}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
     blanks = {"type": "WhitespaceSplit"}
     parts: dict[str, object] = {
         "truncation": None,
@@ -136,7 +141,12 @@ def spelling_tokenizer(vocab_size: int) -> dict[str, object]:
         "post_processor": None,
     }
     tokenizer = {"version": "1.0", **parts, "pre_tokenizer": blanks, "decoder": None, "model": model}
-    names = {"unk_token": "t0", "bos_token": "t1", "eos_token": "t2", "tokenizer_class": "PreTrainedTokenizerFast"}
+    names = {
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
     return {"tokenizer.json": tokenizer, "tokenizer_config.json": names}
 
 

@@ -40,11 +40,15 @@ class Engine:
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> dict[str, object]:
         """Greedy tokens of prompts, and the seconds that they took."""
-        texts = [" ".join(f"t{token}" for token in prompt) for prompt in prompts]
+        texts = [" ".join(map(_spell, prompt)) for prompt in prompts]
         started_at = time.perf_counter()
         outputs = self._engine.generate(texts, max_new_tokens=max_tokens, use_tqdm=False)
         seconds = time.perf_counter() - started_at
         return {"tokens": [[int(token) for token in _TOKEN.findall(output)] for output in outputs], "seconds": seconds}
+
+
+def _spell(token: int) -> str:
+    return ("<unk>", "<s>", "</s>")[token] if token < 3 else f"t{token}"
 
 
 if __name__ == "__main__":
