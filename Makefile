@@ -1,6 +1,7 @@
 # make setup   the virtual environment, the stubs and an editable install; instant when nothing changed
 # make demo    both services with the demo model
 # make test    all tests
+# make bench   ourselves beside every peer that is installed, see benchmarks/peers; ARGS='--cases C3 --cores 0,1'
 # make check   formatting, lint, types, protos and layering
 # PYTHON=...   the interpreter that makes the environment: 3.11 or newer
 
@@ -12,7 +13,8 @@ STUBS := build/gen/.stamp
 PROTOS := $(shell find protos/diptych) protos/generate.py
 
 .DEFAULT_GOAL := setup
-.PHONY: setup protos demo test check format clean
+ARGS ?=
+.PHONY: setup protos demo test bench check format clean
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
@@ -41,6 +43,9 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest
+
+bench: setup
+	@$(BIN)/python -m benchmarks compare $(ARGS)
 
 check: setup
 	$(BIN)/ruff check

@@ -13,12 +13,20 @@ from common.settings import Parser, add_arguments
 _COMMANDS = {
     "compare": ("benchmarks.compare.command", "CompareConfig", "ourselves and every installed peer in turns"),
     "load": ("benchmarks.load.command", "LoadConfig", "a load on the running pair, with latencies and goodput"),
+    "components": ("benchmarks.components.command", "ComponentsConfig", "what every part costs by itself"),
 }
+_PROGRAMS = {
+    "memory": ("benchmarks.loading_memory", "memory that each service needs to load its part"),
+    "replicas": ("benchmarks.scale_vision", "how encoding grows with vision replicas"),
+}
+"""Measurements with a command line of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] and given[0] in _PROGRAMS:
+        return _run_program(_PROGRAMS[given[0]][0], given[1:])
     parser = Parser(prog="python -m benchmarks", description="Measures Diptych, alone and beside others.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (module_name, config_name, help_text) in _COMMANDS.items():
@@ -27,9 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module = importlib.import_module(module_name)
             add_arguments(command, getattr(module, config_name))
             command.set_defaults(run=module.run)
+    for name, (_, help_text) in _PROGRAMS.items():
+        commands.add_parser(name, help=help_text, add_help=False)
     options = parser.parse_args(given)
     status: int = options.run(options)
     return status
+
+
+def _run_program(module_name: str, arguments: Sequence[str]) -> int:
+    sys.argv[1:] = arguments
+    importlib.import_module(module_name).main()
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from benchmarks.peers.protocol import serve
 from common.checkpoint import open_checkpoint
 from common.model_settings import ModelSettings
 from common.process import tune_allocator
-from common.server import ServerConfig
+from common.server_config import ServerConfig
 from common.version import server_version
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
 from decoder_service.engine import Engine

@@ -77,6 +77,4 @@ def test_a_worker_that_dies_says_where_to_look(tmp_path: Path) -> None:
 
 
 def _worker(folder: Path, module: str, log: Path, environment: dict[str, str]) -> Worker:
-    return Worker(
-        Path(sys.executable), module, cores=[0], environment=environment, log=log, extra_paths=[str(folder)]
-    )
+    return Worker(Path(sys.executable), module, cores=[0], environment=environment, log=log, extra_paths=[str(folder)])

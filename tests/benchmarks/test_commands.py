@@ -1,0 +1,103 @@
+"""Every command runs at a tiny size, without peers, and says what it found. No figure is judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> str:
+    """Standard output of `python -m benchmarks`; a process of its own, as commands pin themselves to cores."""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def results(path: Path) -> Any:  # noqa: ANN401 - what JSON may be
+    document = json.loads(path.read_text())
+    assert document["machine"]["packages"]["torch"]
+    return document["results"]
+
+
+def test_compare_runs_ourselves_and_names_the_peers_that_are_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    text = run("compare", "--cases", "smoke", "--peers", str(tmp_path), "--rounds", "1", "--json", str(file))
+    assert "Not run: vllm (not installed)." in text
+    found = results(file)
+    assert [len(case["engines"]) for case in found] == [1, 1]
+    assert all(case["engines"][0]["rate"]["median"] > 0 for case in found)
+
+
+def test_components_measures_every_part(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    run("components", "--quick", "--seconds", "0.005", "--json", str(file))
+    found = results(file)["measurements"]
+    assert {each["component"] for each in found} == {
+        "step by running requests",
+        "step by context",
+        "step by waiting requests",
+        "block manager",
+        "prompt",
+        "detokenise",
+        "image decode",
+        "encoder",
+        "decode step",
+        "prefill",
+    }
+    assert all(each["value"]["median"] > 0 for each in found)
+
+
+def test_load_starts_a_pair_and_counts_what_it_answered(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    text = run(
+        "load",
+        *("--model", "smoke-pixtral", "--requests", "6", "--warm-up", "1", "--concurrency", "2", "--json", str(file)),
+        *(
+            "--images",
+            "1",
+            "--image-sizes",
+            "32x32",
+            "--text-tokens",
+            "5",
+            "--output-tokens",
+            "3",
+            "--slo-ttft",
+            "60000",
+        ),
+    )
+    assert "6 requests in" in text
+    found = results(file)
+    assert found["figures"]["num_failed"] == 0
+    assert found["figures"]["goodput"] == pytest.approx(found["figures"]["request_throughput"])
+    for record in found["records"]:
+        # 5 tokens of text behind the begin token, and 2 x 2 patches, a break and an end.
+        assert (record["prompt_tokens"], record["output_tokens"], record["num_images"]) == (1 + 6 + 5, 3, 1)
+
+
+def test_a_wrong_setting_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["load", "--images", "5-2"])
+    assert refused.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for command in ("compare", "load", "components", "memory", "replicas"):
+        assert command in text
