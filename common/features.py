@@ -118,6 +118,11 @@ class FeatureReceiver:
             case _:
                 raise _corrupt("a message is empty")
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all has been received."""
+        return self._complete
+
     def finish(self) -> None:
         """Say that the stream is over. Raises InternalError where it was too early."""
         if not self._complete:

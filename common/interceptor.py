@@ -1,4 +1,4 @@
-"""Stands around every call of a server: lets it in, turns what a handler raises into a status, and counts it.
+"""Stands around every call of a server: lets it in, turns what a handler raises into a status, and has it observed.
 
 Knows gRPC's four kinds of methods and the error tree. Does not know what any method does, or who may call it (see
 `common.access`). Requests are received, decoded and unary responses encoded in here too: a caller who is not let
@@ -20,31 +20,20 @@ from contextlib import (
 from typing import Any, TypeAlias
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
 from common.access import Gate
+from common.call_observer import CallObserver, Context
 from common.errors import DiptychError, InternalError, InvalidArgumentError
 from common.open_calls import OpenCalls
 from common.status import status_code, to_rpc_status, to_trailers
+from common.tracing import Tracer
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Guard = AbstractAsyncContextManager[None]
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 
 _log = logging.getLogger(__name__)
-
-
-class CallMetrics:
-    """Counts of calls per method, under the names that gRPC dashboards expect."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        labels = ("grpc_service", "grpc_method")
-        self.started = Counter("grpc_server_started", "Calls started.", labels, registry=registry)
-        self.handled = Counter(
-            "grpc_server_handled", "Calls ended, by status.", (*labels, "grpc_code"), registry=registry
-        )
-        self.in_flight = Gauge("grpc_server_in_flight", "Calls being handled.", labels, registry=registry)
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -54,9 +43,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     else is our bug: the caller gets INTERNAL with a fixed text and an `error_id`, the log gets the traceback.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, gate: Gate | None = None) -> None:
-        """Let everybody in where there is no gate."""
-        self._metrics = CallMetrics(registry)
+    def __init__(self, registry: CollectorRegistry, *, gate: Gate | None = None, tracer: Tracer | None = None) -> None:
+        """Let everybody in where there is no gate, and trace nothing where there is no tracer."""
+        self._observer = CallObserver(registry, tracer or Tracer())
         self._gate = gate
         self.open_calls = OpenCalls()
         """The calls that are being handled."""
@@ -72,27 +61,20 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _guard(self, path: str, context: Context) -> AsyncIterator[None]:
-        _, service, method = path.split("/")
-        self._metrics.started.labels(service, method).inc()
-        in_flight = self._metrics.in_flight.labels(service, method)
-        in_flight.inc()
-        code = grpc.StatusCode.OK
-        try:
-            with self.open_calls.one(), self._admission(path, context):
-                yield
-        except grpc.aio.AbortError:
-            code = _own_code(context)
-            raise
-        except (Exception, asyncio.CancelledError) as error:
-            if _caller_left(error):
-                code = _cancellation_code(context)
-                raise asyncio.CancelledError from error
-            answer = _to_answer(error, path)
-            code = status_code(answer)
-            await context.abort(code, to_rpc_status(answer).message, to_trailers(answer))
-        finally:
-            in_flight.dec()
-            self._metrics.handled.labels(service, method, code.name).inc()
+        with self._observer.observed(path, context) as outcome:
+            try:
+                with self.open_calls.one(), self._admission(path, context):
+                    yield
+            except grpc.aio.AbortError:
+                outcome.code = _own_code(context)
+                raise
+            except (Exception, asyncio.CancelledError) as error:
+                if _caller_left(error):
+                    outcome.code = _cancellation_code(context)
+                    raise asyncio.CancelledError from error
+                answer = _to_answer(error, path)
+                outcome.code = status_code(answer)
+                await context.abort(outcome.code, to_rpc_status(answer).message, to_trailers(answer))
 
     def _admission(self, path: str, context: Context) -> AbstractContextManager[None]:
         return nullcontext() if self._gate is None else self._gate.admit(path, context)

@@ -1,27 +1,50 @@
 """Sets up logging: lines for people on a terminal, JSON objects elsewhere; always to standard error.
 
-Knows how a record is written. Does not know what happened: callers name the event in the message and put
-values into `extra`. Never log prompts, completions or pixels; hashes, sizes and counts tell enough. Whatever
-comes in is escaped and cut, so that no value can fake a line or fill a disk.
+Knows how a record is written, and that what is told while a call is handled carries its request id and trace id.
+Does not know what happened: callers name the event in the message and put values into `extra`. Never log prompts,
+completions or pixels; hashes, sizes and counts tell enough. Whatever comes in is escaped and cut, so that no value
+can fake a line or fill a disk.
 """
 
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from typing import TextIO
+
+from common.call import current_call
+from common.settings import setting
 
 _MAX_CHARS = 1000
 _MAX_TRACEBACK_CHARS = 8000
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def set_up_logging(level: str = "info", *, stream: TextIO | None = None) -> None:
-    """Send the records of all loggers, from `level` on, to a stream; standard error where none is given."""
-    stream = stream or sys.stderr
+class LogFormat(Enum):
+    """How records are written."""
+
+    AUTO = "auto"
+    JSON = "json"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What is told, and how."""
+
+    log_level: str = setting("info", choices=("debug", "info", "warning", "error"), help="least level that is logged")
+    log_format: LogFormat = setting(LogFormat.AUTO, help="auto is text on a terminal and JSON elsewhere")
+
+
+def set_up_logging(settings: LogSettings | None = None, *, stream: TextIO | None = None) -> None:
+    """Send the records of all loggers to a stream; standard error where none is given."""
+    settings, stream = settings or LogSettings(), stream or sys.stderr
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(HumanFormatter() if stream.isatty() else JsonFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    is_text = settings.log_format is LogFormat.TEXT or (settings.log_format is LogFormat.AUTO and stream.isatty())
+    handler.setFormatter(HumanFormatter() if is_text else JsonFormatter())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.getLogger("mistral_common").setLevel(logging.WARNING)  # It tells at length what it loads.
 
 
@@ -58,7 +81,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:
-    return {key: value for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES}
+    call = current_call()
+    ids = {"request_id": call.request_id, "trace_id": call.trace_id}
+    extra = {key: value for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES}
+    return {key: value for key, value in ids.items() if value} | extra
 
 
 def _time(record: logging.LogRecord) -> datetime:

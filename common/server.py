@@ -25,6 +25,7 @@ from common.ports import address, check_free
 from common.server_config import ServerConfig
 from common.signals import termination_signals
 from common.tls import MetricsTls, server_credentials
+from common.tracing import Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class GrpcServer:
         registry: CollectorRegistry,
         service_names: Sequence[str] = (),
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         """Make a server that does not listen yet.
 
@@ -54,7 +56,7 @@ class GrpcServer:
         self._metrics = MetricsServer(registry, tls=MetricsTls(config.tls) if config.tls.tls_cert else None)
         self._credentials = server_credentials(config.tls)
         gate = Gate(config.access, verifies_clients=config.tls.tls_client_ca is not None)
-        self._errors = ErrorInterceptor(registry, gate=gate)
+        self._errors = ErrorInterceptor(registry, gate=gate, tracer=tracer)
         self._health = HealthServicer()
         self.grpc = grpc.aio.server(interceptors=[self._errors, *interceptors], options=config.channel_options)
         """Servicers are added to this."""

@@ -14,7 +14,7 @@ def main() -> None:
     parser = Parser(prog="decoder_service", description=__doc__)
     add_arguments(parser, DecoderConfig)
     config = from_arguments(DecoderConfig, parser.parse_args())
-    set_up_logging()
+    set_up_logging(config.logs)
     tune_allocator()
     # Imported late: torch takes seconds, and a wrong flag should not.
     from decoder_service.service import DecoderService

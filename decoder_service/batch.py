@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decoder_service.image_encoder import ImageFeatures
+from decoder_service.splice_error import SpliceError
 from decoder_service.step import ScheduledBatch, ScheduledRequest
 
 
@@ -114,7 +115,7 @@ def _image_rows(scheduled: ScheduledRequest, offset: int) -> list[tuple[ImageRow
             continue
         features = request.features[index]
         if not isinstance(features, ImageFeatures):
-            raise RuntimeError("an image was scheduled before its features arrived")
+            raise SpliceError("an image was scheduled before its features arrived")
         rows = ImageRows(
             features=features,
             first=span.grid.patches_before(first - span.offset),

@@ -3,12 +3,14 @@
 Knows names, defaults and bounds. Does not know the model: what is bounded by it is checked when it is there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.logs import LogSettings
 from common.model_settings import ModelSettings
 from common.server_config import ServerConfig
 from common.settings import setting
+from common.tracing import TracingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class DecoderConfig:
     model: ModelSettings
     engine: EngineSettings
     requests: RequestSettings
+    logs: LogSettings = field(default_factory=LogSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     tokenizer: Path | None = setting(None, help="tokenizer file; the checkpoint's own where unset")
     vision_addresses: tuple[str, ...] = setting(
         (), help="HOST:PORT of each vision replica, or dns:///NAME:PORT for all behind a name"

@@ -18,6 +18,7 @@ from decoder_service.prefix_cache import PrefixCache
 from decoder_service.request import Features, FinishReason, ImageRef, Request
 from decoder_service.scheduler import Scheduler
 from decoder_service.scheduler_config import SchedulerConfig, check_fits
+from decoder_service.splice_error import SpliceError
 from decoder_service.step import NoToken, ScheduledBatch, ScheduledRequest, StepOutput, StepResult, TokenOutput
 
 __all__ = [
@@ -75,6 +76,7 @@ class Engine:
         self._num_steps = 0
         self._num_batched_tokens = 0
         self._num_near_ties = 0
+        self._num_splice_mismatches = 0
         self.max_request_tokens = min(config.max_model_len, num_blocks * block_size)
         """Most tokens of a request, prompt and output together."""
 
@@ -129,12 +131,13 @@ class Engine:
         output = StepOutput(failed=self._failed)
         self._failed = []
         batch = self._scheduler.schedule(output)
+        self._num_batched_tokens = batch.num_tokens
         if batch.requests:
             self._num_steps += 1
-            self._num_batched_tokens = batch.num_tokens
             try:
                 result = self._execute(batch)
-            except Exception:  # Whatever it was, it costs this batch and not the engine.
+            except Exception as error:  # Whatever it was, it costs this batch and not the engine.
+                self._num_splice_mismatches += isinstance(error, SpliceError)
                 _logger.exception("step-%d failed", self._num_steps)
                 self._fail_batch(batch, output)
             else:
@@ -150,6 +153,7 @@ class Engine:
             num_blocks=self._blocks.num_blocks,
             num_preemptions=self._scheduler.num_preemptions,
             num_steps=self._num_steps,
+            num_splice_mismatches=self._num_splice_mismatches,
             num_batched_tokens=self._num_batched_tokens,
             num_near_ties=self._num_near_ties,
             num_queried_tokens=self._prefix_cache.num_queried_tokens,
@@ -157,6 +161,18 @@ class Engine:
             num_evicted_blocks=self._blocks.num_evictions,
             num_images_covered=self._prefix_cache.num_images_covered,
         )
+
+    @property
+    def num_batched_tokens(self) -> int:
+        """Tokens that the last `step` computed; 0 where it had nothing to compute."""
+        return self._num_batched_tokens
+
+    def count_owned_blocks(self) -> int:
+        """KV blocks in the tables of the requests, counted by these and not by the books of the free ones.
+
+        Together with the free ones they are all that there are; else a block is lost. Call between steps.
+        """
+        return len({block_id for request in self._requests.values() for block_id in request.block_table})
 
     def check_integrity(self) -> None:
         """Compare all books with each other, between steps; raises IntegrityError."""

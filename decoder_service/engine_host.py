@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from common.errors import AlreadyExistsError, DiptychError, InternalError, UnavailableError
 from decoder_service.engine import Engine, EngineStats, StepOutput
@@ -25,10 +26,17 @@ _Command = Callable[[Engine], None]
 class EngineHost:
     """Owns the engine's thread. Everything but the thread's own loop is called on the event loop."""
 
-    def __init__(self, engine: Engine, *, on_fatal: Callable[[], None]) -> None:
-        """Take an engine; `on_fatal` is called on the event loop should the thread die."""
+    def __init__(
+        self, engine: Engine, *, on_fatal: Callable[[], None], on_step: Callable[[int, int, float], None] | None = None
+    ) -> None:
+        """Take an engine; `on_fatal` is called on the event loop should the thread die.
+
+        `on_step` is called in the engine's thread after each step that computed something, with the number of
+        tokens that it computed, the number that it generated, and its duration in seconds.
+        """
         self._engine = engine
         self._on_fatal = on_fatal
+        self._on_step = on_step
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, Listener] = {}
         self._calls: set[asyncio.Future[None]] = set()
@@ -40,6 +48,17 @@ class EngineHost:
     def stats(self) -> EngineStats:
         """The engine's figures; read beside a running step, so they may be of two moments."""
         return self._engine.stats()
+
+    def count_owned_blocks(self, *, patience: float) -> tuple[EngineStats, int] | None:
+        """The figures between two steps, and how many blocks the requests own; may be called by any thread.
+
+        None where the engine is busy with one step for longer than `patience` seconds, or has stopped.
+        """
+        answer: queue.SimpleQueue[tuple[EngineStats, int]] = queue.SimpleQueue()
+        self._commands.put(lambda engine: answer.put((engine.stats(), engine.count_owned_blocks())))
+        with suppress(queue.Empty):
+            return answer.get(timeout=patience)
+        return None
 
     @property
     def is_alive(self) -> bool:
@@ -143,7 +162,10 @@ class EngineHost:
                 if self._engine.has_work:
                     started_at = time.monotonic()
                     output = self._engine.step()
-                    self._tell(self._publish, output, started_at, time.monotonic())
+                    ended_at = time.monotonic()
+                    self._tell(self._publish, output, started_at, ended_at)
+                    if self._on_step is not None and self._engine.num_batched_tokens:
+                        self._on_step(self._engine.num_batched_tokens, len(output.tokens), ended_at - started_at)
         except BaseException:
             # Whatever ended the thread, nobody may go on waiting for it.
             _log.exception("the engine's thread died")

@@ -16,6 +16,8 @@ class EngineStats:
     num_blocks: int
     num_preemptions: int
     num_steps: int
+    num_splice_mismatches: int
+    """Steps that failed because image rows did not fit their places in the batch."""
     num_batched_tokens: int
     """Tokens in the last batch."""
     num_near_ties: int

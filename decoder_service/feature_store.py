@@ -85,6 +85,11 @@ class FeatureStore:
         self._freed = asyncio.Event()
 
     @property
+    def budget_bytes(self) -> int:
+        """Most bytes, held and cached together."""
+        return self._budget_bytes
+
+    @property
     def bytes_held(self) -> int:
         """Bytes that are reserved for features on their way or held."""
         return self._bytes_held

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 from common.errors import DiptychError, UnavailableError
 from decoder_service.engine_host import EngineHost
@@ -33,12 +34,28 @@ class Timings:
     """From its first token to its last."""
 
 
+class Gaps(Protocol):
+    """Takes the times between tokens."""
+
+    def observe(self, value: float) -> None:
+        """Count one, in seconds."""
+
+
 class Generation:
     """A request that is being run; an async context manager, whose end frees all that the request holds."""
 
     def __init__(
-        self, host: EngineHost, store: FeatureStore, request: Request, *, images: Sequence[PromptImage], salt: bytes
+        self,
+        host: EngineHost,
+        store: FeatureStore,
+        request: Request,
+        *,
+        images: Sequence[PromptImage],
+        salt: bytes,
+        gaps: Gaps | None = None,
     ) -> None:
+        """Take a request that was not submitted; the times between its tokens go to `gaps`."""
+        self._gaps = gaps
         self._host = host
         self._request = request
         self._fetch = ImageFetch(
@@ -121,6 +138,8 @@ class Generation:
         """Hear a token."""
         if self._first_token_at is None:
             self._first_token_at = at
+        elif self._gaps is not None:
+            self._gaps.observe(at - self._last_token_at)
         self._last_token_at = at
         self._tokens.append(token)
         self._news.set()

@@ -10,6 +10,7 @@ Knows leases and the order of events on the event loop. Does not know how featur
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 
 from common.errors import DiptychError, InternalError
 from decoder_service.feature_store import FeatureStore, Lease, PromptImage
@@ -38,6 +39,8 @@ class ImageFetch:
         self._request_id = request_id
         self._deliver = deliver
         self._fail = fail
+        # The engine asks for images from its own thread; they are fetched in the name of the call.
+        self._call_context = copy_context()
         self._num_begun = 0
         self._encoded: set[int] = set()
         self._wanted: set[int] = set()
@@ -55,7 +58,7 @@ class ImageFetch:
         self._num_begun += 1
         self._wanted = set(indices)
         if indices:
-            self._task = asyncio.create_task(self._run(indices, self._num_begun))
+            self._task = asyncio.create_task(self._run(indices, self._num_begun), context=self._call_context)
 
     def consumed(self, index: int) -> None:
         """Let go of an image that the engine no longer needs, also if it is still to come."""

@@ -26,7 +26,8 @@ class Replies:
         self._request_id = request_id
         self._prompt = prompt
         self._seq = 0
-        self._completion_tokens = 0
+        self.num_completion_tokens = 0
+        """Tokens told so far."""
 
     def prompt(self, *, cached_tokens: int) -> pb.GenerateResponse:
         """The first message."""
@@ -43,7 +44,7 @@ class Replies:
         for start in range(0, len(piece.prompt_logprobs), PROMPT_LOGPROBS_PER_DELTA):
             part = piece.prompt_logprobs[start : start + PROMPT_LOGPROBS_PER_DELTA]
             yield self._numbered(pb.GenerateResponse(delta=pb.Delta(prompt_logprobs=map(_logprobs, part))))
-        self._completion_tokens += len(piece.token_ids)
+        self.num_completion_tokens += len(piece.token_ids)
         delta = pb.Delta(text=piece.text, token_ids=piece.token_ids, logprobs=map(_logprobs, piece.logprobs))
         yield self._numbered(pb.GenerateResponse(delta=delta))
 
@@ -60,7 +61,7 @@ class Replies:
                 image_tokens=self._prompt.num_image_tokens,
                 cached_tokens=cached_tokens,
                 images_not_encoded=images_not_encoded,
-                completion_tokens=self._completion_tokens,
+                completion_tokens=self.num_completion_tokens,
             ),
             timings=pb.Timings(
                 queue_seconds=timings.queue,

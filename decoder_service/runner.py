@@ -21,6 +21,7 @@ from decoder_service.near_ties import count_near_ties
 from decoder_service.random_stream import uniform
 from decoder_service.request import Request
 from decoder_service.sampler import sample
+from decoder_service.splice_error import SpliceError
 from decoder_service.step import NoToken, ScheduledBatch, StepResult
 
 
@@ -99,7 +100,7 @@ class DecoderRunner:
             return embeds
         features = torch.cat([self._rows(rows) for rows in forward.image_rows])
         if len(features) != len(forward.image_indices):
-            raise RuntimeError(f"{len(features)} image rows for {len(forward.image_indices)} placeholders")
+            raise SpliceError(f"{len(features)} image rows for {len(forward.image_indices)} placeholders")
         return embeds.index_copy(0, forward.image_indices, self._compute.project(features))
 
     def _rows(self, rows: ImageRows) -> Tensor:

@@ -14,6 +14,7 @@ from common.checkpoint_layout import Part
 from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.server import GrpcServer
+from common.tracing import make_tracer
 from decoder_service.config import DecoderConfig
 from decoder_service.engine_builder import build_engine, build_run_config
 from decoder_service.engine_host import EngineHost
@@ -21,6 +22,7 @@ from decoder_service.feature_store import FeatureStore
 from decoder_service.metrics import EngineCollector
 from decoder_service.model_info import ModelInfo
 from decoder_service.prompt import PromptBuilder, PromptLimits
+from decoder_service.request_metrics import RequestMetrics, StepMetrics
 from decoder_service.servicer import GenerationServicer, ServicerLimits
 from decoder_service.tokenizer import Tokenizer
 from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
@@ -39,6 +41,7 @@ class DecoderService:
     def __init__(self, config: DecoderConfig) -> None:
         """Load everything. Raises ValueError, CheckpointError among them, with one line that says what is wrong."""
         self._config = config
+        self._tracer = make_tracer(config.tracing, service_name="diptych-decoder")
         checkpoint = open_checkpoint(config.model.model, verify_checksums=config.model.verify_checksums)
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
@@ -75,11 +78,12 @@ class DecoderService:
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then let running requests finish; returns the exit status."""
         registry = CollectorRegistry()
-        server = GrpcServer(self._config.server, registry=registry, service_names=[SERVICE_NAME])
-        host = EngineHost(self._engine, on_fatal=lambda: _give_up(server))
+        server = GrpcServer(self._config.server, registry=registry, service_names=[SERVICE_NAME], tracer=self._tracer)
+        steps = StepMetrics(registry)
+        host = EngineHost(self._engine, on_fatal=lambda: _give_up(server), on_step=steps.observe)
         engine = self._config.engine
         store = FeatureStore(self._vision, budget_bytes=engine.feature_bytes, caching=engine.feature_caching)
-        registry.register(EngineCollector(lambda: host.stats, store))
+        registry.register(EngineCollector(host, store, self._vision, block_size=engine.block_size))
         servicer = GenerationServicer(
             host=host,
             store=store,
@@ -87,6 +91,7 @@ class DecoderService:
             prompts=self._prompts,
             tokenizer=self._tokenizer,
             info=self._info,
+            metrics=RequestMetrics(registry),
             limits=ServicerLimits(
                 max_request_tokens=self._engine.max_request_tokens,
                 max_open_requests=self._config.engine.max_num_requests + self._config.engine.max_queue,
@@ -107,6 +112,7 @@ class DecoderService:
             has_engine = host.is_alive
             await host.stop()
             servicer.close()
+            await asyncio.to_thread(self._tracer.close)
         return 0 if has_engine else 1
 
     async def _announce(self, server: GrpcServer) -> None:

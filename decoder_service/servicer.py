@@ -22,6 +22,7 @@ from decoder_service.bad_words import bad_token_sequences
 from decoder_service.caller import scoped_name, tenant_of
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore, PromptImage
+from decoder_service.genai import request_attributes
 from decoder_service.generation import Generation
 from decoder_service.image_encoder import ImageEncoder, VisionInfo
 from decoder_service.model_info import ModelInfo
@@ -29,7 +30,9 @@ from decoder_service.prompt import Prompt, PromptBuilder
 from decoder_service.prompt_spec import PromptSpec, TextPrompt, has_images
 from decoder_service.replies import Replies
 from decoder_service.request import Request
+from decoder_service.request_metrics import RequestMetrics
 from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt
+from decoder_service.request_watch import RequestWatch, watching
 from decoder_service.scheduler_config import check_fits
 from decoder_service.text_stream import TextStream
 from decoder_service.tokenizer import Tokenizer
@@ -64,6 +67,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         tokenizer: Tokenizer,
         info: ModelInfo,
         limits: ServicerLimits,
+        metrics: RequestMetrics,
     ) -> None:
         """Take the parts; `encoder` is None for a model that takes no images."""
         self._host = host
@@ -73,6 +77,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._tokenizer = tokenizer
         self._info = info
         self._limits = limits
+        self._metrics = metrics
         self._arrivals = itertools.count()
         self._num_open = 0
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
@@ -81,16 +86,18 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Stream one completion."""
-        parsed = parse_generate_request(
-            request, vocabulary_size=self._info.vocabulary_size, max_priority=self._limits.max_priority
-        )
-        with self._counted():
-            try:
-                async with aclosing(self._generate(parsed, deadline=self._deadline(context))) as responses:
-                    async for response in responses:
-                        yield response
-            except TimeoutError:
-                raise DeadlineExceededError("DEADLINE_EXCEEDED", "the request ran out of time") from None
+        with watching(self._metrics) as watch:
+            parsed = parse_generate_request(
+                request, vocabulary_size=self._info.vocabulary_size, max_priority=self._limits.max_priority
+            )
+            watch.named(parsed.request_id, request_attributes(parsed, model_name=self._info.model_name))
+            with self._counted():
+                try:
+                    async with aclosing(self._generate(parsed, watch, deadline=self._deadline(context))) as responses:
+                        async for response in responses:
+                            yield response
+                except TimeoutError:
+                    raise DeadlineExceededError("DEADLINE_EXCEEDED", "the request ran out of time") from None
 
     async def Tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[pb.TokenizeRequest, pb.TokenizeResponse]
@@ -115,7 +122,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Let the threads end; call it when no call is in flight."""
         self._threads.shutdown()
 
-    async def _generate(self, parsed: ParsedRequest, *, deadline: float) -> AsyncGenerator[pb.GenerateResponse, None]:
+    async def _generate(
+        self, parsed: ParsedRequest, watch: RequestWatch, *, deadline: float
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
         async with asyncio.timeout_at(deadline):
             prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
         engine_request = self._request(parsed, prompt, images)
@@ -123,14 +132,29 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         replies = Replies(parsed.request_id, prompt)
         text = self._text_stream(parsed)
         async with Generation(
-            self._host, self._store, engine_request, images=images, salt=parsed.cache_salt
+            self._host,
+            self._store,
+            engine_request,
+            images=images,
+            salt=parsed.cache_salt,
+            gaps=self._metrics.inter_token_latency,
         ) as generation:
+            watch.admitted(prompt_tokens=len(prompt.token_ids), num_images=len(images))
             yield replies.prompt(cached_tokens=generation.num_cached_tokens)
             async for tokens in generation.tokens(deadline=deadline):
+                watch.first_token()
                 piece = text.feed(tokens)
                 for delta in replies.deltas(piece):
                     yield delta
                 if piece.finish_reason is not None:
+                    watch.finished(
+                        piece.finish_reason,
+                        generation.timings,
+                        prompt_tokens=len(prompt.token_ids),
+                        cached_tokens=generation.num_cached_tokens,
+                        images_not_encoded=generation.num_images_not_encoded,
+                        completion_tokens=replies.num_completion_tokens,
+                    )
                     yield replies.finish(
                         piece,
                         generation.timings,

@@ -58,6 +58,10 @@ class VisionClient:
         self._hedge_seconds = hedge_seconds
         self._retries = RetryBudget(now=time.monotonic())
         self._busy: dict[str, Counter[str]] = {}
+        self.bad_streams: Counter[str] = Counter()
+        """Streams of features that were refused, by reason."""
+        self.num_repeated = 0
+        """Encodings that were asked of another replica too."""
 
     @property
     def info(self) -> VisionInfo | None:
@@ -116,6 +120,8 @@ class VisionClient:
                 if not isinstance(error, UnavailableError | ResourceExhaustedError) and not is_bad_stream(error):
                     raise
                 failure = error
+                if is_bad_stream(error):
+                    self.bad_streams[error.reason] += 1
         raise self._refusal(failure)
 
     def _may_try(self, failure: DiptychError | None) -> bool:
@@ -126,7 +132,9 @@ class VisionClient:
         return self._may_repeat()
 
     def _may_repeat(self) -> bool:
-        return self._retries.take(now=time.monotonic())
+        may = self._retries.take(now=time.monotonic())
+        self.num_repeated += may
+        return may
 
     async def _choose(
         self, request: pb.EncodeRequest, spec: FeatureSpec, tried: Sequence[VisionReplica], failure: DiptychError | None

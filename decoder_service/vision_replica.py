@@ -19,10 +19,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
+from common.call import current_call, trace_metadata
 from common.channel_options import CLIENT_OPTIONS
 from common.errors import DiptychError, InternalError, UnavailableError
 from common.features import FeatureReceiver, FeatureSpec
 from common.remote_errors import from_rpc_error
+from common.tracing import SpanKind
 from common.wire_types import dtype_from_proto, preprocessing_from_proto
 from decoder_service.image_encoder import VisionInfo
 from diptych.v1 import vision_pb2 as pb
@@ -37,6 +39,7 @@ _READY_PROBE_SECONDS = 5.0
 
 
 _SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
+_ENCODE = f"{_SERVICE_NAME}/Encode"
 _HEALTH_PAUSE = 0.5
 """Seconds before a watch of its health that broke is begun again."""
 _MAX_CALLS = 64
@@ -173,7 +176,8 @@ class VisionReplica:
             self._left.set()
 
     async def _receive(self, request: pb.EncodeRequest, receiver: FeatureReceiver) -> None:
-        call = self._stub.Encode(request)
+        span = current_call().span.start(_ENCODE, kind=SpanKind.CLIENT)
+        call = self._stub.Encode(request, metadata=trace_metadata(span))
         try:
             async for message in call:
                 receiver.receive(message)
@@ -188,6 +192,7 @@ class VisionReplica:
         finally:
             # The server would go on encoding for a stream that is merely no longer read.
             call.cancel()
+            span.end(error=None if receiver.is_complete else "INCOMPLETE")
 
     def _count_bad_stream(self, error: DiptychError) -> None:
         self._bad_streams += 1

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from common import errors
-from common.interceptor import Context
+from common.call_observer import Context
 from common.server import GrpcServer
 from common.server_config import ServerConfig
 from diptych.v1 import generation_pb2 as pb

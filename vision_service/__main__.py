@@ -29,7 +29,7 @@ def main() -> None:
     parser = Parser(prog="vision_service", description="Encodes pictures into image features, over gRPC.")
     add_arguments(parser, VisionConfig)
     config = from_arguments(VisionConfig, parser.parse_args())
-    set_up_logging()
+    set_up_logging(config.logs)
     sys.exit(asyncio.run(serve(config)))
 
 

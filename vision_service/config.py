@@ -3,12 +3,14 @@
 Knows names, defaults and bounds. Does not know the model: what is bounded by it is checked when it is there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from common.logs import LogSettings
 from common.model_settings import ModelSettings
 from common.preprocessing import PreprocessingMode
 from common.server_config import ServerConfig
 from common.settings import setting
+from common.tracing import TracingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,3 +58,5 @@ class VisionConfig:
     decode: DecodeConfig
     batch: BatchConfig
     cache: CacheConfig
+    logs: LogSettings = field(default_factory=LogSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)

@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from prometheus_client import CollectorRegistry
 
 from common.access import AccessSettings, Gate
+from common.call_observer import Context
 from common.errors import DiptychError, PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
-from common.interceptor import Context
 from common.principal import charge_tokens, current_principal
 from common.server import GrpcServer
 from common.server_config import ServerConfig

@@ -10,8 +10,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
+from common.call_observer import Context
 from common.errors import InvalidArgumentError
-from common.interceptor import Context, ErrorInterceptor
+from common.interceptor import ErrorInterceptor
 from diptych.v1 import generation_pb2 as pb
 from tests.fake_generation import HIDDEN, NAME, FakeGeneration, running
 

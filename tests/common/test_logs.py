@@ -5,7 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.logs import set_up_logging
+from common.call import Call, handling
+from common.logs import LogFormat, LogSettings, set_up_logging
+from common.trace_context import TraceContext
+from common.tracing import Span
 
 
 class Terminal(io.StringIO):
@@ -35,7 +38,7 @@ def log_failure() -> None:
 
 def test_elsewhere_than_on_a_terminal_every_record_is_one_json_object() -> None:
     stream = io.StringIO()
-    set_up_logging(stream=stream)
+    set_up_logging(LogSettings(), stream=stream)
     logging.getLogger("part").info("done\nINFO forged", extra={"count": 3, "request_id": "a\x1b[2Jb"})
     log_failure()
     first, second = (json.loads(line) for line in stream.getvalue().splitlines())
@@ -48,7 +51,7 @@ def test_elsewhere_than_on_a_terminal_every_record_is_one_json_object() -> None:
 
 def test_on_a_terminal_no_value_can_fake_a_line_or_command_the_terminal() -> None:
     stream = Terminal()
-    set_up_logging(stream=stream)
+    set_up_logging(LogSettings(), stream=stream)
     logging.getLogger("part").info("done\nINFO forged", extra={"request_id": "a\x1b[2Jb\u2028c"})
     log_failure()
     lines = stream.getvalue().splitlines()
@@ -60,7 +63,7 @@ def test_on_a_terminal_no_value_can_fake_a_line_or_command_the_terminal() -> Non
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
 def test_long_values_are_cut(stream: io.StringIO) -> None:
-    set_up_logging(stream=stream)
+    set_up_logging(LogSettings(), stream=stream)
     logging.getLogger("part").info("x" * 10**6, extra={"request_id": "y" * 10**6})
     assert len(stream.getvalue()) < 3000
     assert "(1000000 characters)" in stream.getvalue()
@@ -68,7 +71,7 @@ def test_long_values_are_cut(stream: io.StringIO) -> None:
 
 def test_records_below_the_level_are_dropped() -> None:
     stream = io.StringIO()
-    set_up_logging("warning", stream=stream)
+    set_up_logging(LogSettings(log_level="warning"), stream=stream)
     logging.getLogger("part").info("quiet")
     logging.getLogger("part").warning("loud")
     assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["loud"]
@@ -76,7 +79,29 @@ def test_records_below_the_level_are_dropped() -> None:
 
 def test_what_libraries_tell_at_length_is_dropped() -> None:
     stream = io.StringIO()
-    set_up_logging("info", stream=stream)
+    set_up_logging(LogSettings(), stream=stream)
     logging.getLogger("mistral_common.tokens").info("adding special tokens")
     logging.getLogger("mistral_common.tokens").warning("a broken file")
     assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["a broken file"]
+
+
+def test_what_is_told_while_a_call_is_handled_names_request_and_trace() -> None:
+    stream = io.StringIO()
+    set_up_logging(LogSettings(), stream=stream)
+    call = Call(Span(TraceContext("ab" * 16, "cd" * 8, sampled=True)))
+    with handling(call):
+        logging.getLogger("part").info("before it has a name")
+        call.request_id = "r1"
+        logging.getLogger("part").info("with a name", extra={"count": 1})
+    logging.getLogger("part").info("afterwards")
+    first, second, third = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (first.get("request_id"), first["trace_id"]) == (None, "ab" * 16)
+    assert (second["request_id"], second["trace_id"], second["count"]) == ("r1", "ab" * 16, 1)
+    assert not {"request_id", "trace_id"} & third.keys()
+
+
+def test_the_format_can_be_chosen() -> None:
+    stream = Terminal()
+    set_up_logging(LogSettings(log_format=LogFormat.JSON), stream=stream)
+    logging.getLogger("part").info("told")
+    assert json.loads(stream.getvalue())["message"] == "told"

@@ -192,14 +192,14 @@ def test_generic_client_finds_the_service_by_reflection(client: DiptychClient, d
 
 def test_long_generations_outgrow_the_cache_and_still_agree(client: DiptychClient, decoder: Service) -> None:
     """256 blocks of 16 tokens hold six of these eight requests: the others are preempted and come back."""
-    before = decoder.metric("diptych_preemptions_total")
+    before = decoder.metric("diptych_num_preemptions_total")
     options: GenerateOptions = {"max_tokens": 600, "ignore_eos": True}
     asked = [(question(task, 5)[0], options) for task in QUESTIONS]
     alone = [_complete(client, prompt, options) for prompt, options in asked]
     with ThreadPoolExecutor(max_workers=8) as threads:
         together = list(threads.map(lambda each: _complete(client, *each), asked * 2))
     assert [each.token_ids for each in together] == [each.token_ids for each in alone] * 2
-    assert decoder.metric("diptych_preemptions_total") > before
+    assert decoder.metric("diptych_num_preemptions_total") > before
 
 
 def test_first_token_comes_while_the_rest_is_generated(client: DiptychClient) -> None:

@@ -1,0 +1,58 @@
+"""The call that is being handled: what logs, exemplars and traces say of it.
+
+Knows a trace and a name. Does not know what is called, or who calls (see `principal`). It is there for whatever
+runs in the handler's task and in the tasks begun there.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+from common.trace_context import HEADER
+from common.tracing import Span
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, from its first byte to its last."""
+
+    span: Span
+    request_id: str = ""
+    """Name of the generation request, once it is known."""
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that the call belongs to; empty without."""
+        return self.span.context.trace_id if self.span.context else ""
+
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """What a metric may point to: a trace that somebody keeps."""
+        context = self.span.context
+        return {"trace_id": context.trace_id} if context is not None and context.sampled else None
+
+
+_NO_CALL: Final = Call(Span(None))
+_call: ContextVar[Call] = ContextVar("call", default=_NO_CALL)
+
+
+def current_call() -> Call:
+    """The call of this task; outside of a call one without a name or a trace."""
+    return _call.get()
+
+
+def trace_metadata(span: Span) -> tuple[tuple[str, str], ...]:
+    """The gRPC metadata that makes a call part of a span's trace."""
+    return () if span.context is None else ((HEADER, str(span.context)),)
+
+
+@contextmanager
+def handling(call: Call) -> Iterator[None]:
+    """Make a call the current one while inside."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)

@@ -1,0 +1,65 @@
+"""Counts and traces the calls of a server, and makes each the current one while it is handled.
+
+Knows methods, metadata and statuses. Does not know what a method does or how its errors become statuses (see
+`interceptor`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from common.call import Call, handling
+from common.call_metrics import CallMetrics
+from common.trace_context import HEADER, parse_traceparent
+from common.tracing import Span, SpanKind, Tracer
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_PROBES = frozenset({"GetLoad", "GetModelInfo", "Check", "Watch", "ServerReflectionInfo"})
+"""Methods that are asked every second, and begin no trace."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a call ends."""
+
+    code: grpc.StatusCode = grpc.StatusCode.OK
+
+
+class CallObserver:
+    """Looks at every call of a server."""
+
+    def __init__(self, registry: CollectorRegistry, tracer: Tracer) -> None:
+        self._metrics = CallMetrics(registry)
+        self._tracer = tracer
+
+    @contextmanager
+    def observed(self, path: str, context: Context) -> Iterator[Outcome]:
+        """Observe the call of `/service/method` while inside; whoever handles it says how it ends."""
+        metrics = self._metrics.of(path)
+        metrics.start()
+        span = self._span(path, context)
+        outcome = Outcome()
+        try:
+            with handling(Call(span)):
+                yield outcome
+        finally:
+            metrics.end(outcome.code)
+            span.set({"rpc.response.status_code": outcome.code.name})
+            span.end(error=None if outcome.code is grpc.StatusCode.OK else outcome.code.name)
+
+    def _span(self, path: str, context: Context) -> Span:
+        """The span of a call, in the trace that it came with."""
+        _, service, method = path.split("/")
+        # The last of several, as with any repeated header.
+        found = dict(context.invocation_metadata() or ()).get(HEADER)
+        parent = parse_traceparent(found) if isinstance(found, str) else None
+        if parent is None and method in _PROBES:
+            return Span(None)
+        span = self._tracer.start(path[1:], parent=parent, kind=SpanKind.SERVER)
+        span.set({"rpc.system.name": "grpc", "rpc.service": service, "rpc.method": method})
+        return span

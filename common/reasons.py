@@ -1,0 +1,32 @@
+"""Counts errors by reason.
+
+Knows that reasons are few: those of our own errors, some of which come from another service. Whoever sends others
+cannot make a new series with each of them.
+"""
+
+import re
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter
+
+OTHER: Final = "OTHER"
+_MAX_REASONS: Final = 64
+_REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
+
+
+class ReasonCounter:
+    """A counter with the label `reason`."""
+
+    def __init__(self, name: str, help_: str, *, registry: CollectorRegistry) -> None:
+        self._counter = Counter(name, help_, ["reason"], registry=registry)
+        self._by_reason: dict[str, Counter] = {}
+
+    def count(self, reason: str) -> None:
+        """Count one; the reasons beyond a number, and what is no reason, count as OTHER."""
+        if reason not in self._by_reason and (
+            len(self._by_reason) >= _MAX_REASONS or _REASON.fullmatch(reason) is None
+        ):
+            reason = OTHER
+        if reason not in self._by_reason:
+            self._by_reason[reason] = self._counter.labels(reason)
+        self._by_reason[reason].inc()
