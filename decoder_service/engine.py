@@ -148,6 +148,7 @@ class Engine:
         """How full the engine is and what it has done."""
         return EngineStats(
             num_waiting=self._scheduler.num_waiting,
+            waiting_by_reason=self._scheduler.waiting_by_reason,
             num_running=self._scheduler.num_running,
             num_free_blocks=self._blocks.num_free_blocks,
             num_blocks=self._blocks.num_blocks,
@@ -168,10 +169,7 @@ class Engine:
         return self._num_batched_tokens
 
     def count_owned_blocks(self) -> int:
-        """KV blocks in the tables of the requests, counted by these and not by the books of the free ones.
-
-        Together with the free ones they are all that there are; else a block is lost. Call between steps.
-        """
+        """KV blocks in the tables of the requests; with the free ones all there are. Call between steps."""
         return len({block_id for request in self._requests.values() for block_id in request.block_table})
 
     def check_integrity(self) -> None:

@@ -3,6 +3,7 @@
 A plain record between the engine and whoever looks at it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -11,6 +12,8 @@ class EngineStats:
     """Gauges and counters, as of the last step."""
 
     num_waiting: int
+    waiting_by_reason: Mapping[str, int]
+    """The same, by what they wait for."""
     num_running: int
     num_free_blocks: int
     num_blocks: int

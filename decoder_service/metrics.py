@@ -41,11 +41,13 @@ class EngineCollector(Collector):
         self._store = store
         self._encoders = encoders
         self._block_size = block_size
+        self._last = host.stats
 
     def collect(self) -> Iterator[Metric]:
         """Read everything once."""
         between_steps = self._host.count_owned_blocks(patience=_PATIENCE)
-        stats, num_owned = between_steps or (self._host.stats, None)
+        stats, num_owned = between_steps or (self._last, None)
+        self._last = stats
         yield from _request_metrics(stats)
         yield from _block_metrics(stats, num_owned, self._block_size)
         yield from _prefix_cache_metrics(stats)
@@ -55,6 +57,12 @@ class EngineCollector(Collector):
 
 def _request_metrics(stats: EngineStats) -> Iterator[Metric]:
     yield GaugeMetricFamily("diptych_num_requests_waiting", "Requests without KV blocks.", stats.num_waiting)
+    by_reason = GaugeMetricFamily(
+        "diptych_num_requests_waiting_by_reason", "The same, by what they wait for.", labels=["reason"]
+    )
+    for reason, count in stats.waiting_by_reason.items():
+        by_reason.add_metric([reason], count)
+    yield by_reason
     yield GaugeMetricFamily("diptych_num_requests_running", "Requests with KV blocks.", stats.num_running)
     yield CounterMetricFamily("diptych_num_preemptions", "Requests sent back to wait.", stats.num_preemptions)
     yield CounterMetricFamily("diptych_engine_steps", "Forward passes.", stats.num_steps)

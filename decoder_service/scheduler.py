@@ -51,6 +51,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def waiting_by_reason(self) -> dict[str, int]:
+        """How many of them wait for what."""
+        return self._waiting.by_reason
+
+    @property
     def num_running(self) -> int:
         """Requests that own blocks."""
         return len(self._running)

@@ -43,6 +43,12 @@ class WaitingRequests:
         yield from (request for request in self._changed if not request.is_paused)
 
     @property
+    def by_reason(self) -> dict[str, int]:
+        """How many wait for what; all of them together are `len`."""
+        images, paused = len(self._awaiting_features), len(self._paused)
+        return {"images": images, "reader": paused, "capacity": len(self) - images - paused}
+
+    @property
     def has_changed(self) -> bool:
         """Whether `take_changed` would give any."""
         return bool(self._changed)
