@@ -94,7 +94,7 @@ def load_part(service: str, directory: Path, dtype: torch.dtype) -> dict[str, in
         kept: object = (
             EncoderRunner.load(checkpoint, PREPROCESSING, device=CPU, dtype=dtype)
             if service == "vision"
-            else (DecoderModel(checkpoint, device=CPU, dtype=dtype), checkpoint.digest(Part.VISION))
+            else (DecoderModel.load(checkpoint, device=CPU, dtype=dtype), checkpoint.digest(Part.VISION))
         )
         samples.append(resident("RssAnon"))
     stored = [entry.stored for part in parts for entry in checkpoint.entries(part)]

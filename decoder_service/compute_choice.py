@@ -4,6 +4,7 @@ Knows every implementation of `Compute` and what each asks for. Says in the log 
 """
 
 import logging
+from importlib.util import find_spec
 
 from decoder_service.compute import Compute, TorchCompute
 from decoder_service.decoder_model import DecoderModel
@@ -13,8 +14,30 @@ from decoder_service.tiled_compute import TiledCompute
 _log = logging.getLogger(__name__)
 
 
-def choose_compute(model: DecoderModel, kv_cache: KVCache, *, deterministic: bool) -> Compute:
+def choose_compute(
+    model: DecoderModel, kv_cache: KVCache, *, deterministic: bool, max_num_requests: int, max_model_len: int
+) -> Compute:
     """What a service with these settings runs with."""
-    compute = TiledCompute(model, kv_cache) if deterministic else TorchCompute(model, kv_cache)
+    compute: Compute
+    if deterministic:
+        compute = TiledCompute(model, kv_cache)
+    elif model.device.type == "cuda" and find_spec("triton") is not None:
+        compute = _cuda_compute(model, kv_cache, max_num_requests=max_num_requests, max_model_len=max_model_len)
+    else:
+        compute = TorchCompute(model, kv_cache)
     _log.info("compute", extra={"implementation": type(compute).__name__, "deterministic": deterministic})
     return compute
+
+
+def _cuda_compute(model: DecoderModel, kv_cache: KVCache, *, max_num_requests: int, max_model_len: int) -> Compute:
+    # Imported here: triton comes only with torch's CUDA builds, and takes its time.
+    from common.graph_recorder import CudaGraphRecorder
+    from decoder_service.cuda.compute import CudaCompute
+
+    return CudaCompute(
+        model,
+        kv_cache,
+        recorder=CudaGraphRecorder(),
+        max_num_requests=max_num_requests,
+        max_model_len=max_model_len,
+    )

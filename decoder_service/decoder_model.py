@@ -3,26 +3,36 @@
 Knows which modules there are and that a checkpoint fills them. Does not know how they are computed with.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from common.checkpoint import Checkpoint
 from common.checkpoint_layout import Part
-from common.model_config import PixtralConfig
+from common.model_config import MistralConfig, PixtralConfig
 from decoder_service.model import MistralForCausalLM
 from decoder_service.projector import Projector
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderModel:
     """The decoder's weights, with the projector's if the model takes images."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+    config: MistralConfig
+    device: torch.device
+    dtype: torch.dtype
+    decoder: MistralForCausalLM
+    projector: Projector | None
+
+    @staticmethod
+    def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> "DecoderModel":
         """Load the weights. Raises CheckpointError."""
-        self.config = checkpoint.text_config
-        self.device = device
-        self.dtype = dtype
         with torch.device("meta"):
-            self.decoder = MistralForCausalLM(self.config)
-            self.projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
-        checkpoint.load(Part.DECODER, self.decoder, device=device, dtype=dtype)
-        if self.projector is not None:
-            checkpoint.load(Part.PROJECTOR, self.projector, device=device, dtype=dtype)
+            decoder = MistralForCausalLM(checkpoint.text_config)
+            projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
+        checkpoint.load(Part.DECODER, decoder, device=device, dtype=dtype)
+        if projector is not None:
+            checkpoint.load(Part.PROJECTOR, projector, device=device, dtype=dtype)
+        return DecoderModel(
+            config=checkpoint.text_config, device=device, dtype=dtype, decoder=decoder, projector=projector
+        )

@@ -37,7 +37,7 @@ def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig
 def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig) -> Engine:
     """Load the weights, take memory for the KV cache, and warm up. Raises CheckpointError."""
     engine, kv_params = config.engine, run_config.kv_params
-    model = DecoderModel(checkpoint, device=run_config.device, dtype=run_config.dtype)
+    model = DecoderModel.load(checkpoint, device=run_config.device, dtype=run_config.dtype)
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
         memory_fraction=engine.memory_fraction,
@@ -62,7 +62,13 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
             "dtype": str(kv_params.dtype).removeprefix("torch."),
         },
     )
-    compute = choose_compute(model, kv_cache, deterministic=config.model.deterministic)
+    compute = choose_compute(
+        model,
+        kv_cache,
+        deterministic=config.model.deterministic,
+        max_num_requests=engine.max_num_requests,
+        max_model_len=run_config.max_seq_len,
+    )
     runner = DecoderRunner(model, kv_cache, compute)
     runner.warm_up()
     scheduler = SchedulerConfig(

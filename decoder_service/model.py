@@ -65,6 +65,11 @@ class MistralForCausalLM(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
+    @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers, in order."""
+        return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
+
     def forward(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden rows [num_tokens, hidden_size] before the final norm; see `logits`."""
         hidden: Tensor = self.model(embeds, positions, attend)

@@ -53,6 +53,7 @@ TENSOR_FILES = (
     "common.rope",
     "common.aligned_attention",
     "common.attention",
+    "common.graph_recorder",
     "common.checkpoint",
     "vision_service.encoder",
     "vision_service.runner",
@@ -68,6 +69,8 @@ TENSOR_FILES = (
     "decoder_service.logits_processors",
     "decoder_service.likelihood",
     "decoder_service.runner",
+    "decoder_service.cuda.compute",
+    "decoder_service.cuda.decode_graphs",
 )
 FORBIDDEN_EVERYWHERE = {"pickle", "dill", "marshal", "cloudpickle", "shelve"}
 

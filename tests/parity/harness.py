@@ -58,7 +58,7 @@ class Harness:
         new_tokens: int = NEW_TOKENS,
     ) -> None:
         self.checkpoint = open_checkpoint(directory)
-        model = DecoderModel(self.checkpoint, device=CPU, dtype=torch.float32)
+        model = DecoderModel.load(self.checkpoint, device=CPU, dtype=torch.float32)
         cache = KVCache(model.config, num_blocks=num_blocks, block_size=block_size, device=CPU, dtype=torch.float32)
         self.runner = RecordingRunner(model, cache, make_compute(model, cache))
         config = SchedulerConfig(max_num_batched_tokens=token_budget, max_num_requests=6, max_model_len=1024)

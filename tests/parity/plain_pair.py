@@ -34,7 +34,7 @@ class PlainPair:
 
     def __init__(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
         checkpoint = open_checkpoint(directory)
-        self.model = DecoderModel(checkpoint, device=CPU, dtype=dtype)
+        self.model = DecoderModel.load(checkpoint, device=CPU, dtype=dtype)
         self._dtype = dtype
         self.preprocessing: Preprocessing | None = None
         if isinstance(checkpoint.config, PixtralConfig):

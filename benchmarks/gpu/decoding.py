@@ -1,0 +1,65 @@
+"""Cases G1, G2 and G5: decode steps by batch, and prompts, against the measured limits."""
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.clock import seconds
+from benchmarks.gpu.models import forward_batch, greedy_step, key_value_bytes, kv_cache_for, weight_bytes
+from common.graph_recorder import CudaGraphRecorder
+from decoder_service.cuda.compute import CudaCompute
+from decoder_service.decoder_model import DecoderModel
+
+CONTEXT = 1024
+
+
+@torch.inference_mode()
+def decode_rows(model: DecoderModel, ceilings: Ceilings, batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
+    """A row per batch size: time of a step with and without recorded passes, and the share of the bytes' limit."""
+    cache = kv_cache_for(model, max(batches) * CONTEXT)
+    recorded, plain = (
+        CudaCompute(
+            model,
+            cache,
+            recorder=recorder,
+            max_num_requests=max(batches),
+            max_model_len=4 * CONTEXT,
+        )
+        for recorder in (CudaGraphRecorder(), None)
+    )
+    for batch in batches:
+        forward = forward_batch([1] * batch, [CONTEXT] * batch, model.device)
+        num_bytes = weight_bytes(model.config, model.dtype)
+        num_bytes += key_value_bytes(model.config, batch * CONTEXT, model.dtype)
+        step = seconds(lambda forward=forward: greedy_step(recorded, forward))  # type: ignore[misc]
+        unrecorded = seconds(lambda forward=forward: greedy_step(plain, forward))  # type: ignore[misc]
+        yield {
+            "case": f"decode {batch} x {CONTEXT}",
+            "ms": step * 1e3,
+            "ms without graphs": unrecorded * 1e3,
+            "tokens/s": batch / step,
+            "share of limit": num_bytes / ceilings.memory_bytes / step,
+        }
+
+
+@torch.inference_mode()
+def prefill_rows(model: DecoderModel, ceilings: Ceilings, lengths: tuple[int, ...]) -> Iterator[dict[str, object]]:
+    """A row per prompt length: operations a second of the layers against the measured rate of products."""
+    config = model.config
+    compute = CudaCompute(
+        model, kv_cache_for(model, max(lengths)), recorder=None, max_num_requests=1, max_model_len=max(lengths)
+    )
+    layer_weights = weight_bytes(config, model.dtype) // model.dtype.itemsize - config.vocab_size * config.hidden_size
+    for length in lengths:
+        forward = forward_batch([length], [length], model.device)
+        time = seconds(lambda forward=forward: greedy_step(compute, forward), repeats=7)  # type: ignore[misc]
+        attention = 2 * length**2 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+        flops = 2 * layer_weights * length + attention
+        yield {
+            "case": f"prefill {length}",
+            "ms": time * 1e3,
+            "tokens/s": length / time,
+            "TFLOP/s": flops / time / 1e12,
+            "share of limit": flops / time / ceilings.flops,
+        }

@@ -1,0 +1,44 @@
+"""Records work on the device once, so that it can be run again at the cost of one launch.
+
+Knows CUDA graphs. Does not know what is recorded. What is recorded reads and writes the same memory at every run: the
+caller keeps the tensors that go in and come out, and fills the ones before it runs the others.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+Run = Callable[[], None]
+"""Does the recorded work on what is in its tensors now."""
+
+
+class GraphRecorder(Protocol):
+    """Turns work with fixed tensors into something that is run again."""
+
+    def record(self, work: Run) -> Run:
+        """Record `work`, which must not wait for the device, and return what does it again."""
+        ...
+
+
+class CudaGraphRecorder:
+    """Records CUDA graphs that share one pool of memory: no two of them run at the same time.
+
+    Record the one that needs most memory first, and the others will fit into what it took.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Run) -> Run:
+        """See `GraphRecorder`. Raises torch.AcceleratorError or torch.OutOfMemoryError where it cannot be recorded."""
+        # Kernels are compiled and libraries set up at their first use, which cannot be recorded.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+        return graph.replay

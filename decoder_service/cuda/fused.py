@@ -1,0 +1,146 @@
+"""The small steps between a layer's products, each one Triton kernel instead of several of torch's.
+
+Knows tensors. Does not know weights' names, requests or graphs. Arithmetic is in fp32 and rounded once, at the end; the
+norm rounds before its weight too, as the reference does.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float) -> Tensor:
+    """Root-mean-square norm of the rows of x + delta, [num_tokens, hidden_size] all; x becomes the sum."""
+    out = torch.empty_like(x)
+    width = x.shape[-1]
+    _add_rms_norm[(len(x),)](
+        x,
+        x if delta is None else delta,
+        weight,
+        out,
+        eps,
+        WIDTH=width,
+        BLOCK=triton.next_power_of_2(width),
+        ADDS=delta is not None,
+        num_warps=8 if width > 2048 else 4,
+    )
+    return out
+
+
+def silu_and_multiply(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` for gate_up [num_tokens, 2 * width], whose rows hold the gate first: [num_tokens, width]."""
+    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty((num_tokens, width))
+    _silu_and_multiply[(num_tokens, triton.cdiv(width, 1024))](gate_up, out, WIDTH=width, BLOCK=1024, num_warps=4)
+    return out
+
+
+def rotate_and_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slot_mapping: Tensor,
+    key_blocks: Tensor,
+    value_blocks: Tensor,
+    *,
+    num_heads: int,
+) -> Tensor:
+    """Rotate queries in place, and put rotated keys and the values into their slots.
+
+    Takes qkv [num_tokens, (num_heads + 2 * num_key_value_heads) * head_dim]; cos and sin fp32
+    [num_tokens, head_dim / 2]; slot_mapping [num_tokens], where a negative slot stores nothing; key_blocks and
+    value_blocks [num_blocks, block_size, num_key_value_heads, head_dim]. Returns the queries, a view
+    [num_tokens, num_heads, head_dim] of qkv.
+    """
+    num_kv_heads, head_dim = key_blocks.shape[2:]
+    _rotate_and_store[(len(qkv), num_heads + 2 * num_kv_heads)](
+        qkv,
+        cos,
+        sin,
+        slot_mapping,
+        key_blocks,
+        value_blocks,
+        qkv.stride(0),
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        HALF=head_dim // 2,
+        BLOCK=triton.next_power_of_2(head_dim // 2),
+        num_warps=1,
+    )
+    query: Tensor = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
+    return query
+
+
+@triton.jit
+def _add_rms_norm(
+    x: tl.tensor,
+    delta: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADDS: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64) * WIDTH
+    columns = tl.arange(0, BLOCK)
+    is_in = columns < WIDTH
+    value = tl.load(x + row + columns, mask=is_in, other=0.0)
+    if ADDS:
+        value = value + tl.load(delta + row + columns, mask=is_in, other=0.0)
+        tl.store(x + row + columns, value, mask=is_in)
+    wide = value.to(tl.float32)
+    wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps)
+    scaled = wide.to(value.dtype) * tl.load(weight + columns, mask=is_in, other=0.0)
+    tl.store(out + row + columns, scaled, mask=is_in)
+
+
+@triton.jit
+def _silu_and_multiply(gate_up: tl.tensor, out: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_in = columns < WIDTH
+    gate = tl.load(gate_up + row * 2 * WIDTH + columns, mask=is_in, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + columns, mask=is_in, other=0.0).to(tl.float32)
+    tl.store(out + row * WIDTH + columns, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def _rotate_and_store(
+    qkv: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    slot_mapping: tl.tensor,
+    key_blocks: tl.tensor,
+    value_blocks: tl.tensor,
+    row_stride: tl.tensor,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One head of one token; heads are in the order queries, keys, values."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    dims = tl.arange(0, BLOCK)
+    is_dim = dims < HALF
+    at = qkv + token * row_stride + head * 2 * HALF + dims
+    first = tl.load(at, mask=is_dim, other=0.0)
+    second = tl.load(at + HALF, mask=is_dim, other=0.0)
+    if head < NUM_HEADS + NUM_KV_HEADS:
+        c = tl.load(cos + token * HALF + dims, mask=is_dim, other=0.0)
+        s = tl.load(sin + token * HALF + dims, mask=is_dim, other=0.0)
+        x, y = first.to(tl.float32), second.to(tl.float32)
+        first = (x * c - y * s).to(first.dtype)
+        second = (y * c + x * s).to(second.dtype)
+    slot = tl.load(slot_mapping + token).to(tl.int64)
+    if head < NUM_HEADS:
+        tl.store(at, first, mask=is_dim)
+        tl.store(at + HALF, second, mask=is_dim)
+    elif slot >= 0:
+        if head < NUM_HEADS + NUM_KV_HEADS:
+            to = key_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS) * 2 * HALF + dims
+        else:
+            to = value_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS - NUM_KV_HEADS) * 2 * HALF + dims
+        tl.store(to, first, mask=is_dim)
+        tl.store(to + HALF, second, mask=is_dim)
