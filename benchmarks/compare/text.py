@@ -57,6 +57,7 @@ def run_text_cases(
                     failed = _check(case, engines)
                     alive = [engine for engine in engines if engine.peer.name not in failed]
                     _measure(case, alive, rounds)
+                sys.stderr.write(f"{case.name} is measured\n")
                 results.append(_result(case, alive, limits, len(cores), not_run | failed))
     return results
 
