@@ -13,6 +13,7 @@ from common.settings import Parser, add_arguments
 _COMMANDS = {
     "compare": ("benchmarks.compare.command", "CompareConfig", "ourselves and every installed peer in turns"),
     "load": ("benchmarks.load.command", "LoadConfig", "a load on the running pair, with latencies and goodput"),
+    "service": ("benchmarks.service.command", "ServiceConfig", "what the services cost, and what pictures do to text"),
     "components": ("benchmarks.components.command", "ComponentsConfig", "what every part costs by itself"),
 }
 _PROGRAMS = {

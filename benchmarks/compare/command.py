@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.compare.cases import SMOKE_CASES, TEXT_CASES, TextCase
+from benchmarks.compare.picture_cases import PictureCase, picture_cases
+from benchmarks.compare.pictures import run_picture_cases
 from benchmarks.compare.results import CaseResult, table
 from benchmarks.compare.text import run_text_cases
 from benchmarks.exclusive import exclusive
@@ -19,6 +22,9 @@ from benchmarks.report import save
 from common.settings import from_arguments, setting
 
 PEERS_FOLDER = Path("build/peers")
+PICTURES_FOLDER = Path("build/benchmarks/pictures")
+
+Case = TypeVar("Case", TextCase, PictureCase)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +50,19 @@ def run(options: argparse.Namespace) -> int:
     def quietly() -> AbstractContextManager[None]:
         return exclusive([Path(lock) for lock in config.lock])
 
+    cores = [int(core) for core in config.cores.split(",")]
     results = run_text_cases(
-        chosen(config.cases),
+        chosen(TEXT_CASES + SMOKE_CASES, config.cases),
         peers,
         folder=config.peers,
-        cores=[int(core) for core in config.cores.split(",")],
+        cores=cores,
+        rounds=config.rounds,
+        quietly=quietly,
+    )
+    results += run_picture_cases(
+        chosen(picture_cases(PICTURES_FOLDER), config.cases),
+        folder=config.peers,
+        cores=cores,
         rounds=config.rounds,
         quietly=quietly,
     )
@@ -58,11 +72,11 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(_broken(result) for result in results) else 0
 
 
-def chosen(beginnings: Sequence[str]) -> list[TextCase]:
-    """The cases whose names begin so."""
+def chosen(cases: Sequence[Case], beginnings: Sequence[str]) -> list[Case]:
+    """The cases whose names begin so; without a wish all but those that are there to be quick."""
     if not beginnings:
-        return list(TEXT_CASES)
-    return [case for case in (*TEXT_CASES, *SMOKE_CASES) if case.name.startswith(tuple(beginnings))]
+        return [case for case in cases if case not in SMOKE_CASES]
+    return [case for case in cases if case.name.startswith(tuple(beginnings))]
 
 
 def _broken(result: CaseResult) -> bool:

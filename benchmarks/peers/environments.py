@@ -66,3 +66,5 @@ TEXT_PEERS = (
     Peer(name="max", module="benchmarks.peers.max", folder="max", wants_llama=True),
 )
 CEILINGS = Peer(name="ceilings", module="benchmarks.ceilings")
+OURS_VISION = Peer(name="diptych", module="benchmarks.peers.ours_vision")
+VISION_PEER = Peer(name="transformers", module="benchmarks.peers.transformers_vision", folder="transformers")

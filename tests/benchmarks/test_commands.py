@@ -1,14 +1,21 @@
 """Every command runs at a tiny size, without peers, and says what it found. No figure is judged here."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.checkpoints import checkpoint
+from benchmarks.load.pair import running_pair
+from benchmarks.load.prompts import PromptMaker
+from benchmarks.service.pictures import PictureLoads
+from common.client import AsyncDiptychClient
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,10 +42,10 @@ def results(path: Path) -> Any:  # noqa: ANN401 - what JSON may be
 
 def test_compare_runs_ourselves_and_names_the_peers_that_are_not_there(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    text = run("compare", "--cases", "smoke", "--peers", str(tmp_path), "--rounds", "1", "--json", str(file))
+    text = run("compare", "--cases", "smoke, 2", "--peers", str(tmp_path), "--rounds", "1", "--json", str(file))
     assert "Not run: vllm (not installed)." in text
     found = results(file)
-    assert [len(case["engines"]) for case in found] == [1, 1]
+    assert [len(case["engines"]) for case in found] == [1]
     assert all(case["engines"][0]["rate"]["median"] > 0 for case in found)
 
 
@@ -61,31 +68,49 @@ def test_components_measures_every_part(tmp_path: Path) -> None:
     assert all(each["value"]["median"] > 0 for each in found)
 
 
-def test_load_starts_a_pair_and_counts_what_it_answered(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running pair."""
+    log = tmp_path_factory.mktemp("pair") / "log"
+    with running_pair(checkpoint("smoke-pixtral"), cores=sorted(os.sched_getaffinity(0)), log=log) as pair:
+        assert pair.processor_seconds() > 0
+        yield pair.address
+
+
+def test_load_counts_what_a_pair_answered(address: str, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     text = run(
-        "load",
-        *("--model", "smoke-pixtral", "--requests", "6", "--warm-up", "1", "--concurrency", "2", "--json", str(file)),
-        *(
-            "--images",
-            "1",
-            "--image-sizes",
-            "32x32",
-            "--text-tokens",
-            "5",
-            "--output-tokens",
-            "3",
-            "--slo-ttft",
-            "60000",
-        ),
+        *("load", "--address", address, "--requests", "6", "--warm-up", "1", "--concurrency", "2"),
+        *("--images", "1", "--image-sizes", "32x32", "--text-tokens", "5", "--output-tokens", "3"),
+        *("--slo-ttft", "60000", "--json", str(file), "--plots", str(tmp_path)),
     )
     assert "6 requests in" in text
+    assert (tmp_path / "latencies.png").read_bytes().startswith(b"\x89PNG")
     found = results(file)
     assert found["figures"]["num_failed"] == 0
     assert found["figures"]["goodput"] == pytest.approx(found["figures"]["request_throughput"])
     for record in found["records"]:
         # 5 tokens of text behind the begin token, and 2 x 2 patches, a break and an end.
         assert (record["prompt_tokens"], record["output_tokens"], record["num_images"]) == (1 + 6 + 5, 3, 1)
+
+
+async def test_pictures_are_loaded_openly_and_beside_text(address: str) -> None:
+    async with AsyncDiptychClient(address) as client:
+        loads = PictureLoads(client, PromptMaker(client, await client.get_model_info(timeout=10)))
+        (found,) = await loads.open_loops([0.8], count=4)
+        interference = await loads.interference(streams=2, count=4, pictures_per_second=50)
+    assert (found.figures.num_completed, found.figures.num_failed) == (4, 0)
+    assert found.slo.ttft
+    assert interference.pictures.num_completed > 0
+    assert interference.alone.itl.percentiles[99] > 0
+
+
+def test_service_compares_itself_with_the_engine_alone(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    assert "C10 at 2" in run("service", "--quick", "--cases", "C10", "--rounds", "1", "--json", str(file))
+    one, two = results(file)["C10"]
+    assert one["rate_ratio"] == pytest.approx(one["service_rate"] / one["in_process_rate"])
+    assert two["added_ttft_ms"] is None
 
 
 def test_a_wrong_setting_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,5 +124,5 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for command in ("compare", "load", "components", "memory", "replicas"):
+    for command in ("compare", "load", "service", "components", "memory", "replicas"):
         assert command in text

@@ -1,0 +1,138 @@
+"""Runs the picture cases: ours and each peer's operation in turns, on the same pictures and cores.
+
+Knows rounds and what is kept equal. Does not know engines (see `benchmarks.peers`) or tables.
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import checkpoints
+from benchmarks.compare.agreement import agreement
+from benchmarks.compare.picture_cases import PictureCase, encode_flops
+from benchmarks.compare.results import CaseResult, EngineResult
+from benchmarks.compare.text import Quietly
+from benchmarks.peers.environments import CEILINGS, OURS_VISION, VISION_PEER
+from benchmarks.peers.protocol import Worker
+from benchmarks.statistics import Spread, percentile
+from common.model_config import PixtralConfig
+
+_TOLERANCE = 1e-3
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One row of the table: an engine's operation."""
+
+    name: str
+    worker: Worker
+    op: str
+    check: list[Any] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+
+
+def run_picture_cases(
+    cases: Sequence[PictureCase], *, folder: Path, cores: Sequence[int], rounds: int, quietly: Quietly
+) -> list[CaseResult]:
+    """All cases on these cores, measured inside `quietly`."""
+    results: list[CaseResult] = []
+    if not cases:
+        return results
+    with ExitStack() as stack:
+        ceilings = stack.enter_context(CEILINGS.start(folder, cores))
+        ours = stack.enter_context(OURS_VISION.start(folder, cores))
+        workers = {"diptych": ours}
+        if VISION_PEER.python(folder) is not None:
+            workers["transformers"] = stack.enter_context(VISION_PEER.start(folder, cores))
+        directory = str(checkpoints.checkpoint(cases[0].model))
+        versions = {
+            name: worker.ask("load", model=directory, max_requests=8, max_tokens=1280)["version"]
+            for name, worker in workers.items()
+        }
+        for case in cases:
+            entries = _entries(case, workers)
+            with quietly():
+                ceiling = ceilings.ask("measure")
+                for entry in entries:
+                    entry.check = entry.worker.ask(entry.op, **_arguments(case, 1))["check"]
+                _measure(case, entries, rounds)
+                limit = _limit(case, ours, ceiling)
+            sys.stderr.write(f"{case.name} is measured\n")
+            results.append(_result(case, entries, versions, limit, len(cores)))
+    return results
+
+
+def _entries(case: PictureCase, workers: Mapping[str, Worker]) -> list[_Entry]:
+    entries = [_Entry("diptych", workers["diptych"], case.op)]
+    if "transformers" in workers:
+        entries += [_Entry(name, workers["transformers"], op) for name, op in case.peer_ops.items()]
+    return entries
+
+
+def _arguments(case: PictureCase, seed: int) -> dict[str, Any]:
+    """A seed for what draws its pictures; a file is always the same."""
+    return dict(case.arguments) if "path" in case.arguments else {**case.arguments, "seed": seed}
+
+
+def _measure(case: PictureCase, entries: Sequence[_Entry], rounds: int) -> None:
+    for number in range(rounds):
+        first = number % len(entries)
+        for entry in (*entries[first:], *entries[:first]):
+            before = entry.worker.processor_seconds()
+            seconds = entry.worker.ask(entry.op, **_arguments(case, 100 + number))["seconds"]
+            entry.rates.append(case.num_items / seconds)
+            entry.costs.append((entry.worker.processor_seconds() - before) * 1000 / case.num_items)
+
+
+def _limit(case: PictureCase, ours: Worker, ceiling: Mapping[str, float]) -> float | None:
+    """Items a second at the limit."""
+    if case.limit_op is not None:
+        fastest = min(ours.ask(case.limit_op, **case.arguments)["seconds"] for _ in range(5))
+        return case.num_items / float(fastest)
+    config = checkpoints.MODELS[case.model]
+    if case.op != "encode" or not isinstance(config, PixtralConfig):
+        return None
+    return case.num_items * ceiling["flops"] / encode_flops(config, case.arguments["sizes"])
+
+
+def _result(
+    case: PictureCase, entries: Sequence[_Entry], versions: Mapping[str, str], limit: float | None, num_cores: int
+) -> CaseResult:
+    ours = entries[0]
+    return CaseResult(
+        case=case.name,
+        cores=num_cores,
+        unit=case.unit,
+        limit=limit,
+        limit_goal=case.limit_goal,
+        engines=[
+            EngineResult(
+                engine=entry.name,
+                version=versions[entry.name.partition(" ")[0]],
+                rate=Spread.of(entry.rates),
+                processor_seconds=percentile(entry.costs, 50),
+                agreement=_agreement(ours.check, entry.check) if entry is not ours else "",
+                ratio=None if entry is ours else _median_ratio(ours, entry),
+                ratio_goal=case.goals.get(entry.name),
+            )
+            for entry in entries
+        ],
+        not_run={} if len(entries) > 1 else {"transformers": "not installed"},
+    )
+
+
+def _median_ratio(ours: _Entry, entry: _Entry) -> float:
+    return percentile([mine / its for mine, its in zip(ours.rates, entry.rates, strict=True)], 50)
+
+
+def _agreement(ours: list[Any], theirs: list[Any]) -> str:
+    """Of tokens as elsewhere, of means within a thousandth."""
+    if isinstance(ours[0], list):
+        return str(agreement(ours, theirs))
+    close = sum(math.isclose(mine, its, rel_tol=_TOLERANCE) for mine, its in zip(ours, theirs, strict=True))
+    return f"{close}/{len(ours)} pictures"

@@ -1,0 +1,130 @@
+"""Diptych's own picture path in one process: decoding, encoder, and both with the engine: an engine behind `protocol`.
+
+The parts are those that the services are made of; their processes and the wire between them are left out.
+"""
+
+import os
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.checkpoints import PREPROCESSING
+from benchmarks.peers.ours import in_process_engine
+from benchmarks.peers.pictures import prompt, random_pixels
+from benchmarks.peers.protocol import serve
+from common.checkpoint import open_checkpoint
+from common.features import FeatureSpec
+from common.identity import ImageHash
+from common.image_header import ImageLimits
+from common.process import tune_allocator
+from common.version import server_version
+from decoder_service.engine import Engine
+from decoder_service.image_encoder import ImageFeatures
+from decoder_service.request import PlaceholderRange, Request
+from decoder_service.sampling_params import SamplingParams
+from vision_service.image import Pixels, decode_image
+from vision_service.runner import EncoderRunner
+
+_LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)
+
+
+class Worker:
+    """The loaded parts."""
+
+    def __init__(self) -> None:
+        self._encoder: EncoderRunner | None = None
+        self._engine: Engine | None = None
+        self._vocab_size = 0
+        self._num_requests = 0
+
+    def load(self, model: str, max_requests: int, max_tokens: int) -> dict[str, object]:
+        """Load encoder and engine in float32."""
+        tune_allocator()
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        checkpoint = open_checkpoint(Path(model))
+        self._encoder = EncoderRunner.load(checkpoint, PREPROCESSING, device=torch.device("cpu"), dtype=torch.float32)
+        self._vocab_size = checkpoint.text_config.vocab_size
+        self._engine = in_process_engine(Path(model), max_requests=max_requests, max_tokens=max_tokens)
+        return {"version": f"diptych {server_version()}, torch {torch.__version__}"}
+
+    def encode(self, sizes: list[list[int]], seed: int) -> dict[str, object]:
+        """Features of random pictures in one batch; the answer's check is the mean of each picture's features."""
+        images: list[Pixels] = list(random_pixels(sizes, seed))
+        started_at = time.perf_counter()
+        features = self._features(images)
+        return {"seconds": time.perf_counter() - started_at, "check": [float(np.abs(each).mean()) for each in features]}
+
+    def preprocess(self, path: str) -> dict[str, object]:
+        """Pixels of a picture's file; the check is their mean."""
+        data = Path(path).read_bytes()
+        started_at = time.perf_counter()
+        pixels = decode_image(data, preprocessing=PREPROCESSING, limits=_LIMITS, field="")
+        return {"seconds": time.perf_counter() - started_at, "check": [float(pixels.mean())]}
+
+    def decode_alone(self, path: str) -> dict[str, object]:
+        """Pillow's decoding of a file, without any resizing: what preprocessing cannot do without."""
+        data = Path(path).read_bytes()
+        started_at = time.perf_counter()
+        with Image.open(BytesIO(data)) as image:
+            image.load()
+        return {"seconds": time.perf_counter() - started_at}
+
+    def answer(self, sizes: list[list[int]], seed: int, max_tokens: int) -> dict[str, object]:
+        """Greedy tokens of requests with one picture each, from its pixels on."""
+        images: list[Pixels] = list(random_pixels(sizes, seed))
+        if self._engine is None:
+            raise ValueError("no model is loaded")
+        started_at = time.perf_counter()
+        tokens: dict[str, list[int]] = {}
+        for index, (features, (width, height)) in enumerate(zip(self._features(images), sizes, strict=True)):
+            request = self._request(width, height, seed + index, max_tokens)
+            tokens[request.request_id] = []
+            self._engine.submit(request)
+            data = ImageFeatures(spec=_spec(width, height, features.shape[1]), data=bytearray(features.tobytes()))
+            self._engine.features_arrived(request.request_id, 0, data)
+        while self._engine.has_work:
+            for token in self._engine.step().tokens:
+                tokens[token.request_id].append(token.token_id)
+        return {"seconds": time.perf_counter() - started_at, "check": list(tokens.values())}
+
+    def _request(self, width: int, height: int, seed: int, max_tokens: int) -> Request:
+        self._num_requests += 1
+        ids = prompt(width, height, num_text_tokens=28, vocab_size=self._vocab_size, seed=seed)
+        grid = PREPROCESSING.patch_grid(width, height)
+        return Request(
+            request_id=f"request-{self._num_requests}",
+            prompt_token_ids=tuple(ids),
+            placeholders=(PlaceholderRange(1, grid.height * (grid.width + 1), grid),),
+            image_identities=(self._num_requests.to_bytes(32, "little"),),
+            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+            arrival=self._num_requests,
+        )
+
+    def _features(self, images: list[Pixels]) -> list[NDArray[np.float32]]:
+        if self._encoder is None:
+            raise ValueError("no model is loaded")
+        encoded = self._encoder.encode(images)
+        return [np.frombuffer(each.rows, np.float32).reshape(each.num_rows, each.width) for each in encoded]
+
+
+def _spec(width: int, height: int, features: int) -> FeatureSpec:
+    grid = PREPROCESSING.patch_grid(width, height)
+    return FeatureSpec(image_hash=ImageHash(bytes(32)), grid=grid, width=features, dtype="float32")
+
+
+if __name__ == "__main__":
+    worker = Worker()
+    serve(
+        {
+            "load": worker.load,
+            "encode": worker.encode,
+            "preprocess": worker.preprocess,
+            "decode_alone": worker.decode_alone,
+            "answer": worker.answer,
+        }
+    )

@@ -1,0 +1,120 @@
+"""`python -m benchmarks service`: cases C10, C11 and C12 on the running pair, each as it is defined.
+
+Knows the command line, cores and where results go. Does not know the loads.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import checkpoints
+from benchmarks.exclusive import exclusive
+from benchmarks.load.pair import running_pair
+from benchmarks.load.prompts import PromptMaker
+from benchmarks.report import save
+from benchmarks.service.overhead import OverheadResult, measure_overhead
+from benchmarks.service.pictures import InterferenceResult, OpenLoopResult, PictureLoads
+from common.client import AsyncDiptychClient
+from common.settings import from_arguments, setting
+
+CASES = ("C10", "C11", "C12")
+_LOG = Path("build/benchmarks/logs/service.log")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceConfig:
+    """Which cases to run, and how large."""
+
+    cases: tuple[str, ...] = setting(CASES, help=f"cases to run, of {', '.join(CASES)}")
+    service_core: int = setting(0, minimum=0, help="core of the decoder in C10; the caller runs on another")
+    cores: str = setting("0,1", help="cores of the pair in C11 and C12, with commas")
+    rounds: int = setting(5, minimum=1, help="rounds of C10")
+    requests: int = setting(40, minimum=4, help="requests of each load of C11 and C12")
+    streams: int = setting(4, minimum=1, help="streams of text at the same time in C12")
+    pictures_per_second: float = setting(1.0, minimum=0.01, help="requests with a picture that come beside them in C12")
+    quick: bool = setting(False, help="tiny models, to see that everything runs")
+    json: Path | None = setting(None, help="file for the results")
+    lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.cases) - set(CASES):
+            raise ValueError(f"--cases knows no {', '.join(sorted(unknown))}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the cases, print what they found, write the file."""
+    config = from_arguments(ServiceConfig, options)
+    results: dict[str, object] = {}
+    with exclusive([Path(lock) for lock in config.lock]):
+        if "C10" in config.cases:
+            results["C10"] = overheads = _overheads(config)
+            sys.stdout.write("".join(map(_overhead_line, overheads)))
+        if {"C11", "C12"} & set(config.cases):
+            open_loops, interference = asyncio.run(_pictures(config))
+            results |= {"C11": open_loops, "C12": interference}
+            sys.stdout.write("".join(map(_open_loop_line, open_loops)))
+            if interference is not None:
+                sys.stdout.write(_interference_line(interference))
+    if config.json is not None:
+        save(config.json, "service", results)
+    return 0
+
+
+def _overheads(config: ServiceConfig) -> list[OverheadResult]:
+    everything = os.sched_getaffinity(0)
+    # The caller must not take the decoder's core; the processes that it starts are pinned by themselves.
+    os.sched_setaffinity(0, everything - {config.service_core} or everything)
+    try:
+        return measure_overhead(
+            "smoke" if config.quick else "small",
+            (1, 2) if config.quick else (1, 8, 32),
+            engine_core=config.service_core,
+            rounds=config.rounds,
+            folder=Path(),
+            log=_LOG,
+        )
+    finally:
+        os.sched_setaffinity(0, everything)
+
+
+async def _pictures(config: ServiceConfig) -> tuple[list[OpenLoopResult], InterferenceResult | None]:
+    model = checkpoints.checkpoint("smoke-pixtral" if config.quick else "pixtral")
+    cores = [int(core) for core in config.cores.split(",")]
+    with running_pair(model, cores=cores, log=_LOG) as pair:
+        async with AsyncDiptychClient(pair.address) as client:
+            loads = PictureLoads(client, PromptMaker(client, await client.get_model_info(timeout=60)))
+            open_loops = await loads.open_loops((0.5, 0.8), count=config.requests) if "C11" in config.cases else []
+            if "C12" not in config.cases:
+                return open_loops, None
+            return open_loops, await loads.interference(
+                streams=config.streams, count=config.requests, pictures_per_second=config.pictures_per_second
+            )
+
+
+def _overhead_line(result: OverheadResult) -> str:
+    added = "" if result.added_ttft_ms is None else f", {result.added_ttft_ms:.2f} ms more to the first token"
+    return (
+        f"C10 at {result.concurrency}: engine {result.in_process_rate:.1f} tok/s, service {result.service_rate:.1f}, "
+        f"ratio {result.rate_ratio:.3f}{added}\n"
+    )
+
+
+def _open_loop_line(result: OpenLoopResult) -> str:
+    found = result.figures
+    return (
+        f"C11 at {result.part:g} of {result.capacity:.2f} requests/s: goodput {found.goodput:.2f} of "
+        f"{found.request_throughput:.2f} requests/s, P99 TTFT {found.ttft.percentiles[99]:.0f} ms "
+        f"(limit {result.slo.ttft:.0f}), P99 TPOT {found.tpot.percentiles[99]:.1f} ms (limit {result.slo.tpot:.1f}), "
+        f"{found.num_failed} failed\n"
+    )
+
+
+def _interference_line(result: InterferenceResult) -> str:
+    alone, beside = result.alone.itl.percentiles[99], result.beside_pictures.itl.percentiles[99]
+    return (
+        f"C12: P99 ITL of text {alone:.1f} ms alone, {beside:.1f} ms beside "
+        f"{result.pictures.image_throughput:.2f} pictures/s: {result.inflation:.2f} times\n"
+    )

@@ -1,0 +1,87 @@
+"""C10: what the services cost. The same prompts by the engine in one process, and through gRPC, in turns.
+
+Knows the two sides and how they are kept equal: the decoder on one core, the caller on another. Does not know tables.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import checkpoints
+from benchmarks.load.figures import figures, time_to_first_token
+from benchmarks.load.generator import closed_loop
+from benchmarks.load.pair import running_pair
+from benchmarks.load.prompts import PromptMaker
+from benchmarks.load.sender import Sender
+from benchmarks.load.workload import RequestPlan, Span, WorkloadConfig, plan_requests
+from benchmarks.peers.environments import OURS
+from benchmarks.peers.protocol import Worker
+from benchmarks.statistics import percentile
+from common.client import AsyncDiptychClient
+
+_WORKLOAD = WorkloadConfig(text_tokens=Span(63, 63), output_tokens=Span(64, 64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverheadResult:
+    """Medians over the rounds."""
+
+    concurrency: int
+    in_process_rate: float
+    """Tokens a second of the engine alone."""
+    service_rate: float
+    """Tokens a second through the service."""
+    rate_ratio: float
+    added_ttft_ms: float | None
+    """Of one request at a time; None for several."""
+
+
+def measure_overhead(
+    model: str, concurrencies: Sequence[int], *, engine_core: int, rounds: int, folder: Path, log: Path
+) -> list[OverheadResult]:
+    """Compare the two sides at each concurrency; all requests of a round are sent at once."""
+    directory = checkpoints.checkpoint(model)
+    with OURS.start(folder, [engine_core]) as engine, running_pair(directory, cores=[engine_core], log=log) as pair:
+        engine.ask("load", model=str(directory), max_requests=max(concurrencies), max_tokens=128)
+        return [
+            asyncio.run(_compare(engine, pair.address, concurrency, rounds=rounds)) for concurrency in concurrencies
+        ]
+
+
+async def _compare(engine: Worker, address: str, concurrency: int, *, rounds: int) -> OverheadResult:
+    alone, served, added, ratios = [], [], [], []
+    async with AsyncDiptychClient(address) as client:
+        prompts = PromptMaker(client, await client.get_model_info(timeout=60))
+        sender = Sender(client, prompts)
+        for number in range(rounds + 1):
+            workload = replace(_WORKLOAD, seed=number)
+            plans = plan_requests(workload, concurrency, token_ids=prompts.text_token_ids)
+            records = await closed_loop(plans, concurrency, sender.send, lambda: None)
+            answer = engine.ask("generate", prompts=[_ids(plan) for plan in plans], max_tokens=64)
+            if number == 0:
+                continue  # To warm both.
+            served.append(figures(records).output_throughput)
+            alone.append(concurrency * 64 / answer["seconds"])
+            ratios.append(served[-1] / alone[-1])
+            if concurrency == 1:
+                first = plan_requests(replace(workload, seed=100 + number), 1, token_ids=prompts.text_token_ids)[0]
+                added.append(time_to_first_token(records[0]) - _first_token_seconds(engine, first))
+    return OverheadResult(
+        concurrency=concurrency,
+        in_process_rate=percentile(alone, 50),
+        service_rate=percentile(served, 50),
+        rate_ratio=percentile(ratios, 50),
+        added_ttft_ms=percentile(added, 50) * 1000 if added else None,
+    )
+
+
+def _first_token_seconds(engine: Worker, plan: RequestPlan) -> float:
+    answer: dict[str, Any] = engine.ask("generate", prompts=[_ids(plan)], max_tokens=1)
+    seconds: float = answer["seconds"]
+    return seconds
+
+
+def _ids(plan: RequestPlan) -> list[int]:
+    return [1, *plan.text_token_ids]
