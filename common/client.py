@@ -40,7 +40,7 @@ _SERVICE_CONFIG: Final = {
     # Retries stop while more than about one call in ten fails, so that they cannot multiply an overload.
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
-_OPTIONS: Final = {
+_OPTIONS: Final[dict[str, int | str]] = {
     **dict(CLIENT_OPTIONS),
     "grpc.enable_retries": 1,
     "grpc.service_config": json.dumps(_SERVICE_CONFIG),
@@ -58,11 +58,19 @@ class DiptychClient:
     """Calls a decoder service; may be shared between threads."""
 
     def __init__(
-        self, address: str, *, credentials: grpc.ChannelCredentials | None = None, token: str | None = None
+        self,
+        address: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
+        token: str | None = None,
     ) -> None:
-        """Connect to HOST:PORT when first used; without credentials in plain text, the token included."""
+        """Connect to HOST:PORT when first used; without credentials in plain text, the token included.
+
+        `server_name` must stand in the server's certificate, where it is not HOST.
+        """
         self._metadata = _metadata(token)
-        options = tuple(_OPTIONS.items())
+        options = _options(server_name)
         self._channel = (
             grpc.insecure_channel(address, options)
             if credentials is None
@@ -115,11 +123,19 @@ class AsyncDiptychClient:
     """Calls a decoder service from one event loop."""
 
     def __init__(
-        self, address: str, *, credentials: grpc.ChannelCredentials | None = None, token: str | None = None
+        self,
+        address: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
+        token: str | None = None,
     ) -> None:
-        """Connect to HOST:PORT when first used; without credentials in plain text, the token included."""
+        """Connect to HOST:PORT when first used; without credentials in plain text, the token included.
+
+        `server_name` must stand in the server's certificate, where it is not HOST.
+        """
         self._metadata = _metadata(token)
-        options = tuple(_OPTIONS.items())
+        options = _options(server_name)
         self._channel = (
             grpc.aio.insecure_channel(address, options)
             if credentials is None
@@ -171,6 +187,10 @@ class AsyncDiptychClient:
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
+
+
+def _options(server_name: str) -> tuple[tuple[str, int | str], ...]:
+    return (*_OPTIONS.items(), *((("grpc.ssl_target_name_override", server_name),) if server_name else ()))
 
 
 def _metadata(token: str | None) -> Metadata:

@@ -5,6 +5,7 @@ Knows the C library and Linux. Does nothing, silently, where these are not what 
 
 import ctypes
 import os
+import resource
 import signal
 
 _M_TRIM_THRESHOLD = -1
@@ -38,6 +39,17 @@ def die_with_parent(parent: int) -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # the parent was gone before the kernel was told
+
+
+def raise_descriptor_limit(wanted: int) -> int:
+    """Let this process have as many open files as wanted, if it may; returns how many it then may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    raised = max(soft, wanted) if hard == resource.RLIM_INFINITY else min(max(soft, wanted), hard)
+    if raised > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    return raised
 
 
 def num_cores() -> int:

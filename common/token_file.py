@@ -44,6 +44,11 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+def is_name(name: str) -> bool:
+    """Whether a caller can be called that."""
+    return _NAME.fullmatch(name) is not None
+
+
 def find_token(entries: Sequence[TokenEntry], token: str) -> TokenEntry | None:
     """The entry of a token. Takes as long for one entry as for another, and for none."""
     digest = hash_token(token)
@@ -78,7 +83,7 @@ def read_token_file(path: Path, defaults: Limits) -> tuple[TokenEntry, ...]:
 def _entry(words: Sequence[str], defaults: Limits) -> TokenEntry:
     if len(words) < 2 or not re.fullmatch(r"[0-9a-fA-F]{64}", words[0]):
         raise ValueError("a line begins with a SHA-256 hash in hexadecimal and a name")
-    if not _NAME.fullmatch(words[1]):
+    if not is_name(words[1]):
         raise ValueError("a name is 1 to 128 letters, digits and . _ : / @ + -")
     entry = TokenEntry(digest=bytes.fromhex(words[0]), name=words[1], limits=defaults)
     for word in words[2:]:

@@ -4,25 +4,28 @@ import asyncio
 import sys
 
 from common.logs import set_up_logging
+from common.preflight import check_server
 from common.process import tune_allocator
 from common.settings import Parser, add_arguments, from_arguments
 from decoder_service.config import DecoderConfig
 
 
 def main() -> None:
-    """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and a status that is not 0."""
+    """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and status 2."""
     parser = Parser(prog="decoder_service", description=__doc__)
     add_arguments(parser, DecoderConfig)
     config = from_arguments(DecoderConfig, parser.parse_args())
     set_up_logging(config.logs)
     tune_allocator()
-    # Imported late: torch takes seconds, and a wrong flag should not.
-    from decoder_service.service import DecoderService
-
     try:
+        check_server(config.server)
+        # Imported late: torch takes seconds, and a wrong flag should not.
+        from decoder_service.service import DecoderService
+
         service = DecoderService(config)
     except ValueError as error:
-        sys.exit(f"decoder_service: {error}")
+        sys.stderr.write(f"decoder_service: {error}\n")
+        sys.exit(2)
     sys.exit(asyncio.run(service.run()))
 
 

@@ -44,6 +44,30 @@ class RequestSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VisionTlsSettings:
+    """How the decoder speaks with the vision replicas. The files are read again when they change."""
+
+    vision_tls: bool = setting(False, help="speak TLS with the vision replicas; --vision-ca and --vision-cert imply it")
+    vision_ca: Path | None = setting(None, help="authorities, PEM, to trust; the system's where unset")
+    vision_cert: Path | None = setting(None, help="certificate chain of this decoder, PEM")
+    vision_key: Path | None = setting(None, help="its private key, PEM")
+    vision_server_name: str = setting(
+        "", help="name in the replicas' certificates; the one in --vision-addresses where empty"
+    )
+
+    def __post_init__(self) -> None:
+        if (self.vision_cert is None) != (self.vision_key is None):
+            raise ValueError("--vision-cert and --vision-key go together")
+        if self.vision_server_name and not self.is_on:
+            raise ValueError("--vision-server-name needs --vision-tls or --vision-ca")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether to speak TLS at all."""
+        return self.vision_tls or self.vision_ca is not None or self.vision_cert is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
     """All settings of the service."""
 
@@ -53,6 +77,7 @@ class DecoderConfig:
     requests: RequestSettings
     logs: LogSettings = field(default_factory=LogSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
+    vision: VisionTlsSettings = field(default_factory=VisionTlsSettings)
     tokenizer: Path | None = setting(None, help="tokenizer file; the checkpoint's own where unset")
     vision_addresses: tuple[str, ...] = setting(
         (), help="HOST:PORT of each vision replica, or dns:///NAME:PORT for all behind a name"

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from common.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint_layout import Part
+from common.client_tls import ChannelTlsFiles
 from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.server import GrpcServer
@@ -27,7 +28,7 @@ from decoder_service.servicer import GenerationServicer, ServicerLimits
 from decoder_service.tokenizer import Tokenizer
 from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
 from decoder_service.vision_client import VisionClient
-from decoder_service.vision_resolver import VisionResolver
+from decoder_service.vision_resolver import VisionResolver, name_of_all
 from diptych.v1 import generation_pb2_grpc
 
 SERVICE_NAME = "diptych.v1.GenerationService"
@@ -154,7 +155,16 @@ def _vision_client(config: DecoderConfig, checkpoint: Checkpoint) -> VisionClien
         expected_digest=checkpoint.digest(Part.VISION),
         expected_width=checkpoint.config.vision.vision_hidden_size,
         hedge_seconds=config.vision_hedge_seconds,
+        tls=_vision_tls(config),
     )
+
+
+def _vision_tls(config: DecoderConfig) -> ChannelTlsFiles | None:
+    vision = config.vision
+    if not vision.is_on:
+        return None
+    name = vision.vision_server_name or name_of_all(config.vision_addresses)
+    return ChannelTlsFiles(ca=vision.vision_ca, cert=vision.vision_cert, key=vision.vision_key, server_name=name)
 
 
 def _image_token_id(checkpoint: Checkpoint) -> int | None:

@@ -16,7 +16,7 @@ import grpc
 from common.errors import DeadlineExceededError, ResourceExhaustedError
 from common.features import FeatureSpec
 from common.identity import image_hash
-from common.principal import current_principal
+from common.principal import charge_tokens, current_principal
 from common.wire_types import grid_to_proto
 from decoder_service.bad_words import bad_token_sequences
 from decoder_service.caller import scoped_name, tenant_of
@@ -127,6 +127,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         async with asyncio.timeout_at(deadline):
             prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
+        charge_tokens(len(prompt.token_ids))
         engine_request = self._request(parsed, prompt, images)
         self._store.check_fits(images)
         replies = Replies(parsed.request_id, prompt)
@@ -143,6 +144,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             yield replies.prompt(cached_tokens=generation.num_cached_tokens)
             async for tokens in generation.tokens(deadline=deadline):
                 watch.first_token()
+                charge_tokens(len(tokens))
                 piece = text.feed(tokens)
                 for delta in replies.deltas(piece):
                     yield delta

@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-import grpc
-
+from common.client_tls import ChannelTlsFiles
 from common.errors import (
     DiptychError,
     FailedPreconditionError,
@@ -45,7 +44,7 @@ class VisionClient:
         expected_digest: bytes,
         expected_width: int,
         api_version: str = API_VERSION,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: ChannelTlsFiles | None = None,
         hedge_seconds: float | None = None,
     ) -> None:
         """Talk to the replicas that `resolver` finds once `start` was called.
@@ -53,7 +52,7 @@ class VisionClient:
         An image that takes longer than `hedge_seconds` is asked for at a second replica too; None for never.
         """
         expected = Expected(weights_digest=expected_digest, feature_width=expected_width, api_version=api_version)
-        self._fleet = VisionFleet(resolver, expected=expected, credentials=credentials)
+        self._fleet = VisionFleet(resolver, expected=expected, tls=tls)
         self._router = VisionRouter()
         self._hedge_seconds = hedge_seconds
         self._retries = RetryBudget(now=time.monotonic())

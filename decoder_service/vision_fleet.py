@@ -12,14 +12,15 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 
-import grpc
-
+from common.client_tls import ChannelTlsFiles
 from decoder_service.image_encoder import VisionInfo
 from decoder_service.vision_replica import ReplicaState, VisionReplica
 from decoder_service.vision_resolver import VisionResolver
 
 _PROBE_EVERY = 1.0
 """Seconds between two questions to a ready replica for its load."""
+_LOOK_EVERY = 3.0
+"""Seconds between two looks at the files of certificates."""
 _FIRST_PAUSE = 0.1
 _LAST_PAUSE = 5.0
 """Pauses before a replica that is not ready is asked again double from the one to the other."""
@@ -37,16 +38,15 @@ class Expected:
 class VisionFleet:
     """Watches the replicas that a resolver finds."""
 
-    def __init__(
-        self, resolver: VisionResolver, *, expected: Expected, credentials: grpc.ChannelCredentials | None
-    ) -> None:
+    def __init__(self, resolver: VisionResolver, *, expected: Expected, tls: ChannelTlsFiles | None) -> None:
         self._resolver = resolver
         self._expected = expected
-        self._credentials = credentials
+        self._tls_files = tls
+        self._tls = None if tls is None else tls.latest()
         self._members: dict[str, VisionReplica] = {}
-        self._watches: dict[str, list[asyncio.Task[None]]] = {}
+        self._watches: dict[VisionReplica, list[asyncio.Task[None]]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._resolving: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self.info: VisionInfo | None = None
         """What the replicas agree on; None until the first handshake, then it stays."""
@@ -64,14 +64,14 @@ class VisionFleet:
     async def start(self) -> None:
         """Begin to look for replicas; returns at once."""
         self._follow()
-        self._resolving = asyncio.create_task(self._resolver.run(self._follow), name="vision resolver")
+        self._tasks.append(asyncio.create_task(self._resolver.run(self._follow), name="vision resolver"))
+        if self._tls_files is not None:
+            self._tasks.append(asyncio.create_task(self._renew(self._tls_files), name="vision certificates"))
 
     async def close(self) -> None:
         """Stop looking and close the channels."""
         tasks = [task for watches in self._watches.values() for task in watches]
-        tasks += self._leaving
-        if self._resolving is not None:
-            tasks.append(self._resolving)
+        tasks += [*self._leaving, *self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -88,21 +88,39 @@ class VisionFleet:
         addresses = self._resolver.addresses
         for address in addresses:
             if address not in self._members:
-                replica = VisionReplica(address, credentials=self._credentials)
-                self._members[address] = replica
-                self._watches[address] = [
-                    asyncio.create_task(self._watch(replica), name=f"vision {address}"),
-                    asyncio.create_task(replica.watch_health(), name=f"vision health {address}"),
-                ]
+                self._join(address)
         for address in self._members.keys() - set(addresses):
-            leaving = asyncio.create_task(self._let_go(self._members.pop(address)), name=f"vision leaving {address}")
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            self._leave(address)
         self._notify()
+
+    def _join(self, address: str) -> None:
+        replica = VisionReplica(address, tls=self._tls)
+        self._members[address] = replica
+        self._watches[replica] = [
+            asyncio.create_task(self._watch(replica), name=f"vision {address}"),
+            asyncio.create_task(replica.watch_health(), name=f"vision health {address}"),
+        ]
+
+    def _leave(self, address: str) -> None:
+        leaving = asyncio.create_task(self._let_go(self._members.pop(address)), name=f"vision leaving {address}")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _renew(self, files: ChannelTlsFiles) -> None:
+        """Connect anew, for ever, whenever certificates have been replaced; calls under way end as they began."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            tls = files.latest()
+            if tls is not self._tls:
+                self._tls = tls
+                for address in list(self._members):
+                    self._leave(address)
+                    self._join(address)
+                self._notify()
 
     async def _let_go(self, replica: VisionReplica) -> None:
         try:
-            for task in self._watches.pop(replica.address, []):
+            for task in self._watches.pop(replica, []):
                 task.cancel()
             await replica.wait_unused()
         finally:

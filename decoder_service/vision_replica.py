@@ -21,6 +21,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from common.call import current_call, trace_metadata
 from common.channel_options import CLIENT_OPTIONS
+from common.client_tls import ChannelTls, aio_channel
 from common.errors import DiptychError, InternalError, UnavailableError
 from common.features import FeatureReceiver, FeatureSpec
 from common.remote_errors import from_rpc_error
@@ -64,18 +65,14 @@ Matches = Callable[[str, VisionInfo], bool]
 class VisionReplica:
     """A replica at a fixed address; made on the event loop that uses it."""
 
-    def __init__(self, address: str, *, credentials: grpc.ChannelCredentials | None) -> None:
+    def __init__(self, address: str, *, tls: ChannelTls | None) -> None:
         self.address = address
         self.state = ReplicaState.UNREACHABLE
         self.info: VisionInfo | None = None
         """What the replica said when it was last asked."""
         self.troubled = asyncio.Event()
         """Set when an encode left the replica not ready, so that it is asked again at once."""
-        self._channel = (
-            grpc.aio.insecure_channel(address, CLIENT_OPTIONS)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, CLIENT_OPTIONS)
-        )
+        self._channel = aio_channel(address, CLIENT_OPTIONS, tls)
         self._stub = vision_pb2_grpc.VisionServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)  # its stubs do not know its methods
         self._is_serving = True

@@ -69,6 +69,15 @@ class VisionResolver:
             self._found[host, port] = found
 
 
+def name_of_all(targets: Sequence[str]) -> str:
+    """The name that all replicas are found by, "" where there are several or addresses instead.
+
+    Pods are connected to by their addresses, but have the name in their certificates.
+    """
+    names = {_split(target.removeprefix(_SCHEME))[0] if target.startswith(_SCHEME) else "" for target in targets}
+    return names.pop() if len(names) == 1 else ""
+
+
 def _split(target: str) -> tuple[str, int]:
     host, _, port = target.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in host:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from common.client_types import ClientError
 from common.settings import Parser, add_arguments, from_arguments
-from diptych import convert, generate, info
+from diptych import convert, generate, health, info, token
 from diptych.up import UpConfig, up
 
 
@@ -23,15 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     up_parser = commands.add_parser("up", help="run both services on this machine")
     add_arguments(up_parser, UpConfig)
     up_parser.set_defaults(run=_up)
-    generate_parser = commands.add_parser("generate", help="ask a question, with or without pictures")
-    generate.add_arguments(generate_parser)
-    generate_parser.set_defaults(run=generate.run)
-    info_parser = commands.add_parser("info", help="show what is served, and within which limits")
-    info.add_arguments(info_parser)
-    info_parser.set_defaults(run=info.run)
-    convert_parser = commands.add_parser("convert", help="write a checkpoint in the other format")
-    convert.add_arguments(convert_parser)
-    convert_parser.set_defaults(run=convert.run)
+    for name, module, words in (
+        ("generate", generate, "ask a question, with or without pictures"),
+        ("info", info, "show what is served, and within which limits"),
+        ("health", health, "ask whether a service is ready"),
+        ("token", token, "draw a bearer token"),
+        ("convert", convert, "write a checkpoint in the other format"),
+    ):
+        command = commands.add_parser(name, help=words)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     return _run(parser.parse_args(arguments))
 
 

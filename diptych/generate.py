@@ -10,9 +10,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from common.client import DiptychClient
 from common.client_messages import GenerateOptions, Prompt, chat, raw_text, user_message
 from common.client_types import Completion, CompletionBuilder
+from diptych import connection
 
 _OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "ignore_eos", "stop")
 
@@ -20,7 +20,6 @@ _OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "ignore_eos", "stop")
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the flags of `diptych generate`."""
     parser.add_argument("question", nargs="?", help="what to ask; comes after the pictures")
-    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="the decoder service")
     parser.add_argument("--image", action="append", type=Path, metavar="FILE", help="a picture; may be repeated")
     parser.add_argument("--messages", type=Path, metavar="FILE", help="a chat as a JSON list instead of a question")
     parser.add_argument("--raw", metavar="TEXT", help="a prompt without the chat template instead of a question")
@@ -32,6 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", metavar="TEXT", help="a text that ends it; may be repeated")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="longest time for the whole answer")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    connection.add_arguments(parser)
 
 
 def run(options: Namespace) -> int:
@@ -40,7 +40,7 @@ def run(options: Namespace) -> int:
         prompt = _prompt(options)
         given: dict[str, Any] = {name: getattr(options, name) for name in _OPTIONS}
         sampling: GenerateOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
-        with DiptychClient(options.address) as client:
+        with connection.connect(options) as client:
             builder = CompletionBuilder()
             for response in client.generate(prompt, timeout=options.timeout, **sampling):
                 builder.add(response)

@@ -4,25 +4,30 @@ Knows how the fields of GetModelInfo are shown. Does not know what they mean.
 """
 
 import json
+import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from google.protobuf.message import Message
 
-from common.client import DiptychClient
+from diptych import connection
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the flags of `diptych info`."""
-    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="the decoder service")
     parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default: 10")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    connection.add_arguments(parser)
 
 
 def run(options: Namespace) -> int:
     """Ask and print; returns the exit status. Raises ClientError where the server does not answer."""
-    with DiptychClient(options.address) as client:
-        fields = to_plain(client.get_model_info(timeout=options.timeout))
+    try:
+        with connection.connect(options) as client:
+            fields = to_plain(client.get_model_info(timeout=options.timeout))
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"diptych info: {error}\n")
+        return 2
     if options.json:
         print(json.dumps(fields))
         return 0

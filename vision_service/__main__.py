@@ -12,6 +12,7 @@ import sys
 from prometheus_client import CollectorRegistry
 
 from common.logs import set_up_logging
+from common.preflight import check_server
 from common.process import tune_allocator
 from common.server import GrpcServer
 from common.settings import Parser, add_arguments, from_arguments
@@ -30,6 +31,11 @@ def main() -> None:
     add_arguments(parser, VisionConfig)
     config = from_arguments(VisionConfig, parser.parse_args())
     set_up_logging(config.logs)
+    try:
+        check_server(config.server)
+    except ValueError as error:
+        sys.stderr.write(f"vision_service: {error}\n")
+        sys.exit(2)
     sys.exit(asyncio.run(serve(config)))
 
 

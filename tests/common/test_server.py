@@ -69,7 +69,7 @@ async def test_health_tells_startup_life_readiness_and_services_apart() -> None:
 
 async def test_a_draining_server_is_alive_takes_calls_while_it_lingers_and_gets_no_new_ones() -> None:
     """Whoever restarts a process that is not alive must not restart one that is finishing its work."""
-    async with running(FakeGeneration(), linger_seconds=0.5, health_port=0) as (server, address):
+    async with running(FakeGeneration(), linger_seconds=1.5, health_port=0) as (server, address):
         stopping = asyncio.create_task(server.stop())
         await asyncio.sleep(0)
         assert await states(address) == [True, True, False, False, False]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from common.quota import Limits
+from common.token_file import find_token, read_token_file
 from diptych.cli import main
 from tests.fake_generation import HIDDEN, FakeGeneration, running
 
@@ -175,3 +177,27 @@ def test_info_shows_the_model_and_digests_in_hexadecimal(service: Service, capsy
     fields = json.loads(capsys.readouterr().out)
     assert (fields["model_name"], fields["end_token_ids"], fields["vision_weights_digest"]) == ("fake", [2, 3], "01ff")
     assert "preprocessing" not in fields
+
+
+def test_token_prints_a_token_and_the_line_by_which_it_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["token", "alice"]) == 0
+    token, line = capsys.readouterr()
+    path = tmp_path / "tokens"
+    path.write_text(line)
+    entries = read_token_file(path, Limits())
+    assert find_token(entries, token.strip()) == entries[0]
+    assert entries[0].name == "alice"
+    assert main(["token", "a b"]) == 2
+
+
+def test_health_tells_by_its_status_whether_a_name_serves(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, status, words in (
+        ("readiness", 0, "SERVING\n"),
+        ("liveness", 0, "SERVING\n"),
+        ("another", 1, "NOT_FOUND: There is no service of this name.\n"),
+    ):
+        assert main(["health", name, "--address", service.address]) == status
+        assert capsys.readouterr().out == words
+    assert main(["health", "--address", service.address, "--ca", "nowhere"]) == 2

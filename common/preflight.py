@@ -1,0 +1,29 @@
+"""What a service looks at before it loads a model, so that a mistake is known in a moment and not in minutes.
+
+Knows the server's settings. Opens nothing for good: whatever is right here is tried again when it is needed.
+"""
+
+from common.access import Gate
+from common.ports import check_free
+from common.process import raise_descriptor_limit
+from common.server_config import ServerConfig
+from common.tls import MetricsTls, server_credentials
+
+_OWN_DESCRIPTORS = 256
+"""Descriptors that a process needs beside its connections: files, pipes of its workers, channels to others."""
+
+
+def check_server(config: ServerConfig) -> None:
+    """Raise ValueError where files cannot be used, or SystemExit where a port is taken, each with one line."""
+    for port, purpose in ((config.port, ""), (config.health_port, "health"), (config.metrics_port, "metrics")):
+        if port is not None:
+            check_free(config.host, port, purpose=purpose)
+    server_credentials(config.tls)
+    if config.tls.tls_cert is not None:
+        MetricsTls(config.tls)
+    Gate(config.access, verifies_clients=config.tls.tls_client_ca is not None)
+    needed = config.max_connections + _OWN_DESCRIPTORS
+    if raise_descriptor_limit(needed) < needed:
+        raise ValueError(
+            f"--max-connections {config.max_connections} needs {needed} open files, more than this process may have"
+        )
