@@ -421,11 +421,15 @@ async def test_work_at_once_is_spread_though_one_replica_is_preferred() -> None:
 
 async def test_one_replica_never_gets_more_streams_than_a_server_takes() -> None:
     at_once = most = 0
+    full = asyncio.Event()
 
     async def slowly(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
+        if at_once == 64:
+            full.set()
+        await asyncio.wait_for(full.wait(), 20)
         await asyncio.sleep(0.05)
         at_once -= 1
         for message in messages:
