@@ -25,6 +25,8 @@ from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 
 SERVICE: Final = "diptych.v1.GenerationService"
 _SERVICE_CONFIG: Final = {
+    # One of several addresses that goes away takes only those calls along that it has answered.
+    "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{"service": SERVICE}],

@@ -85,3 +85,11 @@ class ServerConfig:
             ("grpc.max_metadata_size", self.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),
         ]
+
+
+def check_image_fits(max_image_bytes: int, max_message_bytes: int) -> None:
+    """Raise ValueError where the largest picture could never arrive."""
+    if max_image_bytes >= max_message_bytes:
+        raise ValueError(
+            f"--max-image-bytes {max_image_bytes} does not fit into --max-message-bytes {max_message_bytes}"
+        )

@@ -1,41 +1,26 @@
-"""Turns frozen dataclasses into command-line flags and back.
+"""Turns frozen dataclasses into flags, environment variables and keys of a file, and back: one schema for all.
 
-A field made with `setting` is a flag; a field that is itself such a dataclass adds its own flags; any other
-field is none of the user's business and keeps its default. Knows types, bounds and how to complain: one line
-and exit status 2. Does not know what a setting means. Every source of settings gives texts by field name, so
-another source beside flags would go through `read` too.
+A field made with `setting` may be set by users; a field that is itself such a dataclass is a section; any other
+field is none of the user's business and keeps its default. Knows what settings there are and how to complain: one
+line and exit status 2. Does not know what a setting means, how a value is read (`setting_values`), or what
+wins where several sources give it (`setting_sources`).
 """
 
 import argparse
 import dataclasses
-import math
 import sys
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
+from common.setting_values import Bounds, Given, SettingError, choices_of, describe, kind_of, read_value
+
 Config = TypeVar("Config")
 """A frozen dataclass."""
 
 _KEY: Final = "setting"
-_TRUTH: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """What a setting may be, and what it is for."""
-
-    help: str
-    minimum: float | None
-    maximum: float | None
-    choices: tuple[str, ...] | None
-
-
-class SettingError(ValueError):
-    """A setting is missing or wrong; the message names flag, value and limit."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with status 2."""
-        _exit(f"{self.prog}: {message}")
+        exit_with(f"{self.prog}: {message}")
 
 
 def setting(
@@ -56,58 +41,96 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
+    secret: bool = False,
 ) -> Any:  # noqa: ANN401 - takes the type of the field, as dataclasses.field does
     """A field of a config that users may set; without a default they must.
 
     Its type is one of int, float, str, bool, Path, an Enum of texts, `tuple[str, ...]` (written with commas),
-    or one of these or None. Bounds are inclusive.
+    or one of these or None. Bounds are inclusive. What is secret is never shown.
     """
-    bounds = Bounds(help=help, minimum=minimum, maximum=maximum, choices=choices)
+    bounds = Bounds(help=help, minimum=minimum, maximum=maximum, choices=choices, secret=secret)
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata={_KEY: bounds})
     return dataclasses.field(default=default, metadata={_KEY: bounds})
 
 
-def add_arguments(parser: argparse.ArgumentParser, config_class: type[Any]) -> None:
-    """Add a flag for every setting of a config. Values stay texts until `from_arguments`."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting of a config, wherever in it."""
+
+    section: str
+    """Name of the field that holds its dataclass; "" for the config itself."""
+    section_help: str
+    name: str
+    """Of its field; no two settings of a config have the same."""
+    bounds: Bounds
+    hint: Any
+    default: Any
+    """MISSING where there is none."""
+
+    @property
+    def flag(self) -> str:
+        """How it is given on a command line."""
+        return flag(self.name)
+
+
+def settings_of(config_class: type[Any], section: str = "") -> Iterator[Setting]:
+    """All settings of a config: its own first, then those of each section."""
+    sections = []
+    words = (config_class.__doc__ or "").splitlines()[0]
     for field, hint in _fields(config_class):
         bounds: Bounds | None = field.metadata.get(_KEY)
-        if bounds is None:
-            if dataclasses.is_dataclass(hint):
-                add_arguments(parser, typing.cast(type[Any], hint))
-            continue
-        options: dict[str, Any] = {"default": None, "help": _help(field, bounds, hint)}
-        if hint is bool:
+        if bounds is not None:
+            yield Setting(
+                section=section, section_help=words, name=field.name, bounds=bounds, hint=hint, default=field.default
+            )
+        elif dataclasses.is_dataclass(hint):
+            sections.append((field.name, typing.cast(type[Any], hint)))
+    for name, section_class in sections:
+        yield from settings_of(section_class, name)
+
+
+def add_arguments(parser: argparse.ArgumentParser, config_class: type[Any]) -> None:
+    """Add a flag for every setting of a config, grouped by section. Values stay texts until they are read."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for each in settings_of(config_class):
+        if each.section not in groups:
+            title = each.section.replace("_", " ") or "settings"
+            groups[each.section] = parser.add_argument_group(title, each.section_help if each.section else None)
+        options: dict[str, Any] = {"default": None, "help": _help(each)}
+        if each.hint is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["metavar"] = _metavar(hint)
-        parser.add_argument(_flag(field.name), dest=field.name, **options)
+            options["metavar"] = _metavar(each.hint)
+        groups[each.section].add_argument(each.flag, dest=each.name, **options)
 
 
 def from_arguments(config_class: type[Config], namespace: argparse.Namespace) -> Config:
-    """Make the config from parsed flags, or print one line and exit with status 2."""
+    """Make the config from parsed flags alone, or print one line and exit with status 2."""
     given = {name: value for name, value in vars(namespace).items() if value is not None}
     try:
         return read(config_class, given)
     except SettingError as error:
-        _exit(str(error))
+        exit_with(str(error))
 
 
-def read(config_class: type[Config], given: Mapping[str, Any]) -> Config:
-    """Make the config from texts (or truth values) by field name; fields not given keep their defaults.
+def read(config_class: type[Config], given: Mapping[str, Given], *, labels: Mapping[str, str] | None = None) -> Config:
+    """Make the config from what was given, by field name; fields not given keep their defaults.
 
-    Raises SettingError, also for what the config itself refuses with a ValueError.
+    `labels` are what messages call them, where it is not the flag. Raises SettingError, also for what the config
+    itself refuses with a ValueError.
     """
     values: dict[str, object] = {}
     for field, hint in _fields(config_class):
         bounds: Bounds | None = field.metadata.get(_KEY)
         if bounds is None:
             if dataclasses.is_dataclass(hint):
-                values[field.name] = read(typing.cast(type[Any], hint), given)
+                values[field.name] = read(typing.cast(type[Any], hint), given, labels=labels)
         elif field.name in given:
-            values[field.name] = _value(_flag(field.name), given[field.name], bounds=bounds, hint=hint)
+            label = (labels or {}).get(field.name, flag(field.name))
+            values[field.name] = read_value(label, given[field.name], bounds=bounds, hint=hint)
         elif field.default is dataclasses.MISSING:
-            raise SettingError(f"{_flag(field.name)} must be given")
+            raise SettingError(f"{flag(field.name)} must be given")
     try:
         return config_class(**values)
     except SettingError:
@@ -116,94 +139,37 @@ def read(config_class: type[Config], given: Mapping[str, Any]) -> Config:
         raise SettingError(str(error)) from error
 
 
-def _value(flag: str, text: str | bool, *, bounds: Bounds, hint: Any) -> object:  # noqa: ANN401 - a type
-    kind = _kind(hint)
-    try:
-        value = _convert(text, kind)
-    except (ValueError, OverflowError):
-        raise SettingError(f"{flag} must be {_describe(kind, bounds)}, got {text!r}") from None
-    if bounds.choices is not None and value not in bounds.choices:
-        raise SettingError(f"{flag} must be {_describe(kind, bounds)}, got {text!r}")
-    if isinstance(value, int | float) and not _within(value, bounds):
-        raise SettingError(f"{flag} must be {_describe(kind, bounds)}, got {text}")
-    return value
+def flag(name: str) -> str:
+    """The flag of a field's name."""
+    return "--" + name.replace("_", "-")
 
 
-def _convert(text: str | bool, kind: Any) -> object:  # noqa: ANN401 - a type
-    if isinstance(text, bool):
-        return text
-    if kind is bool:
-        if text.lower() not in _TRUTH:
-            raise ValueError(text)
-        return _TRUTH[text.lower()]
-    if typing.get_origin(kind) is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    return kind(text)
+def exit_with(message: str) -> NoReturn:
+    """Say one line on standard error and exit with status 2."""
+    sys.stderr.write(message.replace("\n", " ") + "\n")
+    raise SystemExit(2)
 
 
-def _within(value: float, bounds: Bounds) -> bool:
-    low = -math.inf if bounds.minimum is None else bounds.minimum
-    high = math.inf if bounds.maximum is None else bounds.maximum
-    return math.isfinite(value) and low <= value <= high
-
-
-def _describe(kind: Any, bounds: Bounds) -> str:  # noqa: ANN401 - a type
-    choices = _choices(kind, bounds)
-    if choices:
-        return "one of " + ", ".join(choices)
-    words = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a text")
-    if bounds.minimum is not None and bounds.maximum is not None:
-        return f"{words} from {bounds.minimum} to {bounds.maximum}"
-    if bounds.minimum is not None:
-        return f"{words} of at least {bounds.minimum}"
-    if bounds.maximum is not None:
-        return f"{words} of at most {bounds.maximum}"
-    return words
-
-
-def _help(field: dataclasses.Field[Any], bounds: Bounds, hint: Any) -> str:  # noqa: ANN401 - a type
-    text = bounds.help
-    kind = _kind(hint)
-    if kind is not bool and (bounds.minimum, bounds.maximum, _choices(kind, bounds)) != (None, None, ()):
-        text += f"; {_describe(kind, bounds)}"
-    if field.default is dataclasses.MISSING:
+def _help(each: Setting) -> str:
+    text, bounds, kind = each.bounds.help, each.bounds, kind_of(each.hint)
+    if kind is not bool and (bounds.minimum, bounds.maximum, choices_of(kind, bounds)) != (None, None, ()):
+        text += f"; {describe(kind, bounds)}"
+    if each.default is dataclasses.MISSING:
         text += " (required)"
-    elif field.default not in (None, ()):
-        default = field.default.value if isinstance(field.default, Enum) else field.default
+    elif each.default not in (None, ()):
+        default = each.default.value if isinstance(each.default, Enum) else each.default
         text += f" (default: {default})"
     return text.replace("%", "%%")
 
 
-def _choices(kind: Any, bounds: Bounds) -> tuple[str, ...]:  # noqa: ANN401 - a type
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return tuple(str(member.value) for member in kind)
-    return bounds.choices or ()
-
-
 def _metavar(hint: Any) -> str:  # noqa: ANN401 - a type
-    kind = _kind(hint)
+    kind = kind_of(hint)
     if typing.get_origin(kind) is tuple:
         return "TEXT,..."
     return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
-
-
-def _kind(hint: Any) -> Any:  # noqa: ANN401 - a type
-    """The type without "or None"."""
-    if isinstance(hint, types.UnionType):
-        return next(kind for kind in hint.__args__ if kind is not types.NoneType)
-    return hint
 
 
 def _fields(config_class: type[Any]) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         yield field, hints[field.name]
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _exit(message: str) -> NoReturn:
-    sys.stderr.write(message.replace("\n", " ") + "\n")
-    raise SystemExit(2)

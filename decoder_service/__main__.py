@@ -6,15 +6,16 @@ import sys
 from common.logs import set_up_logging
 from common.preflight import check_server
 from common.process import tune_allocator
-from common.settings import Parser, add_arguments, from_arguments
+from common.setting_sources import add_config_arguments, from_sources
+from common.settings import Parser
 from decoder_service.config import DecoderConfig
 
 
 def main() -> None:
     """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and status 2."""
     parser = Parser(prog="decoder_service", description=__doc__)
-    add_arguments(parser, DecoderConfig)
-    config = from_arguments(DecoderConfig, parser.parse_args())
+    add_config_arguments(parser, DecoderConfig)
+    config = from_sources(DecoderConfig, parser.parse_args())
     set_up_logging(config.logs)
     tune_allocator()
     try:

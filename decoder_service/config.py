@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.logs import LogSettings
 from common.model_settings import ModelSettings
-from common.server_config import ServerConfig
+from common.server_config import ServerConfig, check_image_fits
 from common.settings import setting
 from common.tracing import TracingSettings
 
@@ -85,3 +85,6 @@ class DecoderConfig:
     vision_hedge_seconds: float | None = setting(
         None, minimum=0.001, help="time after which a picture is sent to a second vision replica too; never where unset"
     )
+
+    def __post_init__(self) -> None:
+        check_image_fits(self.requests.max_image_bytes, self.server.max_message_bytes)

@@ -29,17 +29,28 @@ class ChildError(Exception):
 class Child:
     """A service in a process group of its own, so that a terminal's Ctrl-C reaches only its parent."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, *, health_address: str | None) -> None:
         """Watch a process; use `start` to make one."""
         self.name = name
+        self._health_address = health_address
         self._process = process
         self._listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._output = asyncio.create_task(self._read_output())
         self._exited = asyncio.create_task(self._wait())
 
     @classmethod
-    async def start(cls, name: str, arguments: Sequence[str], *, environment: Mapping[str, str]) -> Self:
-        """Start `python ARGUMENTS`; the kernel kills it if this process dies."""
+    async def start(
+        cls,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        health_address: str | None = None,
+    ) -> Self:
+        """Start `python ARGUMENTS`; the kernel kills it if this process dies.
+
+        It is asked for its health where it listens, or at `health_address`.
+        """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *arguments,
@@ -49,7 +60,7 @@ class Child:
             process_group=0,
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
-        return cls(name, process)
+        return cls(name, process, health_address=health_address)
 
     async def address(self) -> str:
         """The HOST:PORT that the service listens on, once it does. Raises ChildError if it ends before."""
@@ -57,7 +68,8 @@ class Child:
 
     async def ready(self) -> None:
         """Return when the service says that it is ready. Raises ChildError if it ends before."""
-        await self._unless_exited(_wait_serving(await self.address()))
+        address = await self.address()
+        await self._unless_exited(_wait_serving(self._health_address or address))
 
     async def exited(self) -> None:
         """Raise ChildError when the process has ended."""

@@ -11,9 +11,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from common.client_types import ClientError
-from common.settings import Parser, add_arguments, from_arguments
-from diptych import convert, generate, health, info, token
-from diptych.up import UpConfig, up
+from common.setting_sources import add_config_arguments, from_sources
+from common.settings import Parser
+from diptych import config, convert, generate, health, info, token
+from diptych.up import up
+from diptych.up_config import UpConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,12 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="diptych", description="Serves Pixtral as two services joined by gRPC, and asks them.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     up_parser = commands.add_parser("up", help="run both services on this machine")
-    add_arguments(up_parser, UpConfig)
+    add_config_arguments(up_parser, UpConfig)
     up_parser.set_defaults(run=_up)
     for name, module, words in (
         ("generate", generate, "ask a question, with or without pictures"),
         ("info", info, "show what is served, and within which limits"),
         ("health", health, "ask whether a service is ready"),
+        ("config", config, "check the settings of a service, and show them"),
         ("token", token, "draw a bearer token"),
         ("convert", convert, "write a checkpoint in the other format"),
     ):
@@ -52,7 +55,7 @@ def _run(options: Namespace) -> int:
 
 
 def _up(options: Namespace) -> int:
-    return asyncio.run(up(from_arguments(UpConfig, options)))
+    return asyncio.run(up(from_sources(UpConfig, options)))
 
 
 if __name__ == "__main__":

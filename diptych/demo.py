@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
+from shutil import rmtree
 from tempfile import mkdtemp
 
 from PIL import Image
@@ -44,7 +45,9 @@ def main() -> int:
         sys.stderr.write(f"The demo failed: {error}\nThe services' log is {folder / 'services.log'}\n")
         return 1
     except KeyboardInterrupt:
+        rmtree(folder)
         return 130
+    rmtree(folder)
     print(f"{right} of {len(examples)} answers are right; {time.monotonic() - started:.1f} s in all.")
     return 0
 
@@ -110,7 +113,7 @@ def _show(image: bytes, path: Path) -> None:
             print("\n".join(half_blocks(picture, _MAX_COLUMNS)))
     else:
         path.write_bytes(image)
-        print(f"picture:  {path}")
+        print(f"picture:  {path} (until the demo ends)")
 
 
 if __name__ == "__main__":

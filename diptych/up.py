@@ -10,74 +10,19 @@ import platform
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from common.model_settings import DtypeChoice
+from common.ports import address, check_free
 from common.process import num_cores
-from common.settings import setting
 from diptych.child import Child, ChildError
 from diptych.models import demo_model, understands_images
+from diptych.up_config import ROLES, UpConfig, parse_devices, parse_dtypes
 
 _GRACE_SECONDS = 35.0
 """A little more than the services give their callers."""
 _LOOPBACK = "127.0.0.1"
-_ROLES = ("vision", "decoder")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpConfig:
-    """What to run."""
-
-    model: Path | None = setting(None, help="checkpoint directory; the demo model where unset")
-    host: str = setting("127.0.0.1", help="address that the decoder service listens on")
-    port: int = setting(50051, help="its port; 0 takes a free one", minimum=0, maximum=65535)
-    metrics_port: int | None = setting(
-        None,
-        help="metrics port of the decoder service, the next ones being the vision replicas'; 0 takes free ones",
-        minimum=0,
-        maximum=65535,
-    )
-    vision_replicas: int = setting(1, help="vision services to start", minimum=1, maximum=64)
-    device: str | None = setting(None, help="device of all services, or vision=DEVICE,decoder=DEVICE")
-    dtype: str | None = setting(None, help="type of weights of all services, or vision=TYPE,decoder=TYPE")
-    deterministic: bool = setting(
-        False, help="the same answer, bit for bit, whatever else is computed beside it; slower"
-    )
-    verify_checksums: bool = setting(False, help="check the files against the model's SHA256SUMS while they load")
-    start_seconds: float = setting(600.0, help="longest time until all are ready", minimum=1, maximum=86400)
-
-    def __post_init__(self) -> None:
-        parse_devices(self.device)
-        parse_dtypes(self.dtype)
-
-
-def parse_devices(text: str | None) -> Mapping[str, str]:
-    """The device of each role that has one. Raises ValueError for a role that does not exist."""
-    return _by_role(text, "--device", "DEVICE")
-
-
-def parse_dtypes(text: str | None) -> Mapping[str, str]:
-    """The type of each role that has one. Raises ValueError for a role or a type that does not exist."""
-    dtypes = _by_role(text, "--dtype", "TYPE")
-    known = [choice.value for choice in DtypeChoice]
-    for dtype in dtypes.values():
-        if dtype not in known:
-            raise ValueError(f"--dtype must be one of {', '.join(known)}, got {dtype!r}")
-    return dtypes
-
-
-def _by_role(text: str | None, flag: str, word: str) -> Mapping[str, str]:
-    if text is None:
-        return {}
-    if "=" not in text:
-        return dict.fromkeys(_ROLES, text)
-    values = dict(part.strip().split("=", 1) for part in text.split(",") if "=" in part)
-    if len(values) != len(text.split(",")) or not values.keys() <= set(_ROLES):
-        raise ValueError(f"{flag} must be {word} or vision={word},decoder={word}, got {text!r}")
-    return values
 
 
 def share_cores(cores: int, vision_replicas: int) -> tuple[int, int]:
@@ -109,6 +54,8 @@ async def up(config: UpConfig) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"diptych up: {error}\n")
         return 2
+    for port, purpose in _ports(config, replicas):
+        check_free(config.host, port, purpose=purpose)
     services = _Services(config, model, replicas)
     signals = _signals()
     running = asyncio.create_task(services.run())
@@ -119,6 +66,14 @@ async def up(config: UpConfig) -> int:
     services.kill()  # does nothing unless a second signal was in a hurry
     await stopping
     return await _outcome(running)
+
+
+def _ports(config: UpConfig, replicas: int) -> Iterator[tuple[int, str]]:
+    """The ports that the user has chosen; looked at before models are loaded for nothing."""
+    yield config.port, ""
+    if config.metrics_port:
+        for offset in range(replicas + 1):
+            yield config.metrics_port + offset, "metrics"
 
 
 async def _first(task: asyncio.Task[None], other: Coroutine[None, None, int]) -> None:
@@ -148,14 +103,16 @@ class _Services:
         self._replicas = replicas
         self._devices = parse_devices(config.device)
         self._dtypes = parse_dtypes(config.dtype)
-        self._threads = dict(zip(_ROLES, share_cores(num_cores(), replicas), strict=True))
+        self._threads = dict(zip(ROLES, share_cores(num_cores(), replicas), strict=True))
         self._children: list[Child] = []
+        self._health_ports: list[int] = []
 
     async def run(self) -> None:
         """Start all, say so when all are ready, and raise ChildError when one ends."""
         async with asyncio.timeout(self._config.start_seconds):
             # Their ports are chosen here, so that all services can load their models at the same time.
-            with reserved_ports(self._replicas) as ports:
+            with reserved_ports(2 * self._replicas + 1) as reserved:
+                ports, self._health_ports = reserved[: self._replicas], reserved[self._replicas :]
                 for index, port in enumerate(ports):
                     await self._start_vision(index, port)
                 decoder = await self._start_decoder([f"{_LOOPBACK}:{port}" for port in ports])
@@ -198,11 +155,22 @@ class _Services:
         metrics_port = self._config.metrics_port
         if metrics_port is not None:
             arguments += ["--metrics-port", str(metrics_port and metrics_port + metrics_offset)]
-        # A number that the user has set already stands.
-        environment = {"OMP_NUM_THREADS": str(self._threads[role]), "no_grpc_proxy": _LOOPBACK, **os.environ}
-        child = await Child.start(name, arguments, environment=environment)
+        health_address = None
+        file = {"vision": self._config.vision_config, "decoder": self._config.decoder_config}[role]
+        if file is not None:
+            # What is in the file may be TLS, which would keep us from asking whether the service is ready.
+            port = self._health_ports.pop()
+            health_address = address(_LOOPBACK if role == "vision" else self._config.host, port)
+            arguments += ["--config", str(file), "--health-port", str(port)]
+        child = await Child.start(name, arguments, environment=self._environment(role), health_address=health_address)
         self._children.append(child)
         return child
+
+    def _environment(self, role: str) -> dict[str, str]:
+        """Ours without the settings in it, which are not the services'."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("DIPTYCH_")}
+        # A number of threads that the user has set already stands.
+        return {"OMP_NUM_THREADS": str(self._threads[role]), "no_grpc_proxy": _LOOPBACK, **inherited}
 
 
 def _signals() -> asyncio.Queue[int]:

@@ -15,7 +15,8 @@ from common.logs import set_up_logging
 from common.preflight import check_server
 from common.process import tune_allocator
 from common.server import GrpcServer
-from common.settings import Parser, add_arguments, from_arguments
+from common.setting_sources import add_config_arguments, from_sources
+from common.settings import Parser
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 from vision_service.config import VisionConfig
 from vision_service.service import VisionService
@@ -28,8 +29,8 @@ def main() -> None:
     """Run the vision service until it is told to stop."""
     tune_allocator()
     parser = Parser(prog="vision_service", description="Encodes pictures into image features, over gRPC.")
-    add_arguments(parser, VisionConfig)
-    config = from_arguments(VisionConfig, parser.parse_args())
+    add_config_arguments(parser, VisionConfig)
+    config = from_sources(VisionConfig, parser.parse_args())
     set_up_logging(config.logs)
     try:
         check_server(config.server)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from common.logs import LogSettings
 from common.model_settings import ModelSettings
 from common.preprocessing import PreprocessingMode
-from common.server_config import ServerConfig
+from common.server_config import ServerConfig, check_image_fits
 from common.settings import setting
 from common.tracing import TracingSettings
 
@@ -60,3 +60,6 @@ class VisionConfig:
     cache: CacheConfig
     logs: LogSettings = field(default_factory=LogSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
+
+    def __post_init__(self) -> None:
+        check_image_fits(self.decode.max_image_bytes, self.server.max_message_bytes)

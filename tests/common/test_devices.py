@@ -5,7 +5,8 @@ import torch
 
 from common.devices import find_device, find_dtype, free_host_bytes
 from common.model_settings import DtypeChoice, ModelSettings
-from common.settings import SettingError, read
+from common.setting_values import SettingError
+from common.settings import read
 
 
 def test_auto_is_bfloat16_on_cuda_and_float32_on_a_cpu() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from common.server_config import ServerConfig
-from common.settings import Parser, SettingError, add_arguments, from_arguments, read, setting
+from common.setting_values import SettingError
+from common.settings import Parser, add_arguments, from_arguments, read, setting
 
 
 class Colour(Enum):

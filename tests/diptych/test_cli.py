@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from common.quota import Limits
 from common.token_file import find_token, read_token_file
@@ -201,3 +202,23 @@ def test_health_tells_by_its_status_whether_a_name_serves(service: Service, caps
         assert main(["health", name, "--address", service.address]) == status
         assert capsys.readouterr().out == words
     assert main(["health", "--address", service.address, "--ca", "nowhere"]) == 2
+
+
+def test_config_shows_the_settings_of_a_service_or_what_is_wrong_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "decoder.yaml"
+    file.write_text("model: {model: /m}\nengine: {max_queue: 7}\n")
+    monkeypatch.setenv("DIPTYCH_VISION_ADDRESSES", "a:1,b:2")
+    assert main(["config", "decoder", "--print", "--config", str(file), "--port", "0"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["engine"]["max_queue"] == 7
+    assert (shown["vision_addresses"], shown["server"]["port"]) == (["a:1", "b:2"], 0)
+    for flags, words in (
+        (["--max-message-bytes", "2000"], "--max-image-bytes 20971520 does not fit into --max-message-bytes 2000\n"),
+        (["--allowed-clients", "a"], "--allowed-clients needs --tls-client-ca"),
+    ):
+        assert main(["config", "decoder", "--model", "m", *flags]) == 2
+        output, errors = capsys.readouterr()
+        assert (output, errors.count("\n")) == ("", 1)
+        assert words in errors

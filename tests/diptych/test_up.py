@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from diptych.models import demo_model
-from diptych.up import parse_devices, parse_dtypes, reserved_ports, share_cores
+from diptych.up import reserved_ports, share_cores
+from diptych.up_config import parse_devices, parse_dtypes
 
 SERVICE = """
 import asyncio, json, os, sys
@@ -21,12 +23,13 @@ from pathlib import Path
 from tests.fake_generation import serve
 name, flags = sys.argv[0].split("/")[-2], sys.argv[1:]
 with open("started.jsonl", "a") as file:
-    print(json.dumps([name, os.getpid(), flags, os.environ["OMP_NUM_THREADS"]]), file=file)
+    print(json.dumps([name, os.getpid(), flags, os.environ["OMP_NUM_THREADS"], list(os.environ)]), file=file)
 if Path(name + ".fails").exists():
     print("the service says why", file=sys.stderr)
     sys.exit(3)
 port = int(flags[flags.index("--port") + 1])
-asyncio.run(serve(port=port, grace_seconds=5))
+health = int(flags[flags.index("--health-port") + 1]) if "--health-port" in flags else None
+asyncio.run(serve(port=port, health_port=health, grace_seconds=5))
 with open("ended", "a") as file:
     print(name, file=file)
 """
@@ -162,7 +165,7 @@ def test_a_model_without_pictures_gets_no_vision_service(folder: Path) -> None:
     (model / "model.safetensors").touch()
     with run_up(folder, "--model", str(model)) as process:
         ready_address(process)
-        ((name, _, flags, _),) = started(folder)
+        ((name, _, flags, *_),) = started(folder)
     assert name == "decoder_service"
     assert "--vision-addresses" not in flags
 
@@ -206,3 +209,29 @@ def test_types_are_given_once_or_by_role() -> None:
     for wrong in ("eye=auto", "int8", "vision=auto,decoder=x"):
         with pytest.raises(ValueError, match="--dtype must be"):
             parse_dtypes(wrong)
+
+
+def test_a_taken_port_is_one_line_before_anything_is_started(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for flags in (["--port", str(port)], ["--metrics-port", str(port - 1)]):
+            with run_up(folder, *flags) as process:
+                _, errors = process.communicate(timeout=20)
+            assert process.returncode == 1
+            assert errors.startswith(f"cannot listen on 127.0.0.1:{port}")
+            assert errors.count("\n") == 1
+    assert not (folder / "started.jsonl").exists()
+
+
+def test_each_service_gets_its_own_file_and_none_of_our_variables(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIPTYCH_VISION_REPLICAS", "2")
+    with run_up(folder, "--vision-config", "v.yaml", "--decoder-config", "d.yaml") as process:
+        ready_address(process)
+        rows = started(folder)
+    files = [(row[0], row[2][row[2].index("--config") + 1]) for row in rows]
+    assert files == [("decoder_service", "d.yaml"), ("vision_service", "v.yaml"), ("vision_service", "v.yaml")]
+    ports = [row[2][row[2].index("--health-port") + 1] for row in rows]
+    assert len(set(ports)) == 3
+    assert not any("DIPTYCH_" in name for row in rows for name in row[4])

@@ -1,0 +1,55 @@
+"""`diptych config`: checks the settings of a service as it would, and shows them.
+
+Knows the services' configs, not their code: nothing is loaded, opened or listened on.
+"""
+
+import argparse
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import Any, Final
+
+from common.setting_print import to_yaml
+from common.setting_sources import add_config_arguments, load
+from common.setting_values import SettingError
+from common.settings import Parser
+from diptych.up_config import UpConfig
+
+_SERVICES: Final = ("vision", "decoder", "up")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the flags of `diptych config`."""
+    parser.add_argument("--print", action="store_true", help="show all settings, and where each comes from")
+    parser.add_argument("service", choices=_SERVICES, help="whose settings; up is the command")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="...", help="flags as the service takes them")
+
+
+def run(options: Namespace) -> int:
+    """Check, and print where asked for; returns the exit status."""
+    config_class = _config_class(options.service)
+    parser = Parser(prog=f"diptych config {options.service}")
+    parser.add_argument("--print", action="store_true", default=options.print, help="show all settings")
+    add_config_arguments(parser, config_class)
+    given = parser.parse_args(options.flags)
+    try:
+        loaded = load(config_class, given, environment=os.environ)
+    except SettingError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if given.print:
+        sys.stdout.write(to_yaml(loaded))
+    return 0
+
+
+def _config_class(service: str) -> type[Any]:
+    # Imported late: the other commands need neither service.
+    if service == "up":
+        return UpConfig
+    if service == "vision":
+        from vision_service.config import VisionConfig
+
+        return VisionConfig
+    from decoder_service.config import DecoderConfig
+
+    return DecoderConfig
