@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,12 +14,15 @@ from common.checkpoint_layout import Part
 from common.features import FeatureSpec
 from common.identity import ImageHash
 from common.model_config import PixtralConfig
+from common.native.build import cpu_level, default_cache, find_or_build
+from common.native.library import Library
 from common.preprocessing import PatchGrid
 from decoder_service.compute import Compute, TorchCompute
 from decoder_service.decoder_model import DecoderModel
 from decoder_service.engine import Engine
 from decoder_service.image_encoder import ImageFeatures
 from decoder_service.kv_cache import KVCache
+from decoder_service.native_compute import NativeCompute
 from decoder_service.request import PlaceholderRange, Request
 from decoder_service.runner import DecoderRunner
 from decoder_service.sampling_params import SamplingParams
@@ -30,6 +34,16 @@ CPU = torch.device("cpu")
 NEW_TOKENS = 64
 
 MakeCompute = Callable[[DecoderModel, KVCache], Compute]
+
+
+def native(model: DecoderModel, kv_cache: KVCache) -> Compute:
+    """Our own kernels, built for this machine on first use."""
+    library = Library(find_or_build(default_cache(), cpu_level()), threads=2)
+    return NativeCompute(model, kv_cache, library)
+
+
+COMPUTES = [pytest.param(TorchCompute, id="torch"), pytest.param(native, id="native")]
+"""What every test of arithmetic runs over."""
 
 
 class RecordingRunner(DecoderRunner):

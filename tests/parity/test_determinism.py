@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decoder_service.compute import TorchCompute
 from decoder_service.tiled_compute import TiledCompute
-from tests.parity.harness import Harness, MakeCompute
+from tests.parity.harness import Harness, MakeCompute, native
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, random_text_model, reference_logits, save
 
 NEW_TOKENS = 9
@@ -19,7 +19,7 @@ SHAPES = [
     Shape(name="sliding-window", hidden=64, heads=4, kv_heads=1, head_dim=20, window=24, tied=True),
 ]
 PICTURE = Shape(name="pixtral-like", hidden=160, heads=6, kv_heads=2, head_dim=32, vision_heads=4, vision_head_dim=32)
-BATCH_FREE = [pytest.param(TiledCompute, id="tiled")]
+BATCH_FREE = [pytest.param(TiledCompute, id="tiled"), pytest.param(native, id="native")]
 
 
 @pytest.mark.parametrize("make_compute", BATCH_FREE)

@@ -1,0 +1,131 @@
+"""The kernels as Python calls them: tensors in, tensors out.
+
+Knows the library's interface in C and its structures. Does not know models: see `decoder_service.native_compute` and
+`vision_service.native_encoder`. Every tensor is float32 or int64, contiguous and on the CPU; what is not is an error
+of the caller. Calls release Python's lock.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.native.build import NativeUnavailableError
+
+_VERSION = 1
+
+
+class CWeights(Structure):
+    """`Weights` of decoder.h."""
+
+    _fields_ = (("data", c_void_p), ("scales", c_void_p), ("columns", c_int64), ("depth", c_int64))
+
+
+class CShape(Structure):
+    """`DecoderShape` of decoder.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "feed_forward")),
+        *((name, c_int64) for name in ("vocabulary", "block_size", "window")),
+        ("eps", c_float),
+        ("scale", c_float),
+    )
+
+
+class CLayer(Structure):
+    """`LayerWeights` of decoder.h."""
+
+    _fields_ = (
+        ("input_norm", c_void_p),
+        ("qkv", CWeights),
+        ("output", CWeights),
+        ("post_norm", c_void_p),
+        ("gate_up", CWeights),
+        ("down", CWeights),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+    )
+
+
+class CBatch(Structure):
+    """`Batch` of decoder.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("tokens", "requests", "max_blocks")),
+        *((name, c_void_p) for name in ("positions", "slots", "tables", "query_lengths", "seq_lens")),
+    )
+
+
+class Library:
+    """A loaded library with its threads. One call at a time."""
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        """Load it. Raises NativeUnavailableError."""
+        try:
+            self.c = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeUnavailableError(f"{path} does not load: {error}") from error
+        _declare(self.c)
+        if self.c.diptych_version() != _VERSION:
+            raise NativeUnavailableError(f"{path} is of another version")
+        self.threads = threads
+        self.panel: int = self.c.diptych_panel()
+        """Columns that packed weights are laid out by."""
+        self.pool: int = self.c.diptych_pool_new(threads)
+
+    def packed_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, *, lengths: Sequence[int], causal: bool, scale: float
+    ) -> Tensor:
+        """As `common.attention.packed_attention`."""
+        query, key, value = (x.contiguous() for x in (query, key, value))
+        out = torch.empty_like(query)
+        self.c.diptych_packed_attention(
+            self.pool,
+            query.data_ptr(),
+            key.data_ptr(),
+            value.data_ptr(),
+            query.shape[1],
+            key.shape[1],
+            query.shape[2],
+            len(lengths),
+            (c_int64 * len(lengths))(*lengths),
+            causal,
+            scale,
+            out.data_ptr(),
+        )
+        return out
+
+    def greedy(self, logits: Tensor, *, margin: float) -> tuple[list[int], list[bool], list[bool]]:
+        """Of each row of logits [num_rows, vocab_size] the first of the largest, whether all are finite, and whether
+        another is within `margin` of the largest.
+        """
+        rows, vocabulary = logits.shape
+        best, flags = (c_int64 * rows)(), (ctypes.c_uint8 * (2 * rows))()
+        ties = byref(flags, rows)
+        self.c.diptych_greedy(rows, vocabulary, logits.data_ptr(), margin, best, flags, ties)
+        return list(best), [bool(flag) for flag in flags[:rows]], [bool(flag) for flag in flags[rows:]]
+
+
+def _declare(c: ctypes.CDLL) -> None:
+    """Tell ctypes the functions' types, or it cuts pointers to 32 bits."""
+    p, n, i, f = c_void_p, c_int64, c_int32, c_float
+    weights = POINTER(CWeights)
+    signatures = {
+        "diptych_version": (i, ()),
+        "diptych_panel": (i, ()),
+        "diptych_pool_new": (p, (i,)),
+        "diptych_pack": (None, (p, n, n, n, p)),
+        "diptych_unpack": (None, (weights, n, p, p)),
+        "diptych_linear": (None, (p, weights, n, p, p)),
+        "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, f, p)),
+        "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights)),
+        "diptych_decoder_hidden": (None, (p, POINTER(CBatch), p)),
+        "diptych_decoder_logits": (None, (p, n, p, p)),
+        "diptych_greedy": (None, (n, n, p, f, p, p, p)),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(c, name)
+        function.restype, function.argtypes = result, arguments

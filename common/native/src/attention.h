@@ -1,0 +1,203 @@
+// Attention of new rows over keys and values that are read where they lie.
+//
+// Keys come in tiles of kTile tokens, counted from the sequence's first token, and every row keeps a running maximum
+// and a running sum over its tiles (online softmax: Milakov and Gimelshein, arXiv 1805.02867). What a row sees is
+// computed in an order that depends on its own position alone, so its result is the same bits in any batch and chunk.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "pool.h"
+#include "vectors.h"
+
+constexpr int kTile = 64;       // tokens
+constexpr int kLanes = 4;       // (row, head) pairs that share the reading of a tile
+constexpr int64_t kChunk = 64;  // rows of one part of the work
+
+// Keys or values of one sequence and key-value head: token t lies in block table[t / block_size].
+struct Tokens {
+  const float* base;
+  const int64_t* table;  // none where all tokens lie one after another
+  int64_t block_size;
+  int64_t stride;  // floats from one token to the next
+
+  const float* at(int64_t t) const {
+    return base + (table ? table[t / block_size] * block_size + t % block_size : t) * stride;
+  }
+};
+
+struct Heads {
+  int64_t head_dim;
+  int64_t group;   // query heads that share the key-value head
+  float scale;
+  bool causal;
+  int64_t window;  // tokens that a row sees, itself included; 0 for all
+};
+
+// Working memory of one thread.
+struct AttentionScratch {
+  std::vector<float> keys, values, sums, state;
+};
+
+static inline int64_t padded(int64_t head_dim) { return (head_dim + kWidth - 1) / kWidth * kWidth; }
+
+// A tile's keys with the dimension first: to [padded head_dim][kTile]; tokens behind `count` are zeros.
+static inline void transpose_keys(const Tokens& keys, int64_t start, int64_t count, int64_t head_dim, float* to) {
+  for (int64_t token = 0; token < kTile; token += kWidth) {
+    const float* rows[kWidth];
+    for (int i = 0; i < kWidth; ++i) rows[i] = token + i < count ? keys.at(start + token + i) : nullptr;
+    for (int64_t d = 0; d < head_dim; d += kWidth) {
+      const int64_t width = std::min<int64_t>(kWidth, head_dim - d);
+      Floats square[kWidth];
+      for (int i = 0; i < kWidth; ++i) {
+        square[i] = Floats{};
+        if (rows[i] && width == kWidth) square[i] = load(rows[i] + d);
+        if (rows[i] && width < kWidth) std::memcpy(&square[i], rows[i] + d, width * sizeof(float));
+      }
+      transpose(square);
+      for (int i = 0; i < kWidth; ++i) store(to + (d + i) * kTile + token, square[i]);
+    }
+  }
+}
+
+// scores [L][kTile] = scale * query . keys; the query's lanes stand `stride` floats apart.
+template <int L>
+static inline void scores(const float* const* query, const float* keys, int64_t head_dim, float scale, float* to) {
+  constexpr int kVectors = kTile / kWidth < 4 ? kTile / kWidth : 4;
+  for (int first = 0; first < kTile; first += kVectors * kWidth) {
+    Floats sums[L][kVectors] = {};
+    for (int64_t d = 0; d < head_dim; ++d) {
+      Floats key[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) key[v] = load(keys + d * kTile + first + v * kWidth);
+#pragma GCC unroll 4
+      for (int l = 0; l < L; ++l) {
+        const Floats q = fill(query[l][d]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[l][v] += q * key[v];
+      }
+    }
+#pragma GCC unroll 4
+    for (int l = 0; l < L; ++l)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) store(to + l * kTile + first + v * kWidth, sums[l][v] * scale);
+  }
+}
+
+// sums [L][width] = corrections * sums + weights [L][kTile] . values, over `count` tokens.
+template <int L, int V>
+static inline void mix(const float* weights, const float* corrections, const float* const* values, int64_t count,
+                       int64_t d, int64_t width, float* sums) {
+  Floats total[L][V];
+#pragma GCC unroll 4
+  for (int l = 0; l < L; ++l)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) total[l][v] = load(sums + l * width + d + v * kWidth) * corrections[l];
+  for (int64_t t = 0; t < count; ++t) {
+    Floats value[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) value[v] = load(values[t] + d + v * kWidth);
+#pragma GCC unroll 4
+    for (int l = 0; l < L; ++l)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) total[l][v] += weights[l * kTile + t] * value[v];
+  }
+#pragma GCC unroll 4
+  for (int l = 0; l < L; ++l)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(sums + l * width + d + v * kWidth, total[l][v]);
+}
+
+// One tile for L lanes. `first` and `last` are what each lane sees of the tile's tokens.
+template <int L>
+static void attend_tile(const float* const* query, const float* keys, const float* const* values, int64_t count,
+                        const int64_t* first, const int64_t* last, const Heads& heads, float* state, float* sums) {
+  const int64_t width = padded(heads.head_dim);
+  float weights[L * kTile];
+  float corrections[L];
+  scores<L>(query, keys, heads.head_dim, heads.scale, weights);
+  for (int l = 0; l < L; ++l) {
+    Floats best = fill(-1e30f);
+    for (int t = 0; t < kTile; t += kWidth) {
+      const Ints token = lanes() + t;
+      const Floats seen = load(weights + l * kTile + t);
+      const Floats score = ((token >= (int32_t)first[l]) & (token < (int32_t)last[l])) ? seen : fill(-1e30f);
+      best = score > best ? score : best;
+    }
+    const float before = state[2 * l], highest = std::max(before, largest(best));
+    Floats total{};
+    for (int t = 0; t < kTile; t += kWidth) {
+      const Ints token = lanes() + t;
+      const Floats power = exponential(load(weights + l * kTile + t) - highest);
+      const Floats weight = ((token >= (int32_t)first[l]) & (token < (int32_t)last[l])) ? power : Floats{};
+      store(weights + l * kTile + t, weight);
+      total += weight;
+    }
+    corrections[l] = exponential(fill(before - highest))[0];
+    state[2 * l] = highest;
+    state[2 * l + 1] = state[2 * l + 1] * corrections[l] + sum(total);
+  }
+  int64_t d = 0;
+  for (; d + 4 * kWidth <= width; d += 4 * kWidth) mix<L, 4>(weights, corrections, values, count, d, width, sums);
+  for (; d + 2 * kWidth <= width; d += 2 * kWidth) mix<L, 2>(weights, corrections, values, count, d, width, sums);
+  for (; d < width; d += kWidth) mix<L, 1>(weights, corrections, values, count, d, width, sums);
+}
+
+// New rows of one sequence against one key-value head. Rows [rows, heads, head_dim] stand `stride` floats apart; the
+// first of them is at `position`, and there are `length` tokens.
+static void attend(const float* query, float* out, int64_t rows, int64_t stride, int64_t position, int64_t length,
+                   const Tokens& keys, const Tokens& values, const Heads& heads, AttentionScratch& scratch) {
+  const int64_t head_dim = heads.head_dim, width = padded(head_dim), lanes = rows * heads.group;
+  scratch.keys.resize(width * kTile);
+  scratch.values.resize(width * kTile);
+  scratch.sums.assign(lanes * width, 0.0f);
+  scratch.state.resize(2 * lanes);
+  for (int64_t l = 0; l < lanes; ++l) scratch.state[2 * l] = -1e30f, scratch.state[2 * l + 1] = 0.0f;
+  const auto last_of = [&](int64_t l) { return heads.causal ? position + l / heads.group + 1 : length; };
+  const auto first_of = [&](int64_t l) {
+    return heads.window ? std::max<int64_t>(0, position + l / heads.group + 1 - heads.window) : 0;
+  };
+  const int64_t end = last_of(lanes - 1);
+  for (int64_t start = first_of(0) / kTile * kTile; start < end; start += kTile) {
+    const int64_t count = std::min<int64_t>(kTile, end - start);
+    const float* value_rows[kTile];
+    transpose_keys(keys, start, count, head_dim, scratch.keys.data());
+    for (int64_t t = 0; t < count; ++t) {
+      value_rows[t] = values.at(start + t);
+      if (width != head_dim) {  // a vector would reach behind the row
+        float* copy = scratch.values.data() + t * width;
+        std::memcpy(copy, value_rows[t], head_dim * sizeof(float));
+        std::memset(copy + head_dim, 0, (width - head_dim) * sizeof(float));
+        value_rows[t] = copy;
+      }
+    }
+    for (int64_t l = 0; l < lanes; l += kLanes) {
+      const int64_t taken = std::min<int64_t>(kLanes, lanes - l);
+      const float* queries[kLanes];
+      int64_t first[kLanes], last[kLanes], most = 0;
+      for (int64_t i = 0; i < taken; ++i) {
+        queries[i] = query + (l + i) / heads.group * stride + (l + i) % heads.group * head_dim;
+        first[i] = first_of(l + i) - start;
+        last[i] = last_of(l + i) - start;
+        most = std::max(most, last[i]);
+      }
+      if (most <= 0) continue;  // these rows end before the tile
+      most = std::min(most, count);
+      float* state = scratch.state.data() + 2 * l;
+      float* sums = scratch.sums.data() + l * width;
+      const float* k = scratch.keys.data();
+      switch (taken) {
+        case 4: attend_tile<4>(queries, k, value_rows, most, first, last, heads, state, sums); break;
+        case 3: attend_tile<3>(queries, k, value_rows, most, first, last, heads, state, sums); break;
+        case 2: attend_tile<2>(queries, k, value_rows, most, first, last, heads, state, sums); break;
+        default: attend_tile<1>(queries, k, value_rows, most, first, last, heads, state, sums);
+      }
+    }
+  }
+  for (int64_t l = 0; l < lanes; ++l) {
+    float* to = out + l / heads.group * stride + l % heads.group * head_dim;
+    const float share = 1.0f / scratch.state[2 * l + 1];
+    for (int64_t d = 0; d < head_dim; ++d) to[d] = scratch.sums[l * width + d] * share;
+  }
+}

@@ -1,0 +1,214 @@
+// All layers of a Mistral decoder over one batch, in one call.
+// Knows packed weights, the KV cache's blocks and a batch's layout. Does not know requests or sampling.
+#pragma once
+
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+
+struct DecoderShape {
+  int64_t hidden, layers, heads, kv_heads, head_dim, feed_forward, vocabulary, block_size, window;
+  float eps, scale;
+};
+
+struct Weights {
+  const void* data;
+  const float* scales;  // none for float32
+  int64_t columns, depth;
+};
+
+struct LayerWeights {
+  const float* input_norm;
+  Weights qkv, output;
+  const float* post_norm;
+  Weights gate_up, down;
+  float *keys, *values;  // [num_blocks, block_size, kv_heads, head_dim]
+};
+
+struct Batch {
+  int64_t tokens, requests, max_blocks;
+  const int64_t* positions;      // [tokens]
+  const int64_t* slots;          // [tokens]
+  const int64_t* tables;         // [requests, max_blocks]
+  const int64_t* query_lengths;  // [requests]
+  const int64_t* seq_lens;       // [requests]
+};
+
+// y [rows, columns] = x * W^T, or y += that; rows of x stand `stride` floats apart.
+static inline void multiply(Pool& pool, const Weights& w, int64_t rows, const float* x, int64_t stride, float* y,
+                            bool add) {
+  if (w.scales)
+    linear(pool, ByteWeights{static_cast<const int8_t*>(w.data), w.scales, w.columns, w.depth}, rows, x, stride, y,
+           w.columns, add);
+  else
+    linear(pool, FloatWeights{static_cast<const float*>(w.data), w.columns, w.depth}, rows, x, stride, y, w.columns,
+           add);
+}
+
+static inline void rms_norm(const float* x, const float* weight, float eps, int64_t size, float* y) {
+  Floats total{};
+  int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) total += load(x + i) * load(x + i);
+  float squares = sum(total);
+  for (; i < size; ++i) squares += x[i] * x[i];
+  const float factor = 1.0f / std::sqrt(squares / static_cast<float>(size) + eps);
+  for (i = 0; i + kWidth <= size; i += kWidth) store(y + i, load(x + i) * factor * load(weight + i));
+  for (; i < size; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+// silu(gate) * up for one row [gate | up] of 2 * size.
+static inline void gated(const float* row, int64_t size, float* y) {
+  int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) {
+    const Floats gate = load(row + i);
+    store(y + i, gate / (1.0f + exponential(-gate)) * load(row + size + i));
+  }
+  if (i < size) {
+    Floats gate{}, up{};
+    std::memcpy(&gate, row + i, (size - i) * sizeof(float));
+    std::memcpy(&up, row + size + i, (size - i) * sizeof(float));
+    const Floats product = gate / (1.0f + exponential(-gate)) * up;
+    std::memcpy(y + i, &product, (size - i) * sizeof(float));
+  }
+}
+
+// Turns `heads` heads of one row by the position's cosines and sines [head_dim / 2], pairs being half a head apart.
+static inline void rotate(float* row, int64_t heads, int64_t head_dim, const float* cosines, const float* sines) {
+  const int64_t half = head_dim / 2;
+  for (int64_t h = 0; h < heads; ++h, row += head_dim)
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = row[i], b = row[i + half];
+      row[i] = a * cosines[i] - b * sines[i];
+      row[i + half] = b * cosines[i] + a * sines[i];
+    }
+}
+
+// Rows in parts for the pool: one part where they are few.
+template <typename Function>
+static inline void each_row(Pool& pool, int64_t rows, const Function& function) {
+  const int64_t share = 16, parts = (rows + share - 1) / share;
+  pool.run(parts, [&](int64_t part) {
+    for (int64_t r = part * share; r < std::min(rows, (part + 1) * share); ++r) function(r);
+  });
+}
+
+class Decoder {
+ public:
+  Decoder(Pool& pool, const DecoderShape& shape, const float* frequencies, const LayerWeights* layers,
+          const float* norm, const Weights& head)
+      : pool_(pool), shape_(shape), frequencies_(frequencies, frequencies + shape.head_dim / 2),
+        layers_(layers, layers + shape.layers), norm_(norm), head_(head) {}
+
+  // x [tokens, hidden] goes through the layers in place.
+  void hidden(const Batch& batch, float* x) {
+    const auto& s = shape_;
+    const int64_t rows = batch.tokens, q_width = s.heads * s.head_dim;
+    const int64_t qkv_width = q_width + 2 * s.kv_heads * s.head_dim;
+    float* normed = grow(normed_, rows * s.hidden);
+    float* qkv = grow(qkv_, rows * qkv_width);
+    float* wide = grow(wide_, rows * 2 * s.feed_forward);
+    float* narrow = grow(narrow_, rows * s.feed_forward);
+    turns(batch);
+    plan(batch);
+    for (const LayerWeights& layer : layers_) {
+      each_row(pool_, rows, [&](int64_t r) {
+        rms_norm(x + r * s.hidden, layer.input_norm, s.eps, s.hidden, normed + r * s.hidden);
+      });
+      multiply(pool_, layer.qkv, rows, normed, s.hidden, qkv, false);
+      each_row(pool_, rows, [&](int64_t r) { keep(layer, batch.slots[r], r, qkv + r * qkv_width); });
+      attend_all(layer, batch, qkv, qkv_width);
+      multiply(pool_, layer.output, rows, qkv, qkv_width, x, true);
+      each_row(pool_, rows, [&](int64_t r) {
+        rms_norm(x + r * s.hidden, layer.post_norm, s.eps, s.hidden, normed + r * s.hidden);
+      });
+      multiply(pool_, layer.gate_up, rows, normed, s.hidden, wide, false);
+      each_row(pool_, rows, [&](int64_t r) {
+        gated(wide + r * 2 * s.feed_forward, s.feed_forward, narrow + r * s.feed_forward);
+      });
+      multiply(pool_, layer.down, rows, narrow, s.feed_forward, x, true);
+    }
+  }
+
+  // logits [rows, vocabulary] of hidden rows.
+  void logits(int64_t rows, const float* x, float* y) {
+    float* normed = grow(normed_, rows * shape_.hidden);
+    each_row(pool_, rows, [&](int64_t r) {
+      rms_norm(x + r * shape_.hidden, norm_, shape_.eps, shape_.hidden, normed + r * shape_.hidden);
+    });
+    multiply(pool_, head_, rows, normed, shape_.hidden, y, false);
+  }
+
+ private:
+  struct Part {
+    int64_t request, row, rows, position, kv_head;
+  };
+
+  static float* grow(std::vector<float>& buffer, int64_t size) {
+    if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
+    return buffer.data();
+  }
+
+  void turns(const Batch& batch) {
+    const int64_t half = shape_.head_dim / 2;
+    float* cosines = grow(cosines_, batch.tokens * half);
+    float* sines = grow(sines_, batch.tokens * half);
+    each_row(pool_, batch.tokens, [&](int64_t r) {
+      for (int64_t i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(batch.positions[r]) * frequencies_[i];
+        cosines[r * half + i] = std::cos(angle);
+        sines[r * half + i] = std::sin(angle);
+      }
+    });
+  }
+
+  // Who attends to what, in parts of at most kChunk rows and one key-value head.
+  void plan(const Batch& batch) {
+    parts_.clear();
+    int64_t row = 0;
+    for (int64_t i = 0; i < batch.requests; ++i) {
+      const int64_t length = batch.query_lengths[i], start = batch.seq_lens[i] - length;
+      for (int64_t first = 0; first < length; first += kChunk)
+        for (int64_t head = 0; head < shape_.kv_heads; ++head)
+          parts_.push_back({i, row + first, std::min(kChunk, length - first), start + first, head});
+      row += length;
+    }
+  }
+
+  // Rotates one row's query and key, and keeps key and value in the cache.
+  void keep(const LayerWeights& layer, int64_t slot, int64_t r, float* row) {
+    const auto& s = shape_;
+    const int64_t half = s.head_dim / 2, width = s.kv_heads * s.head_dim;
+    float* key = row + s.heads * s.head_dim;
+    rotate(row, s.heads + s.kv_heads, s.head_dim, cosines_.data() + r * half, sines_.data() + r * half);
+    std::memcpy(layer.keys + slot * width, key, width * sizeof(float));
+    std::memcpy(layer.values + slot * width, key + width, width * sizeof(float));
+  }
+
+  // The result takes the query's place.
+  void attend_all(const LayerWeights& layer, const Batch& batch, float* qkv, int64_t stride) {
+    const auto& s = shape_;
+    const Heads heads{s.head_dim, s.heads / s.kv_heads, s.scale, true, s.window};
+    pool_.run(static_cast<int64_t>(parts_.size()), [&](int64_t index) {
+      static thread_local AttentionScratch scratch;
+      const Part& part = parts_[index];
+      const int64_t* table = batch.tables + part.request * batch.max_blocks;
+      const int64_t offset = part.kv_head * s.head_dim, width = s.kv_heads * s.head_dim;
+      float* query = qkv + part.row * stride + part.kv_head * heads.group * s.head_dim;
+      attend(query, query, part.rows, stride, part.position, part.position + part.rows,
+             Tokens{layer.keys + offset, table, s.block_size, width},
+             Tokens{layer.values + offset, table, s.block_size, width}, heads, scratch);
+    });
+  }
+
+  Pool& pool_;
+  DecoderShape shape_;
+  std::vector<float> frequencies_;
+  std::vector<LayerWeights> layers_;
+  const float* norm_;
+  Weights head_;
+  std::vector<float> normed_, qkv_, wide_, narrow_, cosines_, sines_;
+  std::vector<Part> parts_;
+};

@@ -1,0 +1,148 @@
+// Products with weights that are packed once: y = x * W^T, or added to y.
+//
+// Weights W [columns, depth] lie in panels of kPanel columns, in each of them depth after depth, so that a product
+// reads memory from front to back. The last panel is filled up with zeros.
+//
+//   panel 0: W[0..31][0] W[0..31][1] ... W[0..31][depth-1]   panel 1: W[32..63][0] ...
+//
+// Every output is summed up over the depth in one order, in blocks of kDepth, whatever the number of rows and of
+// threads: a row's result is the same bits in any batch.
+#pragma once
+
+#include <algorithm>
+
+#include "pool.h"
+#include "vectors.h"
+
+constexpr int64_t kDepth = 512;       // depth that is summed up in registers
+constexpr int64_t kRowBlock = 12 * kMaxRows;  // rows that stay in the cache while panels pass
+
+static inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+struct FloatWeights {
+  const float* data;
+  int64_t columns;
+  int64_t depth;
+
+  typedef float Stored;
+  const float* panel(int64_t index, int64_t k) const { return data + (index * depth + k) * kPanel; }
+  static Floats vector(const float* p) { return load(p); }
+  Floats scale(Floats sum, int64_t, int) const { return sum; }
+};
+
+// One byte a weight, with one scale a column.
+struct ByteWeights {
+  const int8_t* data;
+  const float* scales;  // one for each column, up to whole panels
+  int64_t columns;
+  int64_t depth;
+
+  typedef int8_t Stored;
+  typedef int8_t Bytes __attribute__((vector_size(kWidth)));
+  const int8_t* panel(int64_t index, int64_t k) const { return data + (index * depth + k) * kPanel; }
+  static Floats vector(const int8_t* p) {
+    Bytes bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
+  }
+  Floats scale(Floats sum, int64_t index, int half) const { return sum * load(scales + index * kPanel + half * kWidth); }
+};
+
+// Rows of x times P neighbouring panels over one block of depth.
+template <int R, int P, typename Weights>
+static inline void tile(const Weights& w, int64_t panel, int64_t k, int64_t depth, const float* x, int64_t x_stride,
+                        float* y, int64_t y_stride, bool add) {
+  const typename Weights::Stored* from[P];
+  for (int p = 0; p < P; ++p) from[p] = w.panel(panel + p, k);
+  Floats sums[R][2 * P] = {};
+  x += k;
+  for (int64_t d = 0; d < depth; ++d) {
+    Floats weights[2 * P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      weights[2 * p] = Weights::vector(from[p] + d * kPanel);
+      weights[2 * p + 1] = Weights::vector(from[p] + d * kPanel + kWidth);
+      if (R <= 8) __builtin_prefetch(from[p] + d * kPanel + 16 * kPanel);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Floats value = fill(x[r * x_stride + d]);
+#pragma GCC unroll 8
+      for (int c = 0; c < 2 * P; ++c) sums[r][c] += value * weights[c];
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    const int64_t column = (panel + p) * kPanel;
+    const bool whole = column + kPanel <= w.columns;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      float* to = y + r * y_stride + column;
+      const Floats low = w.scale(sums[r][2 * p], panel + p, 0), high = w.scale(sums[r][2 * p + 1], panel + p, 1);
+      if (whole) {
+        store(to, add ? load(to) + low : low);
+        store(to + kWidth, add ? load(to + kWidth) + high : high);
+      } else {
+        float rest[kPanel];
+        store(rest, low);
+        store(rest + kWidth, high);
+        for (int64_t c = 0; c < w.columns - column; ++c) to[c] = add ? to[c] + rest[c] : rest[c];
+      }
+    }
+  }
+}
+
+template <int R, typename Weights>
+static void rows_tile(int rows, const Weights& w, int64_t panel, int64_t k, int64_t depth, const float* x,
+                      int64_t x_stride, float* y, int64_t y_stride, bool add) {
+  if constexpr (R > 1) {
+    if (rows < R) return rows_tile<R - 1>(rows, w, panel, k, depth, x, x_stride, y, y_stride, add);
+  }
+  tile<R, 1>(w, panel, k, depth, x, x_stride, y, y_stride, add);
+}
+
+// The panels from `first` on, one part of a product; few rows take four panels at once to hide what a sum waits for.
+template <typename Weights>
+static void panels(const Weights& w, int64_t first, int64_t last, int64_t rows, const float* x, int64_t x_stride,
+                   float* y, int64_t y_stride, bool add) {
+  for (int64_t row = 0; row < rows; row += kRowBlock) {
+    const int64_t block = std::min(kRowBlock, rows - row);
+    const int64_t tiles = (block + kMaxRows - 1) / kMaxRows;
+    for (int64_t k = 0; k < w.depth; k += kDepth) {
+      const int64_t depth = std::min(kDepth, w.depth - k);
+      const bool adds = add || k > 0;
+      int64_t panel = first;
+      if (block == 1)
+        for (; panel + 4 <= last; panel += 4)
+          tile<1, 4>(w, panel, k, depth, x + row * x_stride, x_stride, y + row * y_stride, y_stride, adds);
+      for (; panel < last; ++panel)
+        for (int64_t t = 0; t < tiles; ++t) {
+          const int64_t from = row + block * t / tiles, to = row + block * (t + 1) / tiles;
+          rows_tile<kMaxRows>(static_cast<int>(to - from), w, panel, k, depth, x + from * x_stride, x_stride,
+                              y + from * y_stride, y_stride, adds);
+        }
+    }
+  }
+}
+
+// y [rows, columns] = x [rows, depth] * W^T, or y += that.
+template <typename Weights>
+static void linear(Pool& pool, const Weights& w, int64_t rows, const float* x, int64_t x_stride, float* y,
+                   int64_t y_stride, bool add) {
+  const int64_t count = panels_of(w.columns);
+  const bool small = rows * w.columns * w.depth < 1 << 18;  // a thread's help would come too late
+  const int64_t parts = small ? 1 : std::min<int64_t>(4 * pool.threads(), (count + 3) / 4);
+  const int64_t share = pool.threads() == 1 ? count : (count + parts - 1) / parts;
+  pool.run((count + share - 1) / share, [&](int64_t part) {
+    panels(w, part * share, std::min(count, (part + 1) * share), rows, x, x_stride, y, y_stride, add);
+  });
+}
+
+// Puts w [columns, depth] in the place of the columns from `first` on of packed weights that are zero elsewhere.
+static inline void pack(const float* w, int64_t columns, int64_t depth, int64_t first, float* packed) {
+  for (int64_t c = 0; c < columns; ++c) {
+    const int64_t column = first + c;
+    float* to = packed + (column / kPanel) * depth * kPanel + column % kPanel;
+    for (int64_t k = 0; k < depth; ++k) to[k * kPanel] = w[c * depth + k];
+  }
+}

@@ -1,0 +1,100 @@
+// Vectors of float32 as wide as the compile target has them, and the little arithmetic that the kernels share.
+// Knows registers. Does not know matrices.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;  // floats in a vector
+constexpr int kMaxRows = 14;  // rows of a product that fit the registers beside two vectors of weights
+#elif defined(__AVX__)
+constexpr int kWidth = 8;
+constexpr int kMaxRows = 6;
+#else
+constexpr int kWidth = 4;
+constexpr int kMaxRows = 6;
+#endif
+constexpr int kPanel = 2 * kWidth;  // columns of a product that are computed together
+
+typedef float Floats __attribute__((vector_size(kWidth * 4)));
+typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
+
+static inline Floats load(const float* p) {
+  Floats v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+static inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+
+static inline Floats fill(float x) { return Floats{} + x; }
+
+static inline Ints lanes() {
+  Ints v;
+  for (int i = 0; i < kWidth; ++i) v[i] = i;
+  return v;
+}
+
+// Sums of halves, always in the same order.
+static inline float sum(Floats v) {
+  float x[kWidth];
+  store(x, v);
+  for (int half = kWidth / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) x[i] += x[i + half];
+  return x[0];
+}
+
+static inline float largest(Floats v) {
+  float x[kWidth];
+  store(x, v);
+  for (int half = kWidth / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+  return x[0];
+}
+
+// e to the power of x to about one unit in the last place: 2**n times a polynomial on [-ln 2 / 2, ln 2 / 2], the
+// coefficients being those of the Taylor series. Values outside of [-87, 88] are taken to the border; NaN stays NaN.
+static inline Floats exponential(Floats x) {
+  x = x < -87.0f ? fill(-87.0f) : x;
+  x = x > 88.0f ? fill(88.0f) : x;
+  const Floats shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to whole numbers
+  const Floats n = shifted - 12582912.0f;
+  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Floats p = fill(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Ints power = ((Ints)shifted - (int32_t)0x4B400000 + 127) << 23;
+  return p * (Floats)power;
+}
+
+template <int... I>
+static inline Floats interleave_low(Floats a, Floats b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I % 2 ? kWidth + I / 2 : I / 2)...);
+}
+
+template <int... I>
+static inline Floats interleave_high(Floats a, Floats b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (kWidth / 2 + (I % 2 ? kWidth + I / 2 : I / 2))...);
+}
+
+// Transposes a square of kWidth rows: as many rounds of interleaving as kWidth has binary digits.
+static inline void transpose(Floats (&rows)[kWidth]) {
+  constexpr auto order = std::make_integer_sequence<int, kWidth>{};
+  for (int round = 1; round < kWidth; round *= 2) {
+    Floats next[kWidth];
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth / 2; ++i) {
+      next[2 * i] = interleave_low(rows[i], rows[i + kWidth / 2], order);
+      next[2 * i + 1] = interleave_high(rows[i], rows[i + kWidth / 2], order);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) rows[i] = next[i];
+  }
+}

@@ -1,0 +1,68 @@
+"""Weights in the kernels' layout, from the layout of checkpoints.
+
+Knows panels and number types. Does not know which layer a weight belongs to.
+"""
+
+import mmap
+from collections.abc import Sequence
+from ctypes import byref
+
+import torch
+from torch import Tensor, nn
+
+from common.native.library import CWeights, Library
+
+
+class PackedWeights:
+    """The weights of one product y = x W^T, [columns, depth], packed; see linear.h for the layout."""
+
+    def __init__(self, library: Library, linears: Sequence[nn.Linear], *, bits: int = 32) -> None:
+        """Pack the weights of layers that share their input, below one another.
+
+        The layers lose their weights, so that only this copy stays; memory peaks at one layer's more. With 8 bits each
+        column is scaled so that its largest weight is 127.
+        """
+        self._library = library
+        self.columns = sum(linear.weight.shape[0] for linear in linears)
+        self.depth = linears[0].weight.shape[1]
+        panels = -(-self.columns // library.panel)
+        packed = _zeros(panels * self.depth * library.panel)
+        first = 0
+        for linear in linears:
+            weight = linear.weight.detach().contiguous()
+            library.c.diptych_pack(weight.data_ptr(), *weight.shape, first, packed.data_ptr())
+            first += weight.shape[0]
+            del linear.weight
+        self._data, self._scales = (packed, None) if bits == 32 else _in_bytes(packed, panels, self.depth)
+        self.c = CWeights(
+            self._data.data_ptr(), None if self._scales is None else self._scales.data_ptr(), self.columns, self.depth
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [num_rows, depth] to [num_rows, columns]."""
+        x = x.contiguous()
+        y = x.new_empty(x.shape[0], self.columns)
+        self._library.c.diptych_linear(self._library.pool, byref(self.c), x.shape[0], x.data_ptr(), y.data_ptr())
+        return y
+
+    def rows(self, columns: Tensor) -> Tensor:
+        """The weights [num_columns, depth] of int64 `columns` [num_columns], as float32; not with 8 bits."""
+        out = torch.empty(len(columns), self.depth)
+        self._library.c.diptych_unpack(byref(self.c), len(columns), columns.data_ptr(), out.data_ptr())
+        return out
+
+
+def _zeros(size: int) -> Tensor:
+    """Zeros of float32 on huge pages where the system has them: streaming through small ones costs a third more."""
+    memory = mmap.mmap(-1, max(4 * size, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32, count=size)
+
+
+def _in_bytes(packed: Tensor, panels: int, depth: int) -> tuple[Tensor, Tensor]:
+    """The same panels as int8, with the scale of each column."""
+    values = packed.view(panels, depth, -1)
+    scales = values.abs().amax(dim=1) / 127
+    scaled = values / scales.clamp(min=1e-30)[:, None]
+    return scaled.round().to(torch.int8).contiguous(), scales.contiguous()

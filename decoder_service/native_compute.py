@@ -1,0 +1,132 @@
+"""The decoder's arithmetic in our own kernels: all layers of a step in one call.
+
+Knows how the model's weights and the KV cache are laid out for the kernels (see `common.native`). Does not know how
+they compute. float32 on a CPU only. A row's result is the same bits in any batch, so `--deterministic` costs nothing here.
+"""
+
+from ctypes import addressof, byref, c_int64
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.native.library import CBatch, CLayer, CShape, Library
+from common.native.weights import PackedWeights
+from common.rope import inverse_frequencies
+from decoder_service.batch import ForwardBatch
+from decoder_service.decoder_model import DecoderModel
+from decoder_service.kv_cache import KVCache
+from decoder_service.model import DecoderLayer
+from decoder_service.projector import Projector
+
+
+class NativeCompute:
+    """`Compute` by the kernels. It takes the model's weights over: the modules are of no use afterwards."""
+
+    def __init__(self, model: DecoderModel, kv_cache: KVCache, library: Library, *, bits: int = 32) -> None:
+        """Pack the weights, with 32 or 8 bits each."""
+        self._library = library
+        self._kv_cache = kv_cache
+        decoder, config = model.decoder, model.config
+        self._hidden_size, self._vocabulary = config.hidden_size, config.vocab_size
+        self._layers = [_Layer(layer, library, bits) for layer in decoder.model.layers]
+        self._norm = decoder.model.norm.weight.detach()
+        self._table = None if config.tie_word_embeddings else decoder.model.embed_tokens.weight.detach()
+        # A tied table is read by row as well as multiplied with, so it stays as exact as it is.
+        head = decoder.model.embed_tokens if config.tie_word_embeddings else decoder.lm_head
+        self._head = PackedWeights(library, [head], bits=32 if config.tie_word_embeddings else bits)
+        self._projector = None if model.projector is None else _Projector(model.projector, library)
+        shape = CShape(
+            hidden=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            feed_forward=config.feed_forward_length,
+            vocabulary=config.vocab_size,
+            block_size=kv_cache.block_size,
+            window=config.sliding_window or 0,
+            eps=config.rms_norm_eps,
+            scale=config.attention_multiplier,
+        )
+        frequencies = inverse_frequencies(config.head_dim, config.rope_theta, torch.device("cpu"))
+        blocks = zip(self._layers, kv_cache.key_blocks, kv_cache.value_blocks, strict=True)
+        layers = (CLayer * len(self._layers))(*(layer.c(keys, values) for layer, keys, values in blocks))
+        self._decoder = library.c.diptych_decoder_new(
+            library.pool, byref(shape), frequencies.data_ptr(), layers, self._norm.data_ptr(), byref(self._head.c)
+        )
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """See `Compute`."""
+        return self._head.rows(token_ids) if self._table is None else functional.embedding(token_ids, self._table)
+
+    def project(self, image_features: Tensor) -> Tensor:
+        """See `Compute`. Raises RuntimeError for a model that takes no images."""
+        if self._projector is None:
+            raise RuntimeError("images were scheduled on a model that takes none")
+        return self._projector(image_features)
+
+    def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
+        """See `Compute`; the embeddings are overwritten."""
+        num_requests = len(forward.seq_lens)
+        lengths = c_int64 * num_requests
+        query_lengths, seq_lens = lengths(*forward.query_lengths), lengths(*forward.seq_lens)
+        batch = CBatch(
+            embeds.shape[0],
+            num_requests,
+            forward.block_tables.shape[1],
+            forward.positions.data_ptr(),
+            forward.slot_mapping.data_ptr(),
+            forward.block_tables.data_ptr(),
+            addressof(query_lengths),
+            addressof(seq_lens),
+        )
+        self._library.c.diptych_decoder_hidden(self._decoder, byref(batch), embeds.data_ptr())
+        return embeds
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Compute`."""
+        hidden = hidden.contiguous()
+        out = torch.empty(hidden.shape[0], self._vocabulary)
+        self._library.c.diptych_decoder_logits(self._decoder, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
+        return out
+
+
+class _Layer:
+    """The packed weights of one layer: query, key and value in one product, gate and up in another."""
+
+    def __init__(self, layer: DecoderLayer, library: Library, bits: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._input_norm = layer.input_layernorm.weight.detach()
+        self._qkv = PackedWeights(library, [attention.q_proj, attention.k_proj, attention.v_proj], bits=bits)
+        self._output = PackedWeights(library, [attention.o_proj], bits=bits)
+        self._post_norm = layer.post_attention_layernorm.weight.detach()
+        self._gate_up = PackedWeights(library, [mlp.gate_proj, mlp.up_proj], bits=bits)
+        self._down = PackedWeights(library, [mlp.down_proj], bits=bits)
+
+    def c(self, keys: Tensor, values: Tensor) -> CLayer:
+        """The structure of pointers, with the layer's blocks of the KV cache."""
+        return CLayer(
+            self._input_norm.data_ptr(),
+            self._qkv.c,
+            self._output.c,
+            self._post_norm.data_ptr(),
+            self._gate_up.c,
+            self._down.c,
+            keys.data_ptr(),
+            values.data_ptr(),
+        )
+
+
+class _Projector:
+    """The projector over packed weights."""
+
+    def __init__(self, projector: Projector, library: Library) -> None:
+        self._bias_1, self._bias_2 = (each.bias for each in (projector.linear_1, projector.linear_2))
+        self._linear_1 = PackedWeights(library, [projector.linear_1])
+        self._linear_2 = PackedWeights(library, [projector.linear_2])
+
+    def __call__(self, features: Tensor) -> Tensor:
+        x = self._linear_1(features)
+        x = self._linear_2(functional.gelu(x if self._bias_1 is None else x + self._bias_1))
+        return x if self._bias_2 is None else x + self._bias_2
