@@ -36,6 +36,7 @@ $(STUBS): .venv/.locked $(PROTOS)
 
 .venv/.installed: .venv/.locked pyproject.toml | $(STUBS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -m common.native >/dev/null 2>&1 || echo 'No kernels could be built; plain torch will compute.'
 	@touch $(STUBS) $@
 
 demo: setup

@@ -19,6 +19,14 @@ class DtypeChoice(Enum):
     FLOAT16 = "float16"
 
 
+class ComputeChoice(Enum):
+    """What computes."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    NATIVE = "native"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
     """What is served, and on what."""
@@ -27,6 +35,14 @@ class ModelSettings:
     model_name: str = setting("", help="name to serve it under; the directory's name where empty")
     device: str = setting("cpu", help="cpu, cuda or cuda:N")
     dtype: DtypeChoice = setting(DtypeChoice.AUTO, help="type of weights; auto is float32 on cpu, bfloat16 on cuda")
+    compute: ComputeChoice = setting(
+        ComputeChoice.AUTO,
+        help="kernels of our own (native: float32 on a CPU, built at the first start) or plain torch; "
+        "auto takes the kernels where they can be had",
+    )
+    threads: int | None = setting(
+        None, minimum=1, maximum=1024, help="threads that compute on a CPU; OMP_NUM_THREADS or all cores where unset"
+    )
     deterministic: bool = setting(
         False, help="the same answer, bit for bit, whatever else is computed beside it; slower"
     )

@@ -18,6 +18,9 @@ from decoder_service.kv_cache import KVCache
 class Compute(Protocol):
     """The arithmetic of a forward pass, in four parts that the runner puts together."""
 
+    name: str
+    """What it is, for logs and metrics."""
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings [num_tokens, hidden_size] of token_ids [num_tokens], which the caller may write to."""
         ...
@@ -37,6 +40,8 @@ class Compute(Protocol):
 
 class TorchCompute:
     """`Compute` in plain torch, on any device and in any type."""
+
+    name = "torch"
 
     def __init__(self, model: DecoderModel, kv_cache: KVCache) -> None:
         self._model = model

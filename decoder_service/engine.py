@@ -65,6 +65,7 @@ class Engine:
         block_size: int,
         runner: Runner,
         hash_block: HashBlock | None = block_hash,
+        compute: str = "",
     ) -> None:
         """Take the limits and the runner; without `hash_block` there is no prefix cache."""
         self._blocks = BlockManager(num_blocks, block_size)
@@ -73,10 +74,9 @@ class Engine:
         self._runner = runner
         self._requests: dict[str, Request] = {}
         self._failed: list[tuple[str, DiptychError]] = []
-        self._num_steps = 0
-        self._num_batched_tokens = 0
-        self._num_near_ties = 0
-        self._num_splice_mismatches = 0
+        self._num_steps = self._num_batched_tokens = 0
+        self._num_near_ties = self._num_splice_mismatches = 0
+        self._compute = compute
         self.max_request_tokens = min(config.max_model_len, num_blocks * block_size)
         """Most tokens of a request, prompt and output together."""
 
@@ -157,6 +157,7 @@ class Engine:
             num_splice_mismatches=self._num_splice_mismatches,
             num_batched_tokens=self._num_batched_tokens,
             num_near_ties=self._num_near_ties,
+            compute=self._compute,
             num_queried_tokens=self._prefix_cache.num_queried_tokens,
             num_hit_tokens=self._prefix_cache.num_hit_tokens,
             num_evicted_blocks=self._blocks.num_evictions,

@@ -65,7 +65,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     compute = choose_compute(
         model,
         kv_cache,
-        deterministic=config.model.deterministic,
+        config.model,
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
     )
@@ -83,4 +83,5 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         block_size=engine.block_size,
         runner=runner,
         hash_block=block_hash if engine.prefix_caching else None,
+        compute=compute.name,
     )

@@ -25,6 +25,8 @@ class EngineStats:
     """Tokens in the last batch."""
     num_near_ties: int
     """Greedy choices that rounding may have decided, so that they may depend on the batch."""
+    compute: str
+    """What computes the model."""
     num_queried_tokens: int
     """Tokens that the prefix cache was asked for, once for each request."""
     num_hit_tokens: int

@@ -1,13 +1,13 @@
 """The decoder's arithmetic in our own kernels: all layers of a step in one call.
 
 Knows how the model's weights and the KV cache are laid out for the kernels (see `common.native`). Does not know how
-they compute. float32 on a CPU only. A row's result is the same bits in any batch, so `--deterministic` costs nothing here.
+they compute. float32 on a CPU only. A row's result is the same bits in any batch, so `--deterministic` costs nothing.
 """
 
 from ctypes import addressof, byref, c_int64
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from common.native.library import CBatch, CLayer, CShape, Library
@@ -25,15 +25,16 @@ class NativeCompute:
 
     def __init__(self, model: DecoderModel, kv_cache: KVCache, library: Library, *, bits: int = 32) -> None:
         """Pack the weights, with 32 or 8 bits each."""
+        self.name = library.name if bits == 32 else f"{library.name} int8"
         self._library = library
         self._kv_cache = kv_cache
         decoder, config = model.decoder, model.config
         self._hidden_size, self._vocabulary = config.hidden_size, config.vocab_size
-        self._layers = [_Layer(layer, library, bits) for layer in decoder.model.layers]
+        self._layers = [_Layer(layer, library, bits) for layer in decoder.decoder_layers]
         self._norm = decoder.model.norm.weight.detach()
         self._table = None if config.tie_word_embeddings else decoder.model.embed_tokens.weight.detach()
         # A tied table is read by row as well as multiplied with, so it stays as exact as it is.
-        head = decoder.model.embed_tokens if config.tie_word_embeddings else decoder.lm_head
+        head: nn.Embedding | nn.Linear = decoder.model.embed_tokens if config.tie_word_embeddings else decoder.lm_head
         self._head = PackedWeights(library, [head], bits=32 if config.tie_word_embeddings else bits)
         self._projector = None if model.projector is None else _Projector(model.projector, library)
         shape = CShape(

@@ -25,6 +25,8 @@ _TILE = 16
 class TiledCompute:
     """`Compute` in plain torch and in tiles, on any device whose products keep the promise above."""
 
+    name = "torch in tiles"
+
     def __init__(self, model: DecoderModel, kv_cache: KVCache) -> None:
         self._plain = TorchCompute(model, kv_cache)
         self._model = model

@@ -62,7 +62,7 @@ class CBatch(Structure):
 class Library:
     """A loaded library with its threads. One call at a time."""
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, level: str, threads: int) -> None:
         """Load it. Raises NativeUnavailableError."""
         try:
             self.c = ctypes.CDLL(str(path))
@@ -71,7 +71,7 @@ class Library:
         _declare(self.c)
         if self.c.diptych_version() != _VERSION:
             raise NativeUnavailableError(f"{path} is of another version")
-        self.threads = threads
+        self.name = f"native {level}"
         self.panel: int = self.c.diptych_panel()
         """Columns that packed weights are laid out by."""
         self.pool: int = self.c.diptych_pool_new(threads)

@@ -16,7 +16,7 @@ from common.native.library import CWeights, Library
 class PackedWeights:
     """The weights of one product y = x W^T, [columns, depth], packed; see linear.h for the layout."""
 
-    def __init__(self, library: Library, linears: Sequence[nn.Linear], *, bits: int = 32) -> None:
+    def __init__(self, library: Library, linears: Sequence[nn.Linear | nn.Embedding], *, bits: int = 32) -> None:
         """Pack the weights of layers that share their input, below one another.
 
         The layers lose their weights, so that only this copy stays; memory peaks at one layer's more. With 8 bits each
@@ -33,10 +33,11 @@ class PackedWeights:
             library.c.diptych_pack(weight.data_ptr(), *weight.shape, first, packed.data_ptr())
             first += weight.shape[0]
             del linear.weight
-        self._data, self._scales = (packed, None) if bits == 32 else _in_bytes(packed, panels, self.depth)
-        self.c = CWeights(
-            self._data.data_ptr(), None if self._scales is None else self._scales.data_ptr(), self.columns, self.depth
-        )
+        self._data, self._scales = packed, torch.empty(0)
+        if bits == 8:
+            self._data, self._scales = _in_bytes(packed, panels, self.depth)
+        # Of an empty tensor the address is 0, which says that there are no scales.
+        self.c = CWeights(self._data.data_ptr(), self._scales.data_ptr(), self.columns, self.depth)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [num_rows, depth] to [num_rows, columns]."""

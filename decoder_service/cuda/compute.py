@@ -22,6 +22,8 @@ from decoder_service.kv_cache import KVCache
 class CudaCompute:
     """`Compute` with kernels of our own; without a recorder every pass is launched kernel by kernel."""
 
+    name = "cuda"
+
     def __init__(
         self,
         model: DecoderModel,

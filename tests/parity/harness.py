@@ -14,8 +14,7 @@ from common.checkpoint_layout import Part
 from common.features import FeatureSpec
 from common.identity import ImageHash
 from common.model_config import PixtralConfig
-from common.native.build import cpu_level, default_cache, find_or_build
-from common.native.library import Library
+from common.native.opening import open_library
 from common.preprocessing import PatchGrid
 from decoder_service.compute import Compute, TorchCompute
 from decoder_service.decoder_model import DecoderModel
@@ -38,8 +37,7 @@ MakeCompute = Callable[[DecoderModel, KVCache], Compute]
 
 def native(model: DecoderModel, kv_cache: KVCache) -> Compute:
     """Our own kernels, built for this machine on first use."""
-    library = Library(find_or_build(default_cache(), cpu_level()), threads=2)
-    return NativeCompute(model, kv_cache, library)
+    return NativeCompute(model, kv_cache, open_library(threads=2))
 
 
 COMPUTES = [pytest.param(TorchCompute, id="torch"), pytest.param(native, id="native")]
