@@ -1,0 +1,137 @@
+"""Runs an overlay's pods as processes of this machine and asks them something: `python -m deploy.try_manifests`.
+
+Knows what a kubelet, a caller and a Prometheus would do: probe as the manifest says, call, scrape, and end the pods.
+Needs no cluster and no image: the Dockerfile's commands are run in a folder, with dependencies taken from the running
+environment. As root, pods run as the manifest's user, on a read-only root, in a network of their own.
+"""
+
+import argparse
+import fcntl
+import re
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from common.client import DiptychClient
+from common.client_messages import user_message
+from deploy.image_steps import Builder
+from deploy.manifests import KUBERNETES, Manifest, container_of, of_kind, render
+from deploy.pods import RunningPod, is_confining, running
+from training.tasks import sample
+
+_START_SECONDS = 120
+_QUESTIONS = 4
+TARGETS = ("vision", "decoder")
+
+
+def main() -> None:
+    """Build, start, ask, scrape, stop; ends with a traceback and status 1 where anything is not as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--overlay", default="cpu-demo", help="one that needs no GPU and whose model the image holds")
+    parser.add_argument("--images", type=Path, help="folder in which the images' stages were built before")
+    given = parser.parse_args()
+    if given.images is not None:
+        if is_confining():
+            _raise_loopback()
+        images = {target: given.images / target for target in TARGETS}
+        try_overlay(render(KUBERNETES / "overlays" / given.overlay), images, given.images)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        builder = Builder(Path(folder), arguments={"DEVICE": "cpu"}, borrow=True)
+        for target in TARGETS:
+            builder.build(target)
+        # What builds needs the network; what runs gets one of its own, with nothing on it.
+        apart = ["unshare", "--net", "--"] if is_confining() else []
+        words = [sys.executable, "-m", "deploy.try_manifests", f"--overlay={given.overlay}", f"--images={folder}"]
+        sys.exit(subprocess.run([*apart, *words], check=False).returncode)  # noqa: S603
+
+
+def try_overlay(manifests: Sequence[Manifest], images: dict[str, Path], folder: Path) -> None:
+    """Run one overlay's pods through a short life."""
+    with running(manifests, images, folder) as pods:
+        for pod in pods:
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                wait_for_probe(pod, probe)
+            _say(f"{pod.service} at {pod.address} passes its probes")
+        (decoder,) = [pod for pod in pods if pod.service == "decoder"]
+        right = sum(ask(decoder, seed) for seed in range(_QUESTIONS))
+        _say(f"{right} of {_QUESTIONS} answers about pictures are right")
+        if right < _QUESTIONS - 1:
+            raise AssertionError("the demo model reads numbers better than that")
+        scraped = {name: kind for pod in pods for name, kind in scrape(pod).items()}
+        _say(f"{len(scraped)} metrics are served")
+        missing = wanted_metrics() - set(scraped)
+        if missing:
+            raise AssertionError(f"scalers and pickers ask for metrics that nobody serves: {sorted(missing)}")
+        for pod in reversed(pods):
+            status = pod.stop()
+            if status:
+                raise AssertionError(f"{pod.service} at {pod.address} ended with {status}")
+        _say(f"all ended with 0; {'confined' if is_confining() else 'not confined: only root can'}")
+
+
+def wait_for_probe(pod: RunningPod, kind: str) -> None:
+    """Ask as a kubelet would, until the answer is SERVING. Raises AssertionError."""
+    probe = container_of(pod.deployment)[kind]["grpc"]
+    request = health_pb2.HealthCheckRequest(service=probe.get("service", ""))
+    end = time.monotonic() + _START_SECONDS
+    with grpc.insecure_channel(f"{pod.address}:{probe['port']}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # its stubs do not know its methods
+        while time.monotonic() < end and pod.process.poll() is None:
+            try:
+                if stub.Check(request, timeout=5).status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            except grpc.RpcError:
+                pass
+            time.sleep(0.1)
+    raise AssertionError(f"{pod.service} at {pod.address} did not pass its {kind}")
+
+
+def ask(decoder: RunningPod, seed: int) -> bool:
+    """Ask which number a fresh picture shows; tells whether the answer is right. Raises ClientError."""
+    port = container_of(decoder.deployment)["readinessProbe"]["grpc"]["port"]
+    example = sample("number", Random(seed))  # noqa: S311 - pictures, not secrets
+    with DiptychClient(f"{decoder.address}:{port}") as client:
+        message = user_message(example.turns[0].question, example.png_images)
+        return client.complete([message], max_tokens=16, timeout=60).text.strip() == example.turns[0].answer
+
+
+def scrape(pod: RunningPod) -> dict[str, str]:
+    """The names and types of the metrics that a pod serves on its port `metrics`."""
+    (port,) = [p["containerPort"] for p in container_of(pod.deployment)["ports"] if p["name"] == "metrics"]
+    with urllib.request.urlopen(f"http://{pod.address}:{port}/metrics", timeout=10) as page:  # noqa: S310
+        text = page.read().decode()
+    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+
+
+def wanted_metrics() -> set[str]:
+    """Every metric of ours that a component's scaler or picker names."""
+    texts = [path.read_text(encoding="utf-8") for path in (KUBERNETES / "components").rglob("*.yaml")]
+    return {name for text in texts for name in re.findall(r"\bdiptych_\w+", text)}
+
+
+def _raise_loopback() -> None:
+    """Switch on the only interface of a new network namespace."""
+    with socket.socket() as any_socket:
+        request = struct.pack("16sh14x", b"lo", 1)  # IFF_UP
+        fcntl.ioctl(any_socket, 0x8914, request)  # SIOCSIFFLAGS
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
