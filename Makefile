@@ -3,6 +3,7 @@
 # make test    all tests
 # make bench   ourselves beside every peer that is installed, see benchmarks/peers; ARGS='--cases C3 --cores 0,1'
 # make check   formatting, lint, types, protos and layering
+# make image-steps   every command of the Dockerfile, in clean folders; downloads torch, takes minutes
 # PYTHON=...   the interpreter that makes the environment: 3.11 or newer
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -14,7 +15,7 @@ PROTOS := $(shell find protos/diptych) protos/generate.py
 
 .DEFAULT_GOAL := setup
 ARGS ?=
-.PHONY: setup protos demo test bench check format clean
+.PHONY: setup protos demo test bench check format image-steps clean
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
@@ -55,6 +56,9 @@ check: setup
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/python -m pytest tests/test_layering.py -q
+
+image-steps: setup
+	@$(BIN)/python -m deploy.image_steps $(ARGS)
 
 format: setup
 	$(BIN)/ruff check --fix

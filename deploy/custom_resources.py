@@ -81,7 +81,9 @@ def main() -> None:
                 found |= set(complaints(manifest, schemas))
             except LookupError:
                 found.add(f"{identify(manifest)}: no definition of {manifest['apiVersion']} {manifest['kind']}")
-    sys.stdout.write("".join(f"{complaint}\n" for complaint in sorted(found)) or "all custom resources are as defined\n")
+    sys.stdout.write(
+        "".join(f"{complaint}\n" for complaint in sorted(found)) or "all custom resources are as defined\n"
+    )
     sys.exit(bool(found))
 
 

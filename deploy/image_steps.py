@@ -30,7 +30,7 @@ class Builder:
     def __init__(self, folder: Path, *, arguments: Mapping[str, str], borrow: bool = False) -> None:
         """With `borrow`, what would be downloaded is taken from the running environment instead."""
         self._folder = folder
-        self._arguments = arguments
+        self._arguments = dict(arguments)
         self._borrow = borrow
         self._stages = read_stages(arguments)
 
@@ -42,8 +42,9 @@ class Builder:
         stage = self._stages[name]
         if stage.parent in self._stages:
             _copy(self.build(stage.parent), root)
-        else:
+        elif stage.parent != "scratch":
             subprocess.run([sys.executable, "-m", "venv", str(root / "usr/local")], check=True)  # noqa: S603
+        root.mkdir(exist_ok=True)
         place = root
         for step in stage.instructions:
             if step.word == "WORKDIR":
@@ -122,7 +123,9 @@ def _ignored(folder: str, names: list[str]) -> set[str]:
     return {
         name
         for name in names
-        if any(fnmatch.fnmatch(str(inside / name), line) or fnmatch.fnmatch(f"/{inside / name}", line) for line in lines)
+        if any(
+            fnmatch.fnmatch(str(inside / name), line) or fnmatch.fnmatch(f"/{inside / name}", line) for line in lines
+        )
     }
 
 

@@ -99,8 +99,8 @@ def _plain(deployment: Manifest, image: Path, plan: Sequence[tuple[Manifest, str
 
 
 def _command(deployment: Manifest) -> list[str]:
-    program, *words = [*entry_point(deployment["metadata"]["name"]), *container_of(deployment)["args"]]
-    return [f"/opt/diptych/bin/{program}", *words]
+    program, *words = entry_point(deployment["metadata"]["name"])
+    return [f"/opt/diptych/bin/{program}", *words, *map(str, container_of(deployment)["args"])]
 
 
 def _environment(deployment: Manifest, image: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ schemas (kubernetes-validate does) or who may talk to whom (see `deploy.reachabi
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 
-from common.health import LIVENESS, READINESS
+from common.health import LIVENESS, READINESS, STARTUP
 from deploy.manifests import ROOT, Manifest, container_of, container_ports, identify, of_kind, pod_of
 from deploy.references import reference_complaints, scaler_complaints, selector_complaints
 from deploy.service_settings import settings_complaints
@@ -53,7 +53,7 @@ def resources(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 def probes(manifests: Sequence[Manifest]) -> Iterator[str]:
     """All three probes are there, and each asks for the health name that means it."""
-    wanted = {"startupProbe": LIVENESS, "readinessProbe": READINESS, "livenessProbe": LIVENESS}
+    wanted = {"startupProbe": STARTUP, "readinessProbe": READINESS, "livenessProbe": LIVENESS}
     for deployment in of_kind(manifests, "Deployment"):
         container, ports = container_of(deployment), container_ports(deployment)
         for kind, service in wanted.items():

@@ -42,9 +42,7 @@ def _selecting(manifests: Sequence[Manifest], pod: Pod) -> list[Manifest]:
     ]
 
 
-def _allowed(
-    policies: Sequence[Manifest], direction: str, *, end: Pod, peer: Pod, port: int, protocol: str
-) -> bool:
+def _allowed(policies: Sequence[Manifest], direction: str, *, end: Pod, peer: Pod, port: int, protocol: str) -> bool:
     mine = [policy for policy in _selecting(policies, end) if direction in policy["spec"]["policyTypes"]]
     rules = [rule for policy in mine for rule in policy["spec"].get(direction.lower(), [])]
     return not mine or any(_rule_allows(rule, direction, end, peer, port, protocol) for rule in rules)

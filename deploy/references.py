@@ -33,20 +33,12 @@ def selector_complaints(manifests: Sequence[Manifest]) -> Iterator[str]:
 def reference_complaints(manifests: Sequence[Manifest]) -> Iterator[str]:
     """Ports that objects name are ports of the pods they select."""
     deployments = list(of_kind(manifests, "Deployment"))
-    for manifest in of_kind(manifests, *_SELECTING):
+    for manifest in of_kind(manifests, *_SELECTING, "NetworkPolicy"):
         for deployment in _selected(deployments, manifest):
             ports = container_ports(deployment)
             for port in _named_ports(manifest):
                 if port not in {*ports, *ports.values()}:
                     yield f"{identify(manifest)}: {identify(deployment)} has no port {port}"
-    for policy in of_kind(manifests, "NetworkPolicy"):
-        for deployment in deployments:
-            selector = policy["spec"]["podSelector"]
-            if selector and matches(selector, pod_labels(deployment)):
-                for rule in policy["spec"].get("ingress", []):
-                    for entry in rule["ports"]:
-                        if entry["port"] not in container_ports(deployment).values():
-                            yield f"{identify(policy)}: {identify(deployment)} has no port {entry['port']}"
 
 
 def scaler_complaints(manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -91,7 +83,8 @@ def _bounds_complaints(scaler: Manifest) -> Iterator[str]:
 
 
 def _selected(deployments: Sequence[Manifest], manifest: Manifest) -> list[Manifest]:
-    selector = manifest["spec"]["selector"]
+    spec = manifest["spec"]
+    selector = spec["podSelector"] if manifest["kind"] == "NetworkPolicy" else spec["selector"]
     if manifest["kind"] == "Service":
         selector = {"matchLabels": selector}
     return [deployment for deployment in deployments if matches(selector, pod_labels(deployment))]
@@ -103,4 +96,5 @@ def _named_ports(manifest: Manifest) -> list[str | int]:
         *(port["targetPort"] for port in spec.get("ports", [])),
         *(endpoint["port"] for endpoint in spec.get("podMetricsEndpoints", [])),
         *(port["number"] for port in spec.get("targetPorts", [])),
+        *(entry["port"] for rule in spec.get("ingress", []) for entry in rule["ports"]),
     ]

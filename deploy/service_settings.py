@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 
-from common.server import ServerConfig
+from common.server_config import ServerConfig
 from common.settings import Parser, add_arguments, from_arguments
 from decoder_service.config import DecoderConfig
 from deploy.dockerfile import entry_point
@@ -48,14 +48,13 @@ def read_settings(deployment: Manifest) -> VisionConfig | DecoderConfig:
 
 def _server_complaints(deployment: Manifest, server: ServerConfig) -> Iterator[str]:
     ports = container_ports(deployment)
-    if ports.get("grpc") != server.port:
-        yield f"it listens on {server.port}, the manifest says {ports.get('grpc')}"
-    if ports.get("metrics") != server.metrics_port:
-        yield f"its metrics are on {server.metrics_port}, the manifest says {ports.get('metrics')}"
+    for name, port in (("grpc", server.port), ("metrics", server.metrics_port), ("health", server.health_port)):
+        if ports.get(name) != port:
+            yield f"its port {name} is {port}, the manifest says {ports.get(name)}"
     if server.reflection:
         yield "reflection is on"
     pause = container_of(deployment)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    if pod_of(deployment)["terminationGracePeriodSeconds"] < pause + server.grace_seconds + 5:
+    if pod_of(deployment)["terminationGracePeriodSeconds"] < pause + server.linger_seconds + server.grace_seconds + 5:
         yield f"it is killed within its grace of {server.grace_seconds} s"
 
 

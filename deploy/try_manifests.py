@@ -26,7 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common.client import DiptychClient
 from common.client_messages import user_message
 from deploy.image_steps import Builder
-from deploy.manifests import KUBERNETES, Manifest, container_of, of_kind, render
+from deploy.manifests import KUBERNETES, Manifest, container_of, container_ports, render
 from deploy.pods import RunningPod, is_confining, running
 from training.tasks import sample
 
@@ -100,7 +100,7 @@ def wait_for_probe(pod: RunningPod, kind: str) -> None:
 
 def ask(decoder: RunningPod, seed: int) -> bool:
     """Ask which number a fresh picture shows; tells whether the answer is right. Raises ClientError."""
-    port = container_of(decoder.deployment)["readinessProbe"]["grpc"]["port"]
+    port = container_ports(decoder.deployment)["grpc"]
     example = sample("number", Random(seed))  # noqa: S311 - pictures, not secrets
     with DiptychClient(f"{decoder.address}:{port}") as client:
         message = user_message(example.turns[0].question, example.png_images)
@@ -109,8 +109,8 @@ def ask(decoder: RunningPod, seed: int) -> bool:
 
 def scrape(pod: RunningPod) -> dict[str, str]:
     """The names and types of the metrics that a pod serves on its port `metrics`."""
-    (port,) = [p["containerPort"] for p in container_of(pod.deployment)["ports"] if p["name"] == "metrics"]
-    with urllib.request.urlopen(f"http://{pod.address}:{port}/metrics", timeout=10) as page:  # noqa: S310
+    port = container_ports(pod.deployment)["metrics"]
+    with urllib.request.urlopen(f"http://{pod.address}:{port}/metrics", timeout=10) as page:
         text = page.read().decode()
     return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("common", "vision_service", "decoder_service", "diptych", "training")
+PACKAGES = ("common", "vision_service", "decoder_service", "diptych", "training", "deploy")
 POLICY = (
     "decoder_service.block_hash",
     "decoder_service.block_manager",

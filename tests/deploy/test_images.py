@@ -1,0 +1,86 @@
+"""The Dockerfile is clean, its commands work, and what they make serves as the manifests say.
+
+No engine can build here, so its commands run in folders (see `deploy.image_steps`), with dependencies borrowed.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.dockerfile import DOCKERFILE, image_environment, lineage, read_stages
+from deploy.image_steps import CONTEXT, Builder
+
+HADOLINT = Path(sys.executable).with_name("hadolint")
+
+
+def _hadolint(path: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([str(HADOLINT), str(path)], capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = _hadolint(DOCKERFILE)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_hadolint_finds_what_is_wrong(tmp_path: Path) -> None:
+    """The negative control."""
+    worse = tmp_path / "Dockerfile"
+    worse.write_text(
+        DOCKERFILE.read_text().replace("--no-install-recommends ", "").replace("WORKDIR /src", "RUN cd /src")
+    )
+    assert {"DL3015", "DL3003"} <= set(re.findall(r"DL\d+", _hadolint(worse).stdout))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("target", ["vision", "decoder"])
+def test_images_run_as_nobody_without_installers(target: str, device: str) -> None:
+    stages = read_stages({"DEVICE": device})
+    steps = [step for stage in lineage(stages, target) for step in stage.instructions]
+    assert [step.text for step in steps if step.word == "USER"] == ["65532:65532"]
+    assert [step.text for step in steps if step.word == "WORKDIR"] == ["/tmp"]  # noqa: S108 - the image's
+    environment = image_environment(stages, target, {"PATH": "/usr/bin"})
+    assert environment["PATH"] == "/opt/diptych/bin:/usr/bin"
+    assert (environment["HOME"], environment["PYTHONSAFEPATH"]) == ("/tmp", "1")  # noqa: S108
+    runs = " ".join(step.text for step in steps if step.word == "RUN")
+    assert "uninstall --yes pip" in runs
+    assert ("gcc" in runs) == (device == "cuda")
+
+
+def test_images_are_made_of_what_the_context_holds() -> None:
+    """What is copied exists and is not kept out, and tests and secrets are kept out."""
+    ignored = (CONTEXT / ".dockerignore").read_text().split()
+    for stage in read_stages().values():
+        for step in stage.instructions:
+            if step.word == "COPY" and "--from" not in step.text:
+                for origin in step.text.split()[:-1]:
+                    assert (CONTEXT / origin).exists()
+                    assert origin not in ignored
+    assert {".git", "tests", "build"} <= set(ignored)
+
+
+def test_a_failing_command_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: the runner stops where an engine would."""
+    file = tmp_path / "Dockerfile"
+    file.write_text("FROM scratch AS base\nWORKDIR /src\nCOPY LICENSE ./\nRUN test -s LICENSE && test -e NOTICE\n")
+    monkeypatch.setattr("deploy.image_steps.read_stages", lambda arguments: read_stages(arguments, file))
+    with pytest.raises(subprocess.CalledProcessError):
+        Builder(tmp_path, arguments={}).build("base")
+    assert (tmp_path / "base/src/LICENSE").exists()
+
+
+@pytest.mark.timeout(600)
+def test_pods_of_the_demo_overlay_answer_about_pictures() -> None:
+    """From the wheel, outside the checkout, with the manifests' own words, and as root also as their user, on a
+    read-only root in a network of their own."""
+    environment = {**os.environ, "PYTHONPATH": f"{CONTEXT}:{CONTEXT / 'build/gen'}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.try_manifests"],
+        env=environment, cwd=CONTEXT, capture_output=True, text=True, check=False, timeout=580,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert re.search(r"^all ended with 0; (confined|not confined: only root can)$", done.stdout, re.MULTILINE)
+    assert ("; confined" in done.stdout) == (os.geteuid() == 0)
