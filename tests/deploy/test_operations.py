@@ -1,0 +1,118 @@
+"""The derived numbers of docs/operations.md, worked out again."""
+
+import re
+
+import pytest
+import torch
+
+from common.model_config import MistralConfig, PixtralVisionConfig
+from decoder_service.config import EngineSettings
+from decoder_service.memory import activation_bytes
+from decoder_service.run_config import MAX_TRAINED_LEN, KVCacheParams
+from deploy.custom_resources import rendered
+from deploy.manifests import ROOT, of_kind
+from deploy.references import scaler_queries
+from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
+from vision_service.memory_plan import batch_bytes
+
+TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+GIB = 2**30
+DECODER = MistralConfig(
+    hidden_size=5120, num_attention_heads=32, num_key_value_heads=8, head_dim=128, num_hidden_layers=40,
+    feed_forward_length=14336, vocab_size=131072, rms_norm_eps=1e-5, rope_theta=1e9, max_position_embeddings=1024000,
+)  # fmt: skip
+VISION = PixtralVisionConfig(
+    patch_size=16, image_size=1024, num_channels=3, vision_hidden_size=1024, vision_num_attention_heads=16,
+    vision_num_hidden_layers=24, vision_intermediate_size=4096, vision_head_dim=64, vision_rope_theta=1e4,
+)  # fmt: skip
+ENGINE, BATCH = EngineSettings(), BatchConfig()
+KV = KVCacheParams(
+    dtype=torch.bfloat16, num_layers=40, num_key_value_heads=8, head_dim=128, block_size=ENGINE.block_size
+)
+WEIGHTS = 24.6e9
+SIDE = VISION.image_size // VISION.patch_size
+PATCHES, TOKENS = SIDE * SIDE, SIDE * (SIDE + 1)
+FLOPS = 788e12
+
+
+def _row(start: str) -> list[str]:
+    """The cells of the table row that begins so."""
+    (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {start}")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", "").split()[0])
+
+
+def test_memory_of_tokens_pictures_and_steps() -> None:
+    assert _number(_row("keys and values of a token")[2]) == KV.bytes_per_token / 1024
+    assert _number(_row("a KV block")[2]) == KV.bytes_per_block / 2**20
+    step = activation_bytes(
+        DECODER,
+        dtype=torch.bfloat16,
+        max_num_batched_tokens=ENGINE.max_num_batched_tokens,
+        max_num_requests=ENGINE.max_num_requests,
+    )
+    assert _number(_row("a step's working memory")[2]) == pytest.approx(step / 2**20, abs=1)
+    batch = batch_bytes(VISION, torch.bfloat16, num_patches=BATCH.max_batch_patches)
+    assert _number(_row("a batch's working memory")[2]) == pytest.approx(batch / 2**20, abs=1)
+    features = PATCHES * VISION.vision_hidden_size * 2
+    assert _number(_row("features of a 1024 x 1024 picture")[2]) == features / 2**20
+    assert _number(_row("pictures that wait")[2]) == ENGINE.feature_bytes // features
+    assert _number(_row("its tokens in a prompt")[2]) == TOKENS
+
+
+@pytest.mark.parametrize("gibibytes", [39, 78, 139])
+def test_blocks_of_a_gpu(gibibytes: int) -> None:
+    step = activation_bytes(
+        DECODER,
+        dtype=torch.bfloat16,
+        max_num_batched_tokens=ENGINE.max_num_batched_tokens,
+        max_num_requests=ENGINE.max_num_requests,
+    )
+    blocks = int((ENGINE.memory_fraction * (gibibytes * GIB - WEIGHTS) - step) // KV.bytes_per_block)
+    _, *cells = _row(f"{gibibytes} GiB")
+    request = -(-(TOKENS + 100 + 240) // ENGINE.block_size)
+    assert [_number(cell) for cell in cells] == [blocks, blocks * ENGINE.block_size, blocks // request]
+
+
+def test_limits_by_arithmetic() -> None:
+    weights = 24 * (4 * 1024**2 + 3 * 1024 * 4096) + 3 * 16 * 16 * 1024
+    encode = 2 * weights * PATCHES + 4 * PATCHES**2 * 1024 * 24
+    assert _number(_row("encoding a 1024")[2]) == round(FLOPS / encode)
+    layer = 2 * 5120 * 4096 + 2 * 5120 * 1024 + 3 * 5120 * 14336
+    prefill = 2 * 40 * layer * TOKENS + 2 * TOKENS**2 * 4096 * 40
+    assert _number(_row("its prefill in the decoder")[2]) == pytest.approx(FLOPS / prefill, abs=0.05)
+    assert f"one encoder feeds {round(prefill / encode)}" in TEXT
+    step = (WEIGHTS + 32 * 1000 * KV.bytes_per_token) / 4.3e12
+    milliseconds, rate = re.findall(r"\d[\d.,]*", _row("a step of 32")[2])[:2]
+    assert float(milliseconds) == pytest.approx(step * 1e3, abs=0.05)
+    assert _number(rate) == pytest.approx(32 / step, rel=0.01)
+
+
+def test_settings_that_the_page_names() -> None:
+    assert MAX_TRAINED_LEN == 131_072
+    assert MAX_TRAINED_LEN / ENGINE.block_size == 8192
+    decode, cache = DecodeConfig(), CacheConfig()
+    assert f"{BATCH.max_pending_patches:,}" in TEXT
+    host = BATCH.max_pending_bytes + cache.feature_cache_bytes + decode.decode_workers * decode.decode_memory_bytes
+    assert host / GIB + 1.5 == 7
+    assert 2 * BATCH.max_batch_patches == _number(_row("vision | `diptych_vision_pending_patches`")[2])
+
+
+def test_scaling_table_is_what_the_scalers_do() -> None:
+    manifests = dict(rendered())["production"]
+    for scaler in of_kind(manifests, "ScaledObject"):
+        for query, trigger in zip(scaler_queries(scaler), scaler["spec"]["triggers"], strict=True):
+            (metric,) = re.findall(r"diptych_\w+", query)
+            row = _row(f"{scaler['metadata']['name']} | `{metric}`")
+            assert _number(row[2]) == float(trigger["metadata"]["threshold"])
+
+
+def test_every_overlay_and_component_is_on_the_page() -> None:
+    for folder in (
+        *(ROOT / "deploy/kubernetes/overlays").iterdir(),
+        *(ROOT / "deploy/kubernetes/components").iterdir(),
+    ):
+        assert f"`{folder.parent.name}/{folder.name}`" in TEXT
