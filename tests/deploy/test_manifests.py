@@ -107,7 +107,7 @@ def test_pods_that_we_do_not_know_are_closed_too() -> None:
 def test_each_service_is_scaled_by_its_own_figures() -> None:
     wanted = {
         "vision": {"diptych_vision_pending_patches"},
-        "decoder": {"diptych_num_requests_waiting", "diptych_kv_cache_usage_ratio"},
+        "decoder": {"diptych_num_requests_waiting", "diptych_kv_cache_usage_perc"},
     }
     for name in ("production", "gpu+keda", "cpu-demo+hpa"):
         for scaler in of_kind(RENDERED[name], "ScaledObject", "HorizontalPodAutoscaler"):
