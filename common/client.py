@@ -83,7 +83,7 @@ class DiptychClient:
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Generator[pb.GenerateResponse, None, None]:
-        """Stream one completion: `prompt`, then `delta`s, then `finish`. Closing the iterator cancels it."""
+        """Stream `prompt`, then `delta`s, then a `finish` for each completion. Closing the iterator cancels it."""
         request = generate_request(prompt, options)
         call = self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
         with _client_errors(), _cancelled(call):
@@ -92,13 +92,19 @@ class DiptychClient:
     def complete(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Completion:
-        """Return one whole completion."""
+        """Return one whole completion; the first one where `n` asks for more."""
+        return self.complete_all(prompt, timeout=timeout, **options)[0]
+
+    def complete_all(
+        self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> list[Completion]:
+        """Return as many whole completions as `n` says. The prompt, which each one's usage tells, was read once."""
         builder = CompletionBuilder()
         responses = self.generate(prompt, timeout=timeout, **options)
         with closing(responses):
             for response in responses:
                 builder.add(response)
-        return builder.build()
+        return builder.build_all()
 
     def tokenize(self, prompt: Prompt, *, timeout: float | None = None) -> pb.TokenizeResponse:
         """Lay out a prompt without running the model."""
@@ -148,7 +154,7 @@ class AsyncDiptychClient:
     async def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Stream one completion: `prompt`, then `delta`s, then `finish`.
+        """Stream `prompt`, then `delta`s, then a `finish` for each completion.
 
         Closing the iterator cancels it; `break` alone closes it late, so use `contextlib.aclosing`.
         """
@@ -161,13 +167,19 @@ class AsyncDiptychClient:
     async def complete(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Completion:
-        """Return one whole completion."""
+        """Return one whole completion; the first one where `n` asks for more."""
+        return (await self.complete_all(prompt, timeout=timeout, **options))[0]
+
+    async def complete_all(
+        self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> list[Completion]:
+        """Return as many whole completions as `n` says. The prompt, which each one's usage tells, was read once."""
         builder = CompletionBuilder()
         responses = self.generate(prompt, timeout=timeout, **options)
         async with aclosing(responses):
             async for response in responses:
                 builder.add(response)
-        return builder.build()
+        return builder.build_all()
 
     async def tokenize(self, prompt: Prompt, *, timeout: float | None = None) -> pb.TokenizeResponse:
         """Lay out a prompt without running the model."""

@@ -43,6 +43,7 @@ class GenerateOptions(TypedDict, total=False):
     allowed_token_ids: Sequence[int]
     bad_words: Sequence[str]
     seed: int
+    n: int
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
     include_stop: bool

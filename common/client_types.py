@@ -132,12 +132,8 @@ class CompletionBuilder:
     """Puts the messages of one stream together."""
 
     def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[Logprobs] = []
-        self._prompt_logprobs: list[Logprobs] = []
+        self._parts: dict[int, _Parts] = {}
         self._prompt = pb.PromptInfo()
-        self._finish: pb.Finish | None = None
         self._num_messages = 0
 
     def add(self, response: pb.GenerateResponse) -> None:
@@ -147,7 +143,32 @@ class CompletionBuilder:
         self._num_messages += 1
         if response.HasField("prompt"):
             self._prompt = response.prompt
-        elif response.HasField("delta"):
+        else:
+            self._parts.setdefault(response.index, _Parts()).add(response)
+
+    def build(self) -> Completion:
+        """The first completion after the last message. Raises ClientError for a stream without an end."""
+        return self.build_all()[0]
+
+    def build_all(self) -> list[Completion]:
+        """All completions after the last message. Raises ClientError for a stream without an end of each."""
+        if not self._parts or sorted(self._parts) != list(range(len(self._parts))):
+            raise _incomplete()
+        return [self._parts[index].build(self._prompt) for index in range(len(self._parts))]
+
+
+class _Parts:
+    """What has come of one completion."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[Logprobs] = []
+        self._prompt_logprobs: list[Logprobs] = []
+        self._finish: pb.Finish | None = None
+
+    def add(self, response: pb.GenerateResponse) -> None:
+        if response.HasField("delta"):
             self._texts.append(response.delta.text)
             self._token_ids.extend(response.delta.token_ids)
             self._logprobs.extend(map(_logprobs, response.delta.logprobs))
@@ -155,8 +176,7 @@ class CompletionBuilder:
         elif response.HasField("finish"):
             self._finish = response.finish
 
-    def build(self) -> Completion:
-        """The completion after the last message. Raises ClientError for a stream without an end."""
+    def build(self, prompt: pb.PromptInfo) -> Completion:
         if self._finish is None:
             raise _incomplete()
         usage, timings = self._finish.usage, self._finish.timings
@@ -177,8 +197,8 @@ class CompletionBuilder:
                 prefill_seconds=timings.prefill_seconds,
                 decode_seconds=timings.decode_seconds,
             ),
-            grids=tuple(PatchGrid(height=grid.height, width=grid.width) for grid in self._prompt.grids),
-            request_id=self._prompt.request_id,
+            grids=tuple(PatchGrid(height=grid.height, width=grid.width) for grid in prompt.grids),
+            request_id=prompt.request_id,
             logprobs=tuple(self._logprobs),
             prompt_logprobs=tuple(self._prompt_logprobs),
         )

@@ -55,7 +55,7 @@ class ForwardBatch:
     seq_lens: tuple[int, ...]
     """[num_requests], tokens with the new ones"""
     logits_indices: Tensor
-    """[num_sampled], rows that get logits to choose a token from"""
+    """[num_sampled], rows that get logits to choose a token from; several completions begin with one row"""
     image_indices: Tensor
     """[num_image_rows], rows whose embedding an image row replaces"""
     image_rows: tuple[ImageRows, ...]
@@ -85,7 +85,7 @@ def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch
         table = request.block_table
         slots.extend(table[place // block_size] * block_size + place % block_size for place in range(start, end))
         if end == request.num_tokens:
-            logits_indices.append(len(token_ids) - 1)
+            logits_indices.extend([len(token_ids) - 1] * request.num_places)
     return ForwardBatch(
         token_ids=_tensor(token_ids, device),
         positions=_tensor(positions, device),

@@ -82,6 +82,20 @@ class BlockManager:
             block_table.append(block_id)
         return True
 
+    def is_shared(self, block_id: BlockId) -> bool:
+        """Whether a block has several owners, and so must not be written."""
+        return self._ref_counts[block_id] > 1
+
+    def replace_last(self, block_table: list[BlockId]) -> BlockId | None:
+        """Put a block of the table's own where its last one is shared; returns it, or None where none is free."""
+        if not self._free:
+            return None
+        own: list[BlockId] = []
+        self.allocate(own, 1)
+        self._ref_counts[block_table[-1]] -= 1
+        block_table[-1] = own[0]
+        return own[0]
+
     def free(self, block_table: list[BlockId]) -> None:
         """Give back every block of the table and empty it."""
         # Last block first: the start of a sequence is what another request may share, so it is reused last.

@@ -7,7 +7,8 @@ from collections.abc import Collection
 
 from decoder_service.block_manager import BlockManager, IntegrityError
 from decoder_service.prefix_cache import PrefixCache
-from decoder_service.request import Request, RequestStatus
+from decoder_service.request import Request
+from decoder_service.request_status import RequestStatus
 from decoder_service.running import RunningRequests
 from decoder_service.waiting import WaitingRequests
 
@@ -37,13 +38,15 @@ def check_books(
 
 def _check_request(request: Request, *, is_running: bool, blocks: BlockManager) -> None:
     if request.status is not (RequestStatus.RUNNING if is_running else RequestStatus.WAITING):
-        raise IntegrityError(f"request {request.request_id} is {request.status.name} in the wrong place")
+        raise IntegrityError(f"request {request.completion_id} is {request.status.name} in the wrong place")
     if not is_running and request.num_computed_tokens:
-        raise IntegrityError(f"request {request.request_id} waits with computed tokens")
+        raise IntegrityError(f"request {request.completion_id} waits with computed tokens")
     if len(request.block_table) != blocks.num_blocks_for(request.num_computed_tokens):
         raise IntegrityError(
-            f"request {request.request_id} owns {len(request.block_table)} blocks "
+            f"request {request.completion_id} owns {len(request.block_table)} blocks "
             f"for {request.num_computed_tokens} computed tokens"
         )
+    if any(fork.block_table or fork.num_computed_tokens for fork in request.forks):
+        raise IntegrityError(f"request {request.completion_id} has completions that began before it")
     if request.num_charged_tokens < request.num_computed_tokens:
-        raise IntegrityError(f"request {request.request_id} had tokens that nobody was charged for")
+        raise IntegrityError(f"request {request.completion_id} had tokens that nobody was charged for")

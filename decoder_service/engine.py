@@ -6,20 +6,23 @@ every method from one thread at a time.
 """
 
 import logging
-from collections.abc import Sequence
-from typing import Protocol
 
-from common.errors import AlreadyExistsError, DiptychError, InternalError, InvalidArgumentError
+from common.errors import AlreadyExistsError, DiptychError, InternalError
 from decoder_service.block_hash import HashBlock, block_hash
-from decoder_service.block_manager import BlockId, BlockManager
+from decoder_service.block_manager import BlockManager
+from decoder_service.capacity import Capacity
+from decoder_service.completions import Completions
+from decoder_service.endings import finish_reason, no_token_error
 from decoder_service.engine_stats import EngineStats
+from decoder_service.forks import make_forks, part
 from decoder_service.logprobs import Logprobs
 from decoder_service.prefix_cache import PrefixCache
-from decoder_service.request import Features, FinishReason, ImageRef, Request
+from decoder_service.request import Features, ImageRef, Request
+from decoder_service.request_status import FinishReason, RequestStatus
 from decoder_service.scheduler import Scheduler
-from decoder_service.scheduler_config import SchedulerConfig, check_fits
+from decoder_service.scheduler_config import SchedulerConfig
 from decoder_service.splice_error import SpliceError
-from decoder_service.step import NoToken, ScheduledBatch, ScheduledRequest, StepOutput, StepResult, TokenOutput
+from decoder_service.step import NoToken, Runner, ScheduledBatch, ScheduledRequest, StepOutput, StepResult, TokenOutput
 
 __all__ = [
     "Engine",
@@ -37,24 +40,12 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 
-class Runner(Protocol):
-    """Computes batches."""
-
-    def execute(self, batch: ScheduledBatch) -> StepResult:
-        """Compute the scheduled tokens and choose the next one of each of `batch.sampled`."""
-        ...
-
-    def clear(self, block_ids: Sequence[BlockId]) -> None:
-        """Make sure that what these blocks hold harms nobody who gets them next."""
-        ...
-
-
 class Engine:
     """Continuous batching over a paged KV cache of `num_blocks` blocks of `block_size` tokens.
 
-    Every submitted request ends exactly once: with a finish reason in `StepOutput.tokens`, with an error in
-    `StepOutput.failed`, or by `abort`. Features that were taken are given back exactly once: in
-    `StepOutput.consumed`, or as the result of `abort` or `fail`.
+    Every submitted request ends exactly once: with an error in `StepOutput.failed`, by `abort`, or when each of its
+    completions has ended, with a finish reason in `StepOutput.tokens` or by `end`; an error of one ends them all.
+    Features that were taken are given back once: in `StepOutput.consumed`, or by `abort`, `end` or `fail`.
     """
 
     def __init__(
@@ -72,13 +63,16 @@ class Engine:
         self._prefix_cache = PrefixCache(self._blocks, hash_block)
         self._scheduler = Scheduler(config, self._blocks, self._prefix_cache)
         self._runner = runner
-        self._requests: dict[str, Request] = {}
+        self._completions = Completions()
         self._failed: list[tuple[str, DiptychError]] = []
         self._num_steps = self._num_batched_tokens = 0
         self._num_near_ties = self._num_splice_mismatches = 0
         self._compute = compute
-        self.max_request_tokens = min(config.max_model_len, num_blocks * block_size)
-        """Most tokens of a request, prompt and output together."""
+        length, places = config.max_model_len, config.max_num_requests
+        self.capacity = Capacity(
+            max_model_len=length, num_blocks=num_blocks, block_size=block_size, max_num_requests=places
+        )
+        """How large a request may be."""
 
     @property
     def has_work(self) -> bool:
@@ -89,25 +83,28 @@ class Engine:
         """Queue a request; returns the images whose features it needs, in prompt order.
 
         The others' tokens are in the prefix cache; should they be gone when they are needed, a step wants them.
-        Raises InvalidArgumentError PROMPT_TOO_LONG, and AlreadyExistsError where a request of this name has
-        not ended.
+        Raises what `Capacity.check` raises, and AlreadyExistsError where a request of this name has not ended.
         """
-        check_fits(request.num_prompt_tokens, request.sampling.max_tokens, limit=self.max_request_tokens)
-        if request.request_id in self._requests:
+        self.capacity.check(request.num_prompt_tokens, request.sampling.max_tokens, n=request.sampling.n)
+        if request.request_id in self._completions:
             raise AlreadyExistsError("REQUEST_EXISTS", "a request with this request_id is running")
-        self._requests[request.request_id] = request
+        request.forks = make_forks(request)
+        self._completions.add(request)
         return self._scheduler.add(request)
 
-    def features_arrived(self, request_id: str, image_index: int, features: Features) -> bool:
+    def features_arrived(
+        self, request_id: str, image_index: int, features: Features, *, index: int = 0, fetch: int | None = None
+    ) -> bool:
         """Hand over an image's features; false where nobody needs them, and they stay the caller's.
 
-        When a step says that images are `wanted`, fetches of that request that still go on are void: end
-        them, hand over nothing that they bring, and fetch the wanted images. If memory is reserved for a
-        request's images in prompt order, first come first served, and holds any one request's images
-        together, then every request gets its features in the end.
+        When a step says that images are `wanted`, fetches of that completion that still go on are void: end
+        them, hand over nothing that they bring, and fetch the wanted images. What the `fetch`th fetch brings,
+        counted from 1, is needed only if it was the last. If memory is reserved for a completion's images in prompt
+        order, first come first served, and holds any one request's images together, all get theirs in the end.
         """
-        request = self._requests.get(request_id)
-        if request is None or not request.take_features(image_index, features):
+        request = self._completions.find(request_id, index)
+        is_late = request is None or fetch not in (None, request.num_fetches)
+        if request is None or is_late or not request.take_features(image_index, features):
             return False
         self._scheduler.features_arrived(request)
         return True
@@ -117,12 +114,16 @@ class Engine:
 
         Nothing happens where it is unknown or has ended.
         """
-        request = self._requests.get(request_id)
+        return [ref for request in self._completions.of(request_id) for ref in self._remove(request)]
+
+    def end(self, request_id: str, index: int) -> list[ImageRef]:
+        """End one of a request's completions as `abort` ends all of them."""
+        request = self._completions.find(request_id, index)
         return [] if request is None else self._remove(request)
 
     def fail(self, request_id: str, error: DiptychError) -> list[ImageRef]:
         """End a request as `abort` does; the next step reports the error."""
-        if request_id in self._requests:
+        if request_id in self._completions:
             self._failed.append((request_id, error))
         return self.abort(request_id)
 
@@ -171,11 +172,11 @@ class Engine:
 
     def count_owned_blocks(self) -> int:
         """KV blocks in the tables of the requests; with the free ones all there are. Call between steps."""
-        return len({block_id for request in self._requests.values() for block_id in request.block_table})
+        return len({block_id for request in self._completions.all() for block_id in request.block_table})
 
     def check_integrity(self) -> None:
         """Compare all books with each other, between steps; raises IntegrityError."""
-        self._scheduler.check_integrity(self._requests.values())
+        self._scheduler.check_integrity(self._completions.all())
 
     def _execute(self, batch: ScheduledBatch) -> StepResult:
         result = self._runner.execute(batch)
@@ -193,18 +194,27 @@ class Engine:
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs.get(request.request_id, ()))
         for request, token_id in zip(sampled, result.token_ids, strict=True):
+            if request.status is RequestStatus.FINISHED:
+                continue  # With another completion that failed just now.
             if isinstance(token_id, NoToken):
                 if token_id is NoToken.NOT_FINITE:
                     self._runner.clear(self._prefix_cache.forget(request))
-                self._end_failed(request, _no_token_error(token_id), output)
+                self._end_failed(request, no_token_error(token_id), output)
             else:
                 self._prefix_cache.remember(request)
-                self._append(request, token_id, result.logprobs.get(request.request_id), output)
+                self._part(request)
+                self._append(request, token_id, result.logprobs.get(request.completion_id), output)
+
+    def _part(self, request: Request) -> None:
+        """Let the other completions of a prompt that is computed run beside the first one."""
+        for fork in part(request):
+            self._scheduler.fork(request, fork)
+            self._completions.add(fork)
 
     def _append(self, request: Request, token_id: int, logprobs: Logprobs | None, output: StepOutput) -> None:
         request.output_token_ids.append(token_id)
         prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs or (), None
-        reason = _finish_reason(request)
+        reason = finish_reason(request)
         if reason is not None:
             output.consumed.extend(self._remove(request))
         stop = token_id if reason is FinishReason.STOP else None
@@ -216,6 +226,8 @@ class Engine:
                 stop_token_id=stop,
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
+                index=request.index,
+                is_last=request.request_id not in self._completions,
             )
         )
 
@@ -225,26 +237,13 @@ class Engine:
             self._end_failed(scheduled.request, error, output)
 
     def _end_failed(self, request: Request, error: DiptychError, output: StepOutput) -> None:
-        output.failed.append((request.request_id, error))
-        output.consumed.extend(self._remove(request))
+        if request.request_id in self._completions:
+            output.failed.append((request.request_id, error))
+            output.consumed.extend(self.abort(request.request_id))
 
     def _remove(self, request: Request) -> list[ImageRef]:
-        del self._requests[request.request_id]
+        self._completions.remove(request)
         self._scheduler.remove(request)
+        for fork in request.forks:
+            fork.status = RequestStatus.FINISHED
         return request.release_features(request.num_prompt_tokens)
-
-
-def _no_token_error(reason: NoToken) -> DiptychError:
-    if reason is NoToken.NOT_FINITE:
-        return InternalError("NUMERIC_ERROR", "the model's output was not finite")
-    return InvalidArgumentError(
-        "NO_TOKEN_LEFT", "allowed_token_ids, bad_words and min_tokens leave no token to choose", field="sampling"
-    )
-
-
-def _finish_reason(request: Request) -> FinishReason | None:
-    """Why a request ends with its newest token; `check_fits` made max_tokens keep it within the model's length."""
-    token_id, sampling = request.output_token_ids[-1], request.sampling
-    if token_id in sampling.stop_token_ids or (token_id in request.end_token_ids and not sampling.ignore_eos):
-        return FinishReason.STOP
-    return FinishReason.LENGTH if len(request.output_token_ids) >= sampling.max_tokens else None

@@ -10,13 +10,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from common.errors import AlreadyExistsError, DiptychError, InternalError, UnavailableError
 from decoder_service.engine import Engine, EngineStats, StepOutput
 from decoder_service.listener import Listener, Nobody
-from decoder_service.request import Features, Request
+from decoder_service.request import Features, ImageRef, Request
+from decoder_service.step import WantedImages
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class EngineHost:
 
         def command(engine: Engine) -> None:
             # Told from here, so that it is heard before anything that a step says of the request.
-            self._tell(self._want, request.request_id, engine.submit(request))
+            self._tell(self._want, WantedImages(request.request_id, engine.submit(request)))
 
         try:
             await self._call(command)
@@ -105,19 +106,25 @@ class EngineHost:
             self._forget(request.request_id, listener)
             raise
 
-    def features_arrived(self, request: Request, image_index: int, features: Features, *, fetch: int) -> None:
-        """Hand over features of the request's `fetch`th fetch, counted from 1."""
-
-        def command(engine: Engine) -> None:
-            # What belongs to an earlier fetch is void: its memory is being given back.
-            if request.num_fetches == fetch:
-                engine.features_arrived(request.request_id, image_index, features)
-
-        self._commands.put(command)
+    def features_arrived(self, ref: ImageRef, features: Features, *, fetch: int) -> None:
+        """Hand over features of a completion's `fetch`th fetch, counted from 1; those of an earlier one are void."""
+        name, image = ref.request_id, ref.image_index
+        self._commands.put(
+            lambda engine: _ignore(engine.features_arrived(name, image, features, index=ref.index, fetch=fetch))
+        )
 
     def fail(self, request_id: str, error: DiptychError) -> None:
         """End a request with an error, which its listener hears."""
         self._commands.put(lambda engine: _ignore(engine.fail(request_id, error)))
+
+    def end(self, request_id: str, index: int, *, then: Callable[[], None]) -> None:
+        """End one completion; `then` is called when the engine has let go of all that it held. The others go on."""
+
+        def command(engine: Engine) -> None:
+            engine.end(request_id, index)
+            self._tell(then)
+
+        self._commands.put(command)
 
     async def abort(self, request_id: str, listener: Listener) -> None:
         """End a listener's request, if it still runs, and wait until the engine has let go of all that it held."""
@@ -189,16 +196,16 @@ class EngineHost:
         for request_id in output.first_scheduled:
             self._listener(request_id).scheduled(started_at)
         for ref in output.consumed:
-            self._listener(ref.request_id).consumed(ref.image_index)
+            self._listener(ref.request_id).consumed(ref)
         for wanted in output.wanted:
-            self._want(wanted.request_id, wanted.image_indices)
+            self._want(wanted)
         for token in output.tokens:
-            self._listener(token.request_id, is_last=token.finish_reason is not None).token(token, ended_at)
+            self._listener(token.request_id, is_last=token.is_last).token(token, ended_at)
         for request_id, error in output.failed:
             self._listener(request_id, is_last=True).failed(error)
 
-    def _want(self, request_id: str, image_indices: Sequence[int]) -> None:
-        self._listener(request_id).wanted(image_indices)
+    def _want(self, wanted: WantedImages) -> None:
+        self._listener(wanted.request_id).wanted(wanted)
 
     def _listener(self, request_id: str, *, is_last: bool = False) -> Listener:
         listeners = self._listeners

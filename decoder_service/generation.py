@@ -1,4 +1,4 @@
-"""One request on the event loop, from its submission to its last token.
+"""One request on the event loop, from its submission to the last token of its last completion.
 
 Knows the engine's host, the request's images and its times. Does not know text or messages.
 """
@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
@@ -16,22 +16,9 @@ from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore, PromptImage
 from decoder_service.image_encoder import ImageFeatures
 from decoder_service.image_fetch import ImageFetch
-from decoder_service.request import Request
-from decoder_service.step import TokenOutput
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """Seconds that a request spent, without overlap: they add up to its time in the engine."""
-
-    queue: float
-    """Waiting for the first step that worked on it, but not for images."""
-    encode_wait: float
-    """Waiting for the features of the first image that had to be fetched, until then or until it was worked on."""
-    prefill: float
-    """From its first step to its first token."""
-    decode: float
-    """From its first token to its last."""
+from decoder_service.request import ImageRef, Request
+from decoder_service.step import TokenOutput, WantedImages
+from decoder_service.timings import Stopwatch, Timings
 
 
 class Gaps(Protocol):
@@ -58,17 +45,25 @@ class Generation:
         self._gaps = gaps
         self._host = host
         self._request = request
-        self._fetch = ImageFetch(
-            store, images, salt=salt, request_id=request.request_id, deliver=self._deliver, fail=self._fail
-        )
+        n = request.sampling.n
+        # Completions that were preempted come back one by one, and each needs the images anew.
+        self._fetches = [
+            ImageFetch(
+                store,
+                images,
+                salt=salt,
+                request_id=request.request_id,
+                deliver=partial(self._deliver, index),
+                fail=self._fail,
+            )
+            for index in range(n)
+        ]
+        self._unfinished = set(range(n))
         self._tokens: list[TokenOutput] = []
         self._error: DiptychError | None = None
         self._news = asyncio.Event()
         self._first_image: int | None = None
-        self._is_scheduled = False
-        self._submitted_at = self._features_at = self._scheduled_at = time.monotonic()
-        self._first_token_at: float | None = None
-        self._last_token_at = self._submitted_at
+        self._stopwatch = Stopwatch(now=time.monotonic(), n=n)
 
     async def __aenter__(self) -> "Generation":
         """Submit the request. Raises what `EngineHost.submit` raises."""
@@ -88,35 +83,38 @@ class Generation:
             with suppress(UnavailableError):
                 await self._host.abort(self._request.request_id, self)
         finally:
-            await self._fetch.close()
+            for fetch in self._fetches:
+                fetch.stop()
+            for fetch in self._fetches:
+                await fetch.close()
 
     async def tokens(self, *, deadline: float) -> AsyncGenerator[list[TokenOutput], None]:
-        """Tokens as they come, all that have gathered at once; ends after the one with a finish reason.
+        """Tokens as they come, all that have gathered at once; ends when all completions have ended.
 
-        Raises the error that the request ended with, and TimeoutError at `deadline`, a time of the event loop.
+        Those of a completion that was ended may still be among them. Raises the error that the request ended
+        with, and TimeoutError at `deadline`, a time of the event loop.
         """
-        while True:
+        while self._unfinished:
             async with asyncio.timeout_at(deadline):
                 await self._news.wait()
             self._news.clear()
             tokens, self._tokens = self._tokens, []
             if tokens:
+                self._unfinished -= {token.index for token in tokens if token.finish_reason is not None}
                 yield tokens
-                if tokens[-1].finish_reason is not None:
-                    return
-            if self._error is not None:
+            if self._unfinished and self._error is not None:
                 raise self._error
 
-    @property
-    def timings(self) -> Timings:
-        """Where the time went; complete once the last token is out."""
-        first_token_at = self._first_token_at or self._last_token_at
-        return Timings(
-            queue=self._scheduled_at - self._features_at,
-            encode_wait=self._features_at - self._submitted_at,
-            prefill=first_token_at - self._scheduled_at,
-            decode=self._last_token_at - first_token_at,
-        )
+    def end(self, index: int) -> None:
+        """End a completion whose text is complete; the others go on."""
+        if index in self._unfinished:
+            self._unfinished.remove(index)
+            if self._unfinished:  # The last one ends with the request.
+                self._host.end(self._request.request_id, index, then=self._fetches[index].stop)
+
+    def timings(self, index: int) -> Timings:
+        """Where a completion's time went; complete once its last token is out."""
+        return self._stopwatch.timings(index)
 
     @property
     def num_cached_tokens(self) -> int:
@@ -126,44 +124,43 @@ class Generation:
     @property
     def num_images_not_encoded(self) -> int:
         """Images that were not sent to be encoded for this request, so far."""
-        return self._fetch.num_not_encoded
+        return len(self._request.placeholders) - len(set().union(*(fetch.encoded for fetch in self._fetches)))
 
     def scheduled(self, at: float) -> None:
         """Hear that the first step worked on the request."""
-        self._is_scheduled = True
-        self._scheduled_at = at
-        self._features_at = min(self._features_at, at)
+        self._stopwatch.scheduled(at)
 
     def token(self, token: TokenOutput, at: float) -> None:
         """Hear a token."""
-        if self._first_token_at is None:
-            self._first_token_at = at
-        elif self._gaps is not None:
-            self._gaps.observe(at - self._last_token_at)
-        self._last_token_at = at
+        gap = self._stopwatch.token(token.index, at)
+        if gap is not None and self._gaps is not None:
+            self._gaps.observe(gap)
         self._tokens.append(token)
         self._news.set()
 
-    def consumed(self, image_index: int) -> None:
-        """Hear that an image's features are no longer needed."""
-        self._fetch.consumed(image_index)
+    def consumed(self, ref: ImageRef) -> None:
+        """Hear that an image's features are no longer needed for a completion."""
+        self._fetches[ref.index].consumed(ref.image_index)
 
-    def wanted(self, image_indices: Sequence[int]) -> None:
-        """Hear which images are needed, and that none of those that were fetched before are."""
-        self._first_image = min(image_indices, default=None)
-        self._fetch.begin(image_indices)
+    def wanted(self, wanted: WantedImages) -> None:
+        """Hear which images a completion needs, and that none of those that were fetched for it before are."""
+        if wanted.index == 0:
+            self._first_image = min(wanted.image_indices, default=None)
+        if wanted.index in self._unfinished:
+            self._fetches[wanted.index].begin(wanted.image_indices)
 
     def failed(self, error: DiptychError) -> None:
         """Hear that the request ended with an error."""
         if error.reason == "NUMERIC_ERROR":
-            self._fetch.forget()
+            self._fetches[0].forget()
         self._error = error
         self._news.set()
 
-    def _deliver(self, index: int, features: ImageFeatures, fetch: int) -> None:
-        if index == self._first_image and not self._is_scheduled:
-            self._features_at = time.monotonic()
-        self._host.features_arrived(self._request, index, features, fetch=fetch)
+    def _deliver(self, index: int, image_index: int, features: ImageFeatures, fetch: int) -> None:
+        if image_index == self._first_image:
+            self._stopwatch.features_arrived(time.monotonic())
+        ref = ImageRef(self._request.request_id, image_index, index)
+        self._host.features_arrived(ref, features, fetch=fetch)
 
     def _fail(self, error: DiptychError) -> None:
         self._host.fail(self._request.request_id, error)

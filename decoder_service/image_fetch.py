@@ -9,7 +9,7 @@ Knows leases and the order of events on the event loop. Does not know how featur
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextvars import copy_context
 
 from common.errors import DiptychError, InternalError
@@ -46,15 +46,16 @@ class ImageFetch:
         self._wanted: set[int] = set()
         self._leases: dict[int, Lease] = {}
         self._task: asyncio.Task[None] | None = None
+        self._stopped: asyncio.Task[None] | None = None
 
     @property
-    def num_not_encoded(self) -> int:
-        """Images that nobody was asked to encode for this request, so far."""
-        return len(self._images) - len(self._encoded)
+    def encoded(self) -> Set[int]:
+        """Images that somebody was asked to encode for this request, so far."""
+        return self._encoded
 
     def begin(self, indices: Sequence[int]) -> None:
         """Drop everything that was fetched and fetch these images; returns at once. Failures go to `fail`, once."""
-        self._drop()
+        self.stop()
         self._num_begun += 1
         self._wanted = set(indices)
         if indices:
@@ -73,15 +74,15 @@ class ImageFetch:
 
     async def close(self) -> None:
         """Let go of everything and wait until nothing runs."""
-        task = self._task
-        self._drop()
-        if task is not None:
-            await asyncio.wait([task])
+        self.stop()
+        if self._stopped is not None:
+            await asyncio.wait([self._stopped])
 
-    def _drop(self) -> None:
+    def stop(self) -> None:
+        """Let go of everything at once; something may run on for a moment."""
         if self._task is not None:
             self._task.cancel()
-            self._task = None
+            self._task, self._stopped = None, self._task
         for index in list(self._leases):
             self.consumed(index)
 

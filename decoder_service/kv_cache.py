@@ -34,6 +34,11 @@ class KVCache:
         self.key_blocks[layer].flatten(0, 1).index_copy_(0, slot_mapping, key)
         self.value_blocks[layer].flatten(0, 1).index_copy_(0, slot_mapping, value)
 
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy blocks; every source is read before any target is written."""
+        for blocks in (*self.key_blocks, *self.value_blocks):
+            blocks[list(targets)] = blocks[list(sources)]
+
     def clear(self, block_table: Sequence[int]) -> None:
         """Zero blocks, so that what they held harms nobody who gets them next."""
         for blocks in (*self.key_blocks, *self.value_blocks):

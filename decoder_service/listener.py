@@ -3,11 +3,11 @@
 Knows the events. Does not know threads (see `engine_host`) or what is made of them (see `generation`).
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from common.errors import DiptychError
-from decoder_service.step import TokenOutput
+from decoder_service.request import ImageRef
+from decoder_service.step import TokenOutput, WantedImages
 
 
 class Listener(Protocol):
@@ -17,15 +17,15 @@ class Listener(Protocol):
         """The first step that works on it began."""
 
     def token(self, token: TokenOutput, at: float) -> None:
-        """A step that ended gave a token; the last one has a finish reason."""
+        """A step that ended gave a token; a completion's last one has a finish reason."""
 
-    def consumed(self, image_index: int) -> None:
-        """The engine needs an image's features no more."""
+    def consumed(self, ref: ImageRef) -> None:
+        """The engine needs an image's features no more for one of the completions."""
 
-    def wanted(self, image_indices: Sequence[int]) -> None:
-        """These images' features are needed, and whatever was fetched before is void.
+    def wanted(self, wanted: WantedImages) -> None:
+        """A completion needs these images' features, and whatever was fetched for it before is void.
 
-        Heard once when the engine has taken the request, and again each time that it has to start anew.
+        Heard once when the engine has taken the request, and again each time that a completion has to start anew.
         """
 
     def failed(self, error: DiptychError) -> None:
@@ -41,10 +41,10 @@ class Nobody:
     def token(self, token: TokenOutput, at: float) -> None:
         """Hear nothing."""
 
-    def consumed(self, image_index: int) -> None:
+    def consumed(self, ref: ImageRef) -> None:
         """Hear nothing."""
 
-    def wanted(self, image_indices: Sequence[int]) -> None:
+    def wanted(self, wanted: WantedImages) -> None:
         """Hear nothing."""
 
     def failed(self, error: DiptychError) -> None:

@@ -1,16 +1,17 @@
-"""The messages of one completion's stream, numbered.
+"""The messages of one request's stream, numbered.
 
 Knows protobuf and what is counted. Does not know when a message is due.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 from common.wire_types import grid_to_proto
-from decoder_service.generation import Timings
 from decoder_service.logprobs import Logprobs
 from decoder_service.prompt import Prompt
-from decoder_service.request import FinishReason
+from decoder_service.request_status import FinishReason
 from decoder_service.text_stream import TextPiece
+from decoder_service.timings import Timings
 from diptych.v1 import generation_pb2 as pb
 
 PROMPT_LOGPROBS_PER_DELTA = 2048
@@ -20,14 +21,18 @@ _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FI
 
 
 class Replies:
-    """Makes the messages in the order of the contract: one prompt, deltas, one finish."""
+    """Makes the messages in the order of the contract: one prompt, deltas, one finish for each completion."""
 
     def __init__(self, request_id: str, prompt: Prompt) -> None:
         self._request_id = request_id
         self._prompt = prompt
         self._seq = 0
-        self.num_completion_tokens = 0
-        """Tokens told so far."""
+        self._completion_tokens: Counter[int] = Counter()
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens told so far, of all completions."""
+        return self._completion_tokens.total()
 
     def prompt(self, *, cached_tokens: int) -> pb.GenerateResponse:
         """The first message."""
@@ -39,19 +44,20 @@ class Replies:
         )
         return self._numbered(pb.GenerateResponse(prompt=info))
 
-    def deltas(self, piece: TextPiece) -> Iterator[pb.GenerateResponse]:
-        """More of the completion; before it, where there are any, the log probabilities of the prompt."""
+    def deltas(self, piece: TextPiece, *, index: int = 0) -> Iterator[pb.GenerateResponse]:
+        """More of a completion; before it, where there are any, the log probabilities of the prompt."""
         for start in range(0, len(piece.prompt_logprobs), PROMPT_LOGPROBS_PER_DELTA):
             part = piece.prompt_logprobs[start : start + PROMPT_LOGPROBS_PER_DELTA]
-            yield self._numbered(pb.GenerateResponse(delta=pb.Delta(prompt_logprobs=map(_logprobs, part))))
-        self.num_completion_tokens += len(piece.token_ids)
+            delta = pb.Delta(prompt_logprobs=map(_logprobs, part))
+            yield self._numbered(pb.GenerateResponse(index=index, delta=delta))
+        self._completion_tokens[index] += len(piece.token_ids)
         delta = pb.Delta(text=piece.text, token_ids=piece.token_ids, logprobs=map(_logprobs, piece.logprobs))
-        yield self._numbered(pb.GenerateResponse(delta=delta))
+        yield self._numbered(pb.GenerateResponse(index=index, delta=delta))
 
     def finish(
-        self, piece: TextPiece, timings: Timings, *, cached_tokens: int, images_not_encoded: int
+        self, piece: TextPiece, timings: Timings, *, cached_tokens: int, images_not_encoded: int, index: int = 0
     ) -> pb.GenerateResponse:
-        """The last message, for the piece that has a finish reason."""
+        """The last message of a completion, for the piece that has a finish reason."""
         if piece.finish_reason is None:
             raise ValueError("a finish needs a reason")
         finish = pb.Finish(
@@ -61,7 +67,7 @@ class Replies:
                 image_tokens=self._prompt.num_image_tokens,
                 cached_tokens=cached_tokens,
                 images_not_encoded=images_not_encoded,
-                completion_tokens=self.num_completion_tokens,
+                completion_tokens=self._completion_tokens[index],
             ),
             timings=pb.Timings(
                 queue_seconds=timings.queue,
@@ -74,7 +80,7 @@ class Replies:
             finish.stop_token_id = piece.stop_token_id
         elif piece.stop_text is not None:
             finish.stop_text = piece.stop_text
-        return self._numbered(pb.GenerateResponse(finish=finish))
+        return self._numbered(pb.GenerateResponse(index=index, finish=finish))
 
     def _numbered(self, response: pb.GenerateResponse) -> pb.GenerateResponse:
         response.seq = self._seq

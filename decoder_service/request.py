@@ -1,4 +1,4 @@
-"""One request as the engine sees it: tokens, places of images, and how far it has come.
+"""One completion of a request as the engine sees it: tokens, places of images, and how far it has come.
 
 Knows facts and what follows from them. Does not know other requests, the policy that picks between them
 (see `scheduler`), text, or what image features hold.
@@ -6,25 +6,27 @@ Knows facts and what follows from them. Does not know other requests, the policy
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import NamedTuple
 
 from common.preprocessing import PatchGrid
 from decoder_service.block_hash import BlockHash
 from decoder_service.block_manager import BlockId
 from decoder_service.logprobs import Logprobs
+from decoder_service.request_status import RequestStatus
 from decoder_service.sampling_params import SamplingParams
 
 Features = object
 """Image features of one image, whatever they are: the policy files pass them on and never look inside."""
 
 
-class ImageRef(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ImageRef:
     """One image of one request."""
 
     request_id: str
     image_index: int
     """Place among the request's images, from 0."""
+    index: int = 0
+    """The completion that it is for: each fetches its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +43,6 @@ class PlaceholderRange:
         return self.offset + self.length
 
 
-class RequestStatus(Enum):
-    """Where a request is."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
-
-
-class FinishReason(Enum):
-    """Why a request ended."""
-
-    STOP = "stop"
-    """An end or stop token, or, by the servicer, a stop text."""
-    LENGTH = "length"
-    """`max_tokens` were generated."""
-    ABORTED = "aborted"
-    """The caller left."""
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Request:
     """A prompt that is being completed. Compared by identity.
@@ -71,6 +54,8 @@ class Request:
     """
 
     request_id: str
+    index: int = 0
+    """Which completion of the prompt this is, from 0."""
     prompt_token_ids: tuple[int, ...]
     placeholders: tuple[PlaceholderRange, ...] = ()
     """One for each image, in prompt order, not overlapping."""
@@ -113,6 +98,8 @@ class Request:
     is_paused: bool = False
     """Whether it is not to be computed, because nobody takes what it has put out."""
     block_table: list[BlockId] = field(default_factory=list)
+    forks: "tuple[Request, ...]" = field(default=(), repr=False)
+    """The other completions of the prompt, until it is computed; see `forks`."""
     status: RequestStatus = RequestStatus.WAITING
 
     def __post_init__(self) -> None:
@@ -129,6 +116,16 @@ class Request:
             raise ValueError(f"{len(self.image_identities)} identities for {len(self.placeholders)} images")
         if end > self.num_prompt_tokens:
             raise ValueError(f"a placeholder range ends at {end}, the prompt at {self.num_prompt_tokens}")
+
+    @property
+    def completion_id(self) -> str:
+        """A name that no other completion of any request has."""
+        return f"{self.request_id}/{self.index}"
+
+    @property
+    def num_places(self) -> int:
+        """Requests that it counts for among those that run: itself and those that will part from it."""
+        return 1 + len(self.forks)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -172,13 +169,15 @@ class Request:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it may own blocks: its first image is here or cached or, once it has waited twice, all are.
+        """Whether it may own blocks: its first image is here or cached, and all are here or on their way.
 
-        A request that comes back cannot stall again, so it is not preempted for stalling twice: two
-        requests cannot take the blocks from each other for ever while each waits for its second image.
+        Once it has waited twice all must be here. A request that comes back cannot stall again, so it is not
+        preempted for stalling twice: two requests cannot take the blocks from each other for ever while each waits
+        for its second image.
         """
         missing = [index for index in self.uncovered_images if self.features[index] is None]
-        if not missing or self.num_fetches > 1:
+        comes_back = self.num_fetches > 1 or self.num_preemptions > 0
+        if not missing or comes_back or not set(missing) <= set(self.wanted_images):
             return not missing
         # With a cached start it needs a token to compute before the image that it goes on to wait for.
         return missing[0] > 0 and self.placeholders[missing[0]].offset > self.num_cached_tokens
@@ -186,7 +185,7 @@ class Request:
     @property
     def image_refs(self) -> list[ImageRef]:
         """All images, in prompt order."""
-        return [ImageRef(self.request_id, index) for index in range(len(self.placeholders))]
+        return [ImageRef(self.request_id, image, self.index) for image in range(len(self.placeholders))]
 
     @property
     def uncovered_images(self) -> tuple[int, ...]:
@@ -218,7 +217,7 @@ class Request:
         covered = [index for index in self.wanted_images if self.placeholders[index].end <= self.num_cached_tokens]
         for index in covered:
             self.features[index] = None
-        return [ImageRef(self.request_id, index) for index in covered]
+        return [ImageRef(self.request_id, image, self.index) for image in covered]
 
     def release_features(self, num_tokens: int) -> list[ImageRef]:
         """Let go of the features of images that end within the first `num_tokens` tokens; returns which."""

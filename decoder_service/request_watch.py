@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from common.call import Call, current_call
 from common.errors import DeadlineExceededError, DiptychError
 from common.tracing import Attributes
-from decoder_service.generation import Timings
-from decoder_service.request import FinishReason
 from decoder_service.request_metrics import RequestMetrics
+from decoder_service.request_status import FinishReason
+from decoder_service.timings import Timings
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class RequestWatch:
         images_not_encoded: int,
         completion_tokens: int,
     ) -> None:
-        """Hear that the completion is whole."""
+        """Hear that the completion is whole, or the last of several; its times are told, and the tokens of all."""
         self._is_finished = True
         seconds = time.monotonic() - self._arrived_at
         metrics, exemplar = self._metrics, self._call.exemplar

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from decoder_service.block_manager import BlockId, BlockManager
 from decoder_service.request import Request
-from decoder_service.running import RunningRequests
+from decoder_service.running import RunningRequests, num_places_of
 from decoder_service.scheduler_config import SchedulerConfig
 
 
@@ -22,7 +22,8 @@ class Room:
 
     def has_place(self, request: Request) -> bool:
         """Whether there is a place in the batch for a request, or somebody who must give it one."""
-        return len(self._running) < self._config.max_num_requests or bool(self._running.victims_for(request))
+        num_places = num_places_of((request, *self._running))
+        return num_places <= self._config.max_num_requests or bool(self._running.victims_for(request))
 
     def victims_for(self, request: Request, found: Sequence[BlockId]) -> list[Request] | None:
         """The fewest that must give way to let a request run that shares the found blocks; None if it cannot."""
@@ -41,8 +42,8 @@ class Room:
         Blocks are taken step by step, but all that it needs for its known tokens must be free: else it would run out
         halfway and be computed again. While others run some must be left, else one of those would run out at once.
         """
-        num_others = len(self._running) - len(victims)
-        if num_others >= self._config.max_num_requests:
+        num_others = num_places_of(self._running) - num_places_of(victims)
+        if num_others + request.num_places > self._config.max_num_requests:
             return False
         return self._blocks.fits(
             request.num_tokens,

@@ -37,6 +37,8 @@ class DecoderRunner:
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the scheduled tokens and choose the next one of each sampled request."""
+        if batch.copies:
+            self._kv_cache.copy(*zip(*batch.copies, strict=True))
         forward = build_forward_batch(batch, block_size=self._kv_cache.block_size, device=self._model.device)
         hidden = self.hidden(forward)
         logits = self.logits(hidden[forward.logits_indices])
@@ -117,7 +119,7 @@ def _sampling_row(request: Request) -> SamplingRow:
     sampling, position = request.sampling, len(request.output_token_ids)
     return SamplingRow(
         params=sampling,
-        uniform=uniform(seed=sampling.seed, index=0, position=position) if sampling.temperature else 0.0,
+        uniform=uniform(seed=sampling.seed, index=request.index, position=position) if sampling.temperature else 0.0,
         prompt_token_ids=request.prompt_token_ids,
         output_token_ids=request.output_token_ids,
         end_token_ids=request.end_token_ids,
@@ -127,12 +129,12 @@ def _sampling_row(request: Request) -> SamplingRow:
 def _logprobs(logits: Tensor, requests: Sequence[Request], token_ids: Sequence[int | NoToken]) -> dict[str, Logprobs]:
     """Of the new tokens, for the requests that ask for it and got one."""
     asked = [
-        (row, request.request_id, token_id, request.sampling.logprobs)
+        (row, request.completion_id, token_id, request.sampling.logprobs)
         for row, (request, token_id) in enumerate(zip(requests, token_ids, strict=True))
         if request.sampling.logprobs is not None and not isinstance(token_id, NoToken)
     ]
     if not asked:
         return {}
-    rows, request_ids, chosen, num_top = zip(*asked, strict=True)
+    rows, completion_ids, chosen, num_top = zip(*asked, strict=True)
     wanted = logits[torch.tensor(rows, device=logits.device)]
-    return dict(zip(request_ids, likelihoods(wanted, chosen, num_top=num_top), strict=True))
+    return dict(zip(completion_ids, likelihoods(wanted, chosen, num_top=num_top), strict=True))

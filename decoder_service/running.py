@@ -6,7 +6,7 @@ Knows their order and what each tenant has of them. Does not know blocks, or whe
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
 from decoder_service.block_manager import IntegrityError
@@ -82,6 +82,11 @@ class RunningRequests:
             raise IntegrityError("those that run are not in order of arrival")
 
 
-def _willingness(request: Request) -> tuple[bool, bool, int, int]:
+def num_places_of(requests: Iterable[Request]) -> int:
+    """The places that they take: those that will part from them have theirs from the start."""
+    return sum(request.num_places for request in requests)
+
+
+def _willingness(request: Request) -> tuple[bool, bool, int, int, int]:
     """What makes a request give way before others; the largest goes first."""
-    return request.is_paused, not request.is_movable, -request.priority, request.arrival
+    return request.is_paused, not request.is_movable, -request.priority, request.arrival, request.index

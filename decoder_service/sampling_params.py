@@ -39,6 +39,8 @@ class SamplingParams:
     min_tokens: int = 0
     """No token that would end the request is chosen before this many are generated."""
     seed: int = 0
+    n: int = 1
+    """Completions of the prompt; each draws its own numbers from the seed."""
     stop_token_ids: frozenset[int] = frozenset()
     """Tokens that end the request besides the model's own end tokens."""
     ignore_eos: bool = False
@@ -60,6 +62,8 @@ class SamplingParams:
             raise ValueError(f"top_k {self.top_k} is negative")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p {self.min_p} is not from 0 to 1")
+        if not self.n >= 1:
+            raise ValueError(f"n {self.n} is below 1")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed {self.seed} does not fit 64 bits")
         self._check_steering()

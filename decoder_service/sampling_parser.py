@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InvalidArgumentError
-from decoder_service.field_checks import Range, check_count, missing, present_fields, unsupported
+from decoder_service.field_checks import Range, check_count, missing, present_fields
 from decoder_service.prompt import check_token_ids
 from decoder_service.sampling_params import SamplingParams
 from diptych.v1 import generation_pb2 as pb
@@ -24,6 +24,7 @@ MAX_ALLOWED_TOKEN_IDS = 1024
 MAX_BAD_WORDS = 64
 MAX_BIASES = 300
 MAX_LOGPROBS = 20
+MAX_COMPLETIONS = 8
 
 _RANGES: Mapping[str, Range] = {
     "max_tokens": Range("1 or more", lambda value: value >= 1),
@@ -33,12 +34,13 @@ _RANGES: Mapping[str, Range] = {
     "repetition_penalty": Range.between(0.1, 10),
     "frequency_penalty": Range.between(-2, 2),
     "presence_penalty": Range.between(-2, 2),
+    "n": Range.between(1, MAX_COMPLETIONS),
     "logprobs": Range.between(0, MAX_LOGPROBS),
     "prompt_logprobs": Range.between(0, MAX_LOGPROBS),
 }
 _BIAS = Range.between(-100, 100)
 _SCALARS = {*_RANGES, "min_tokens", "top_k", "seed", "ignore_eos"}
-_OTHERS = {"stop", "stop_token_ids", "include_stop", "n", "logit_bias", "allowed_token_ids", "bad_words"}
+_OTHERS = {"stop", "stop_token_ids", "include_stop", "logit_bias", "allowed_token_ids", "bad_words"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,6 @@ class ParsedSampling:
 def parse_sampling(sampling: pb.SamplingParams, *, vocabulary_size: int) -> ParsedSampling:
     """Check and translate. Raises InvalidArgumentError with the field at fault."""
     present = present_fields(sampling, _SCALARS | _OTHERS, prefix="sampling.")
-    if present.get("n", 1) != 1:
-        raise unsupported("sampling.n")
     values: dict[str, Any] = {"max_tokens": DEFAULT_MAX_TOKENS, "seed": secrets.randbits(64)}
     values |= {name: value for name, value in present.items() if name in _SCALARS}
     bounds = {"top_k": Range.between(0, vocabulary_size), "min_tokens": Range.between(0, values["max_tokens"])}

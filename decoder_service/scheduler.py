@@ -9,8 +9,10 @@ from heapq import heapify, heappop, heapreplace
 
 from decoder_service.block_manager import BlockManager
 from decoder_service.books import check_books
+from decoder_service.copy_on_write import CopyOnWrite
 from decoder_service.prefix_cache import PrefixCache
-from decoder_service.request import Request, RequestStatus
+from decoder_service.request import Request
+from decoder_service.request_status import RequestStatus
 from decoder_service.room import Room
 from decoder_service.running import RunningRequests
 from decoder_service.scheduler_config import SchedulerConfig
@@ -44,6 +46,7 @@ class Scheduler:
         self._running = RunningRequests()
         self._room = Room(config, blocks, self._running)
         self._plan = StepPlan(config.max_num_batched_tokens, self._counters)
+        self._copies = CopyOnWrite(blocks)
 
     @property
     def num_waiting(self) -> int:
@@ -80,6 +83,11 @@ class Scheduler:
         """Notice that a request holds more features than before."""
         self._waiting.features_arrived(request)
 
+    def fork(self, request: Request, fork: Request) -> None:
+        """Let `fork` run beside a running request and own its blocks too."""
+        self._blocks.share(fork.block_table, request.block_table)
+        self._running.add(fork)
+
     def pause(self, request: Request) -> None:
         """Compute nothing for a request until it is resumed; it is the first to give way meanwhile."""
         if request.status is RequestStatus.RUNNING:
@@ -112,7 +120,7 @@ class Scheduler:
             self._preempt(self._running.victim())
             self._share_out(output)
         self._take_back(output)
-        return self._plan.take()
+        return self._plan.take(self._copies.take())
 
     def check_integrity(self, requests: Collection[Request]) -> None:
         """Compare the books with `requests`, all that have not ended. Call between steps.
@@ -201,8 +209,9 @@ class Scheduler:
         return True
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
-        """Allocate for so many tokens of a running request, in the place of others; false if it is to give way."""
-        while not self._blocks.allocate(request.block_table, request.num_computed_tokens + num_tokens):
+        """Get a running request blocks to write so many tokens, those of others if need be; false if it gives way."""
+        last = request.num_computed_tokens + num_tokens
+        while not (self._copies.own_last_block(request) and self._blocks.allocate(request.block_table, last)):
             victim = self._running.victim()
             if victim is request:
                 return False
@@ -212,6 +221,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Send a running request back to wait; its output is kept and computed again like a prompt."""
         self._plan.drop(request)
+        self._copies.drop(request)
         self._running.remove(request)
         self._blocks.free(request.block_table)
         request.num_computed_tokens = request.num_known_blocks = 0

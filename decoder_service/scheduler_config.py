@@ -5,8 +5,6 @@ Knows numbers and what they may be. Does not know what is done with them.
 
 from dataclasses import dataclass
 
-from common.errors import InvalidArgumentError
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -30,17 +28,3 @@ class SchedulerConfig:
                 f"max_num_batched_tokens {self.max_num_batched_tokens} is below "
                 f"max_num_requests {self.max_num_requests}"
             )
-
-
-def check_fits(num_prompt_tokens: int, max_tokens: int, *, limit: int) -> None:
-    """Refuse what could never run to its end: raises InvalidArgumentError PROMPT_TOO_LONG.
-
-    `limit` is the most tokens that one request may have, see `Engine.max_request_tokens`.
-    """
-    num_tokens = num_prompt_tokens + max_tokens
-    if num_tokens > limit:
-        raise InvalidArgumentError(
-            "PROMPT_TOO_LONG",
-            f"the prompt and max_tokens make {num_tokens} tokens together, {limit} is the most",
-            metadata={"limit": limit, "got": num_tokens},
-        )

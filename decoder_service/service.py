@@ -94,7 +94,7 @@ class DecoderService:
             info=self._info,
             metrics=RequestMetrics(registry),
             limits=ServicerLimits(
-                max_request_tokens=self._engine.max_request_tokens,
+                capacity=self._engine.capacity,
                 max_open_requests=self._config.engine.max_num_requests + self._config.engine.max_queue,
                 max_seconds=self._config.requests.max_seconds,
                 max_priority=self._config.requests.max_priority,

@@ -18,8 +18,10 @@ from common.features import FeatureSpec
 from common.identity import image_hash
 from common.principal import charge_tokens, current_principal
 from common.wire_types import grid_to_proto
+from decoder_service.answer import Answer
 from decoder_service.bad_words import bad_token_sequences
 from decoder_service.caller import scoped_name, tenant_of
+from decoder_service.capacity import Capacity
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore, PromptImage
 from decoder_service.genai import request_attributes
@@ -33,7 +35,6 @@ from decoder_service.request import Request
 from decoder_service.request_metrics import RequestMetrics
 from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt
 from decoder_service.request_watch import RequestWatch, watching
-from decoder_service.scheduler_config import check_fits
 from decoder_service.text_stream import TextStream
 from decoder_service.tokenizer import Tokenizer
 from diptych.v1 import generation_pb2 as pb
@@ -44,8 +45,8 @@ from diptych.v1 import generation_pb2_grpc
 class ServicerLimits:
     """Bounds that the servicer holds itself."""
 
-    max_request_tokens: int
-    """Most tokens of a request, prompt and completion together."""
+    capacity: Capacity
+    """How large a request may be."""
     max_open_requests: int
     """Most requests that run or wait."""
     max_seconds: float
@@ -85,7 +86,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
     ) -> AsyncIterator[pb.GenerateResponse]:
-        """Stream one completion."""
+        """Stream the completions of one prompt."""
         with watching(self._metrics) as watch:
             parsed = parse_generate_request(
                 request, vocabulary_size=self._info.vocabulary_size, max_priority=self._limits.max_priority
@@ -131,7 +132,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         engine_request = self._request(parsed, prompt, images)
         self._store.check_fits(images)
         replies = Replies(parsed.request_id, prompt)
-        text = self._text_stream(parsed)
+        texts = [self._text_stream(parsed) for _ in range(engine_request.sampling.n)]
         async with Generation(
             self._host,
             self._store,
@@ -141,28 +142,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             gaps=self._metrics.inter_token_latency,
         ) as generation:
             watch.admitted(prompt_tokens=len(prompt.token_ids), num_images=len(images))
+            answer = Answer(replies, texts, prompt=prompt, generation=generation, watch=watch)
             yield replies.prompt(cached_tokens=generation.num_cached_tokens)
             async for tokens in generation.tokens(deadline=deadline):
                 watch.first_token()
                 charge_tokens(len(tokens))
-                piece = text.feed(tokens)
-                for delta in replies.deltas(piece):
-                    yield delta
-                if piece.finish_reason is not None:
-                    watch.finished(
-                        piece.finish_reason,
-                        generation.timings,
-                        prompt_tokens=len(prompt.token_ids),
-                        cached_tokens=generation.num_cached_tokens,
-                        images_not_encoded=generation.num_images_not_encoded,
-                        completion_tokens=replies.num_completion_tokens,
-                    )
-                    yield replies.finish(
-                        piece,
-                        generation.timings,
-                        cached_tokens=generation.num_cached_tokens,
-                        images_not_encoded=generation.num_images_not_encoded,
-                    )
+                for message in answer.messages(tokens):
+                    yield message
+                if answer.is_complete:
                     return
 
     @contextmanager
@@ -203,13 +190,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     def _request(self, parsed: ParsedRequest, prompt: Prompt, images: Sequence[PromptImage]) -> Request:
         """The engine's view of a request; its `max_tokens` is what is left of the model's length if unset."""
-        sampling, room = parsed.sampling.params, self._limits.max_request_tokens - len(prompt.token_ids)
+        sampling, capacity = parsed.sampling.params, self._limits.capacity
         if parsed.sampling.max_tokens is None:
+            room = capacity.max_tokens(len(prompt.token_ids), n=sampling.n)
             sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
         if parsed.sampling.bad_words:
             sequences = bad_token_sequences(parsed.sampling.bad_words, self._tokenizer.encode_text)
             sampling = replace(sampling, bad_token_sequences=sequences)
-        check_fits(len(prompt.token_ids), sampling.max_tokens, limit=self._limits.max_request_tokens)
+        capacity.check(len(prompt.token_ids), sampling.max_tokens, n=sampling.n)
         return Request(
             request_id=scoped_name(current_principal(), parsed.request_id),
             prompt_token_ids=prompt.token_ids,

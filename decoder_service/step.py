@@ -6,10 +6,13 @@ Plain records between the scheduler, the engine, the runner and whoever turns th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple, Protocol
 
 from common.errors import DiptychError
+from decoder_service.block_manager import BlockId
 from decoder_service.logprobs import Logprobs
-from decoder_service.request import FinishReason, ImageRef, Request
+from decoder_service.request import ImageRef, Request
+from decoder_service.request_status import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +31,33 @@ class ScheduledRequest:
         return self.request.num_computed_tokens + self.num_scheduled_tokens == self.request.num_tokens
 
 
+class BlockCopy(NamedTuple):
+    """A block whose keys and values another block gets."""
+
+    source: BlockId
+    target: BlockId
+
+
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:
     """All that one step computes."""
 
     requests: tuple[ScheduledRequest, ...]
+    copies: tuple[BlockCopy, ...] = ()
+    """Done before anything is computed, as if all at once: every source is read before any target is written."""
 
     @property
     def sampled(self) -> tuple[Request, ...]:
-        """The requests that get a token, in batch order; read it before the step is accounted for."""
-        return tuple(scheduled.request for scheduled in self.requests if scheduled.is_sampled)
+        """The requests that get a token, in batch order; read it before the step is accounted for.
+
+        Those that part from a request get theirs from its logits, right behind it.
+        """
+        return tuple(
+            request
+            for scheduled in self.requests
+            if scheduled.is_sampled
+            for request in (scheduled.request, *scheduled.request.forks)
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -63,9 +83,21 @@ class StepResult:
     num_near_ties: int = 0
     """Greedy choices between tokens so close that rounding may have decided."""
     logprobs: Mapping[str, Logprobs] = field(default_factory=dict)
-    """Of the new token, by request_id, for those that ask for it."""
+    """Of the new token, by completion_id, for those that ask for it."""
     prompt_logprobs: Mapping[str, Sequence[Logprobs]] = field(default_factory=dict)
-    """What follows on `Request.prompt_logprobs`, by request_id."""
+    """What follows on `Request.prompt_logprobs`, by request_id: the first completion's alone has any."""
+
+
+class Runner(Protocol):
+    """Computes batches."""
+
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """Compute the scheduled tokens and choose the next one of each of `batch.sampled`."""
+        ...
+
+    def clear(self, block_ids: Sequence[BlockId]) -> None:
+        """Make sure that what these blocks hold harms nobody who gets them next."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +113,10 @@ class TokenOutput:
     """Of this token, where they are asked for."""
     prompt_logprobs: Sequence[Logprobs] = ()
     """With the first token, where they are asked for: of the prompt's tokens from the second one on."""
+    index: int = 0
+    """The completion that it belongs to."""
+    is_last: bool = False
+    """Whether the request has ended with it: the last of its completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +126,8 @@ class WantedImages:
     request_id: str
     image_indices: tuple[int, ...]
     """In prompt order; may be none at all."""
+    index: int = 0
+    """The completion that needs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +140,7 @@ class StepOutput:
     wanted: list[WantedImages] = field(default_factory=list)
     """What is to be fetched anew; see `Engine.features_arrived`."""
     failed: list[tuple[str, DiptychError]] = field(default_factory=list)
-    """Requests that ended with an error."""
+    """Requests that ended with an error, with all of their completions; each is named once."""
     first_scheduled: list[str] = field(default_factory=list)
     """Requests that were admitted for the first time."""
 
@@ -110,4 +148,4 @@ class StepOutput:
         """Ask for these images of a request, and for no others any more."""
         if request.placeholders:
             request.want_images(image_indices)
-            self.wanted.append(WantedImages(request.request_id, image_indices))
+            self.wanted.append(WantedImages(request.request_id, image_indices, request.index))

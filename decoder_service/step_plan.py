@@ -4,7 +4,7 @@ Knows the token budget and whom its tokens are charged to. Does not know blocks,
 """
 
 from decoder_service.request import Request
-from decoder_service.step import ScheduledBatch, ScheduledRequest
+from decoder_service.step import BlockCopy, ScheduledBatch, ScheduledRequest
 from decoder_service.token_counters import TokenCounters, cost
 
 
@@ -43,7 +43,8 @@ class StepPlan:
         """Let a request have nothing, whether or not it had something."""
         self.budget += self._num_tokens.pop(request, 0)
 
-    def take(self) -> ScheduledBatch:
-        """The batch; the plan is empty again."""
+    def take(self, copies: tuple[BlockCopy, ...]) -> ScheduledBatch:
+        """The batch, which begins with copying blocks; the plan is empty again."""
         plan, self._num_tokens, self.budget = self._num_tokens, {}, self._max_num_tokens
-        return ScheduledBatch(tuple(ScheduledRequest(request, num_tokens) for request, num_tokens in plan.items()))
+        requests = tuple(ScheduledRequest(request, num_tokens) for request, num_tokens in plan.items())
+        return ScheduledBatch(requests, copies)

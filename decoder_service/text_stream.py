@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from decoder_service.detokenizer import Detokenizer
 from decoder_service.logprobs import Logprobs
-from decoder_service.request import FinishReason
+from decoder_service.request_status import FinishReason
 from decoder_service.step import TokenOutput
 from decoder_service.stop_checker import Checked, StopChecker
 from decoder_service.tokenizer import Tokenizer

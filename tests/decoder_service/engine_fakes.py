@@ -37,6 +37,7 @@ def make_request(
     cache_salt: bytes = b"",
     priority: int = 0,
     tenant: bytes = b"",
+    n: int = 1,
 ) -> Request:
     """A request whose prompt alternates lengths of text and of images: `5, 4, 2` is 5 tokens, image, 2 tokens.
 
@@ -59,7 +60,7 @@ def make_request(
         placeholders=tuple(placeholders),
         image_identities=tuple(name.encode() + cache_salt for name in names[: len(placeholders)]),
         cache_salt=cache_salt,
-        sampling=SamplingParams(max_tokens=max_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos),
+        sampling=SamplingParams(max_tokens=max_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos, n=n),
         end_token_ids=end_token_ids,
         arrival=arrival,
         priority=priority,
@@ -78,21 +79,21 @@ def make_rows(identity: bytes, length: int) -> bytes:
     return bytes((seed + 3 * row) % 256 for row in range(length))
 
 
-def next_token(entries: Sequence[Entry]) -> int:
-    """The next token: a function of everything before it, so any wrong row shows."""
-    return zlib.crc32(repr(list(entries)).encode()) % VOCABULARY
+def next_token(entries: Sequence[Entry], index: int = 0) -> int:
+    """The next token of a completion: a function of everything before it, so any wrong row shows."""
+    return zlib.crc32(repr(list(entries)).encode(), index) % VOCABULARY
 
 
-def tokens_alone(request: Request) -> list[int]:
-    """What the request must generate: computed without an engine, a cache or a batch."""
+def tokens_alone(request: Request, index: int = 0) -> list[int]:
+    """What a completion of the request must be: computed without an engine, a cache or a batch."""
     entries: list[Entry] = [(token_id, None) for token_id in request.prompt_token_ids]
-    for index, placeholder in enumerate(request.placeholders):
-        for row, feature in enumerate(make_features(request, index)):
+    for image, placeholder in enumerate(request.placeholders):
+        for row, feature in enumerate(make_features(request, image)):
             entries[placeholder.offset + row] = (IMAGE_TOKEN, feature)
     ends = request.sampling.stop_token_ids | (frozenset() if request.sampling.ignore_eos else request.end_token_ids)
     output: list[int] = []
     while len(output) < request.sampling.max_tokens and not (output and output[-1] in ends):
-        output.append(next_token(entries))
+        output.append(next_token(entries, index))
         entries.append((output[-1], None))
     return output
 
@@ -108,7 +109,7 @@ class FakeRunner:
         self.batches: list[dict[str, int]] = []
         """Of every step, the number of tokens of each request."""
         self.not_finite: set[str] = set()
-        """Requests whose logits are NaN."""
+        """Requests, or single completions by their completion_id, whose logits are NaN."""
         self.error: Exception | None = None
         """Raised by the next step."""
         self.num_near_ties = 0
@@ -121,11 +122,18 @@ class FakeRunner:
         if self.error is not None:
             error, self.error = self.error, None
             raise error
+        size = self._block_size
+        read = [self._cache[source * size : (source + 1) * size] for source, _ in batch.copies]
+        for (_, target), entries in zip(batch.copies, read, strict=True):
+            self._cache[target * size : (target + 1) * size] = entries
         for each in batch.requests:
             start = each.request.num_computed_tokens
             for position in range(start, start + each.num_scheduled_tokens):
                 self._cache[self._slot(each.request, position)] = self._entry(each.request, position)
-        token_ids = [self._sample(request) for request in batch.sampled]
+        sampled = [each.request for each in batch.requests if each.is_sampled]
+        families = [(request, (request, *request.forks)) for request in sampled]
+        token_ids = [self._sample(request, each) for request, family in families for each in family]
+        assert [each for _, family in families for each in family] == list(batch.sampled)
         return StepResult(token_ids=token_ids, num_near_ties=self.num_near_ties)
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
@@ -146,23 +154,23 @@ class FakeRunner:
                 return token_id, rows[position - placeholder.offset]
         return token_id, None
 
-    def _sample(self, request: Request) -> int | NoToken:
-        if request.request_id in self.not_finite:
+    def _sample(self, request: Request, completion: Request) -> int | NoToken:
+        if {request.request_id, completion.completion_id} & self.not_finite:
             return NoToken.NOT_FINITE
         entries = [self._cache[self._slot(request, position)] for position in range(request.num_tokens)]
         read = [entry for entry in entries if entry is not None]
         if len(read) != len(entries):
             pytest.fail("a slot was read before it was written")
-        return next_token(read)
+        return next_token(read, completion.index)
 
 
 @dataclass
 class Outcome:
-    """What a request's caller has heard."""
+    """What a completion's caller has heard."""
 
     token_ids: list[int] = field(default_factory=list)
     end: str | None = None
-    """A finish reason, an error's reason or "aborted"."""
+    """A finish reason, an error's reason, "aborted" or "ended"."""
 
 
 class Host:
@@ -196,6 +204,7 @@ class Host:
         self.feature_budget = feature_budget
         self.requests: dict[str, Request] = {}
         self.outcomes: dict[str, Outcome] = {}
+        """Of each completion: the first one of a request has its name, the others `name/index`."""
         self.in_flight: list[ImageRef] = []
         """Images that have memory and are being encoded."""
         self._queue: deque[ImageRef] = deque()
@@ -204,12 +213,17 @@ class Host:
     @property
     def live(self) -> list[str]:
         """Requests that have not ended, in order of submission."""
-        return [request_id for request_id, outcome in self.outcomes.items() if outcome.end is None]
+        return [request_id for request_id in self.requests if self.unfinished(request_id)]
+
+    def unfinished(self, request_id: str) -> list[int]:
+        """A request's completions that have not ended."""
+        return [i for i in range(self.requests[request_id].sampling.n) if self.outcome(request_id, i).end is None]
 
     def submit(self, request: Request) -> Request:
         wanted = self.engine.submit(request)
         self.requests[request.request_id] = request
-        self.outcomes[request.request_id] = Outcome()
+        for index in range(request.sampling.n):
+            self.outcomes[_name(request.request_id, index)] = Outcome()
         self._fetch(request.request_id, wanted)
         self._check()
         return request
@@ -219,18 +233,25 @@ class Host:
         self.in_flight.remove(ref)
         self._held.add(ref)
         features = make_features(self.requests[ref.request_id], ref.image_index)
-        assert self.engine.features_arrived(ref.request_id, ref.image_index, features)
+        assert self.engine.features_arrived(ref.request_id, ref.image_index, features, index=ref.index)
         self._check()
 
     def abort(self, request_id: str) -> None:
         self._release(self.engine.abort(request_id))
-        self._end(request_id, "aborted")
+        self._end_all(request_id, "aborted")
+        self._check()
+
+    def end(self, request_id: str, index: int) -> None:
+        """As when a stop text ends a completion."""
+        self._release(self.engine.end(request_id, index))
+        self._end(request_id, index, "ended")
         self._check()
 
     def fail(self, request_id: str, error: DiptychError) -> None:
         """As when an encoder gives up; the caller hears of it with the next step."""
         self._release(self.engine.fail(request_id, error))
-        self._forget_fetches(request_id)
+        for index in range(self.requests[request_id].sampling.n):
+            self._forget_fetches(request_id, index)
         self._check()
 
     def step(self) -> StepOutput:
@@ -243,15 +264,17 @@ class Host:
             else:
                 self._queue.remove(ref)
         for wanted in output.wanted:
-            assert wanted.request_id not in {ref.request_id for ref in self._held}
-            self._forget_fetches(wanted.request_id)
-            self._fetch(wanted.request_id, wanted.image_indices)
+            assert (wanted.request_id, wanted.index) not in {(ref.request_id, ref.index) for ref in self._held}
+            self._forget_fetches(wanted.request_id, wanted.index)
+            self._fetch(wanted.request_id, wanted.image_indices, wanted.index)
         for token in output.tokens:
-            self.outcomes[token.request_id].token_ids.append(token.token_id)
+            self.outcome(token.request_id, token.index).token_ids.append(token.token_id)
             if token.finish_reason is not None:
-                self._end(token.request_id, token.finish_reason.value)
+                self._end(token.request_id, token.index, token.finish_reason.value)
         for request_id, error in output.failed:
-            self._end(request_id, error.reason)
+            self._end_all(request_id, error.reason)
+        for token in output.tokens:
+            assert not (token.is_last and self.unfinished(token.request_id))
         self._check()
         return output
 
@@ -283,15 +306,20 @@ class Host:
 
     def check_outputs(self) -> None:
         """What finished has the tokens it would have alone, what ended otherwise the beginning of them."""
-        for request_id, outcome in self.outcomes.items():
-            expected = tokens_alone(self.requests[request_id])
-            if outcome.end not in ("stop", "length"):
-                expected = expected[: len(outcome.token_ids)]
-            assert outcome.token_ids == expected
+        for request_id, request in self.requests.items():
+            for index in range(request.sampling.n):
+                outcome, expected = self.outcome(request_id, index), tokens_alone(request, index)
+                if outcome.end not in ("stop", "length"):
+                    expected = expected[: len(outcome.token_ids)]
+                assert outcome.token_ids == expected
 
-    def _fetch(self, request_id: str, image_indices: Sequence[int]) -> None:
+    def outcome(self, request_id: str, index: int) -> Outcome:
+        """What the caller of a completion has heard."""
+        return self.outcomes[_name(request_id, index)]
+
+    def _fetch(self, request_id: str, image_indices: Sequence[int], index: int = 0) -> None:
         assert list(image_indices) == sorted(image_indices)
-        self._queue.extend(ImageRef(request_id, index) for index in image_indices)
+        self._queue.extend(ImageRef(request_id, image, index) for image in image_indices)
 
     def _size(self, ref: ImageRef) -> int:
         return self.requests[ref.request_id].placeholders[ref.image_index].length
@@ -300,14 +328,19 @@ class Host:
         for ref in refs:
             self._held.remove(ref)
 
-    def _end(self, request_id: str, end: str) -> None:
-        assert self.outcomes[request_id].end is None, "ended twice"
-        self.outcomes[request_id].end = end
-        self._forget_fetches(request_id)
+    def _end(self, request_id: str, index: int, end: str) -> None:
+        assert self.outcome(request_id, index).end is None, "ended twice"
+        self.outcome(request_id, index).end = end
+        self._forget_fetches(request_id, index)
 
-    def _forget_fetches(self, request_id: str) -> None:
-        self.in_flight = [ref for ref in self.in_flight if ref.request_id != request_id]
-        self._queue = deque(ref for ref in self._queue if ref.request_id != request_id)
+    def _end_all(self, request_id: str, end: str) -> None:
+        assert self.unfinished(request_id), "ended twice"
+        for index in self.unfinished(request_id):
+            self._end(request_id, index, end)
+
+    def _forget_fetches(self, request_id: str, index: int) -> None:
+        self.in_flight = [ref for ref in self.in_flight if (ref.request_id, ref.index) != (request_id, index)]
+        self._queue = deque(ref for ref in self._queue if (ref.request_id, ref.index) != (request_id, index))
 
     def _check(self) -> None:
         self.engine.check_integrity()
@@ -316,3 +349,7 @@ class Host:
             if reserved + self._size(self._queue[0]) > self.feature_budget:
                 break
             self.in_flight.append(self._queue.popleft())
+
+
+def _name(request_id: str, index: int) -> str:
+    return f"{request_id}/{index}" if index else request_id

@@ -21,6 +21,7 @@ class Wish:
     pause: int
     priority: int
     tenant: bytes
+    n: int
 
 
 @st.composite
@@ -38,6 +39,7 @@ def wishes(draw: st.DrawFn) -> Wish:
         pause=draw(st.integers(0, 3)),
         priority=draw(st.sampled_from([0, 0, 1])),
         tenant=draw(st.sampled_from([b"a", b"a", b"b"])),
+        n=draw(st.sampled_from([1, 1, 2, 4])),
     )
 
 
@@ -60,7 +62,10 @@ def test_any_combination_gives_the_tokens_of_the_plain_run(
     caching: bool,
     last_image_first: bool,
 ) -> None:
-    largest = max(sum(wish.segments) + wish.max_tokens for wish in workload)
+    completions = [min(wish.n, max_num_requests) for wish in workload]
+    largest = max(
+        sum(wish.segments) + n * (wish.max_tokens + block_size) for wish, n in zip(workload, completions, strict=True)
+    )
     host = Host(
         num_blocks=-(-largest // block_size) + spare_blocks,
         block_size=block_size,
@@ -82,6 +87,7 @@ def test_any_combination_gives_the_tokens_of_the_plain_run(
                 pictures=wish.pictures,
                 priority=wish.priority,
                 tenant=wish.tenant,
+                n=completions[index],
             )
         )
     host.run(max_steps=20_000, last_image_first=last_image_first)

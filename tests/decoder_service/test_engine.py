@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError
 from decoder_service.engine import ImageRef, NoToken, StepResult
-from decoder_service.request import FinishReason, RequestStatus
+from decoder_service.request_status import FinishReason, RequestStatus
 from decoder_service.sampling_params import SamplingParams
 from tests.decoder_service.engine_fakes import Host, make_features, make_request, tokens_alone
 

@@ -29,7 +29,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.num_submitted = 0
 
     @initialize(
-        num_blocks=st.integers(15, 24),
+        num_blocks=st.integers(18, 30),
         max_num_requests=st.integers(1, 4),
         spare_tokens=st.integers(0, 12),
         feature_budget=st.integers(3 * MAX_IMAGE, 5 * MAX_IMAGE),
@@ -67,6 +67,7 @@ class EngineMachine(RuleBasedStateMachine):
         end_token_id=st.integers(0, VOCABULARY - 1),
         stop_token_id=st.integers(0, VOCABULARY - 1),
         ignore_eos=st.booleans(),
+        n=st.sampled_from([1, 1, 2, 3]),
     )
     def submit(
         self,
@@ -81,6 +82,7 @@ class EngineMachine(RuleBasedStateMachine):
         end_token_id: int,
         stop_token_id: int,
         ignore_eos: bool,
+        n: int,
     ) -> None:
         self.host.submit(
             make_request(
@@ -97,9 +99,16 @@ class EngineMachine(RuleBasedStateMachine):
                 end_token_ids=frozenset({end_token_id}),
                 stop_token_ids=frozenset({stop_token_id}),
                 ignore_eos=ignore_eos,
+                n=self._most_completions(n, length + sum(map(sum, images)), max_tokens),
             )
         )
         self.num_submitted += 1
+
+    def _most_completions(self, n: int, num_prompt_tokens: int, max_tokens: int) -> int:
+        """As many as asked for, or as many as there can be."""
+        capacity = self.host.engine.capacity
+        fitting = [i for i in range(1, n + 1) if capacity.max_tokens(num_prompt_tokens, n=i) >= max_tokens]
+        return min(max(fitting), capacity.max_num_requests)
 
     @rule(num_steps=st.integers(1, 4))
     def step(self, num_steps: int) -> None:
@@ -129,18 +138,31 @@ class EngineMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         self.host.abort(data.draw(st.sampled_from(self.host.live)))
 
+    @precondition(lambda self: self._parted())
+    @rule(data=st.data())
+    def end_one(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from(self._parted()))
+        self.host.end(request_id, data.draw(st.sampled_from(self.host.unfinished(request_id))))
+
+    def _parted(self) -> list[str]:
+        """Requests whose completions have begun."""
+        return [request_id for request_id in self.host.live if self.host.outcomes[request_id].token_ids]
+
     @precondition(lambda self: self.host.live)
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(self.host.live))
+        unfinished = self.host.unfinished(request_id)
         self.host.fail(request_id, UnavailableError("VISION_UNAVAILABLE", "no vision replica answers"))
         self.host.step()
-        assert self.host.outcomes[request_id].end == "VISION_UNAVAILABLE"
+        assert {self.host.outcome(request_id, index).end for index in unfinished} == {"VISION_UNAVAILABLE"}
 
     @precondition(lambda self: self.host.live)
     @rule(data=st.data())
     def become_not_finite(self, data: st.DataObject) -> None:
-        self.host.runner.not_finite.add(data.draw(st.sampled_from(self.host.live)))
+        request_id = data.draw(st.sampled_from(self.host.live))
+        index = data.draw(st.sampled_from(self.host.unfinished(request_id)))
+        self.host.runner.not_finite.add(f"{request_id}/{index}")
 
     @rule()
     def raise_in_the_next_step(self) -> None:

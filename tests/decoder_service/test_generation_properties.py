@@ -72,8 +72,11 @@ class Asked:
     """A request, what its caller has heard, and the task that listens."""
 
     request: Request
-    token_ids: list[int]
+    token_ids: list[list[int]]
+    """Of each completion."""
     task: asyncio.Task[str]
+    ends_early: bool
+    """Whether the last completion is ended as by a stop text."""
 
 
 class GenerationMachine(RuleBasedStateMachine):
@@ -86,7 +89,7 @@ class GenerationMachine(RuleBasedStateMachine):
         self.encoder = RowsEncoder()
 
     @initialize(
-        num_blocks=st.integers(15, 24),
+        num_blocks=st.integers(24, 30),
         max_num_requests=st.integers(1, 4),
         spare_tokens=st.integers(0, 12),
         spare_bytes=st.integers(0, 2 * LARGEST),
@@ -140,6 +143,8 @@ class GenerationMachine(RuleBasedStateMachine):
         salt=st.sampled_from(SALTS),
         max_tokens=st.integers(1, 9),
         priority=st.sampled_from([0, 0, -1, 1]),
+        n=st.sampled_from([1, 1, 2]),
+        ends_early=st.booleans(),
     )
     def submit(
         self,
@@ -149,6 +154,8 @@ class GenerationMachine(RuleBasedStateMachine):
         salt: bytes,
         max_tokens: int,
         priority: int,
+        n: int,
+        ends_early: bool,
     ) -> None:
         request = make_request(
             f"r{len(self.asked)}",
@@ -161,20 +168,26 @@ class GenerationMachine(RuleBasedStateMachine):
             cache_salt=salt,
             priority=priority,
             tenant=salt,
+            n=min(n, self.engine.capacity.max_num_requests),
         )
-        token_ids: list[int] = []
-        task = self.loop.create_task(self._listen(request, salt, token_ids))
-        self.asked.append(Asked(request, token_ids, task))
+        token_ids: list[list[int]] = [[] for _ in range(request.sampling.n)]
+        task = self.loop.create_task(self._listen(request, salt, token_ids, ends_early=ends_early))
+        self.asked.append(Asked(request, token_ids, task, ends_early))
         self.settle()
 
-    async def _listen(self, request: Request, salt: bytes, token_ids: list[int]) -> str:
-        """Run a request to its end; what it ended with."""
+    async def _listen(self, request: Request, salt: bytes, token_ids: list[list[int]], *, ends_early: bool) -> str:
+        """Run a request to its end, its last completion perhaps only to its second token; what it ended with."""
+        last = len(token_ids) - 1
         try:
             async with Generation(self.host, self.store, request, images=_images(request), salt=salt) as generation:
                 async for tokens in generation.tokens(deadline=NEVER):
-                    token_ids.extend(token.token_id for token in tokens)
-            times = generation.timings
-            assert min(times.queue, times.encode_wait, times.prefill, times.decode) >= 0
+                    for token in tokens:
+                        token_ids[token.index].append(token.token_id)
+                    if ends_early and len(token_ids[last]) > 1:
+                        generation.end(last)
+            for index in range(request.sampling.n):
+                times = generation.timings(index)
+                assert min(times.queue, times.encode_wait, times.prefill, times.decode) >= 0
             assert 0 <= generation.num_images_not_encoded <= len(request.placeholders)
         except DiptychError as error:
             return error.reason
@@ -231,13 +244,15 @@ class GenerationMachine(RuleBasedStateMachine):
                 self._end_encoding(name)
             self.turn(1)
         assert not self.live, f"still not ended: {self.live}"
-        self.settle()
+        self.turn(1)  # A caller that was cancelled twice has not waited for the engine to forget it.
         self._check_idle()
         for asked in self.asked:
-            expected = tokens_alone(asked.request)
-            if asked.task.cancelled() or asked.task.result() != "finished":
-                expected = expected[: len(asked.token_ids)]
-            assert asked.token_ids == expected
+            has_finished = not asked.task.cancelled() and asked.task.result() == "finished"
+            for index, token_ids in enumerate(asked.token_ids):
+                expected = tokens_alone(asked.request, index)
+                if not has_finished or (asked.ends_early and index == len(asked.token_ids) - 1):
+                    expected = expected[: len(token_ids)]
+                assert token_ids == expected
 
     def _check_idle(self) -> None:
         stats = self.host.stats

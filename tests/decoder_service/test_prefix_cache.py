@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from decoder_service.block_hash import BlockHash, BlockImage, HashBlock, block_hash
-from decoder_service.request import ImageRef, Request, RequestStatus
+from decoder_service.request import ImageRef, Request
+from decoder_service.request_status import RequestStatus
 from decoder_service.step import WantedImages
 from tests.decoder_service.engine_fakes import Host, make_request, tokens_alone
 
@@ -175,6 +176,17 @@ def test_a_request_whose_cached_picture_was_evicted_while_it_waited_fetches_it()
     host.run()
     assert waiting.num_saved_tokens == 0
     host.check_outputs()
+
+
+def test_a_request_is_not_ready_while_the_cache_lacks_a_picture_that_nobody_fetches() -> None:
+    request = make_request("a", 7, 2, 30, 9, 0, 9, 1)
+    request.num_cached_tokens = 48
+    request.want_images(request.uncovered_images)
+    assert request.wanted_images == (2,)
+    request.take_features(2, b"features")
+    assert request.is_ready
+    request.num_cached_tokens = 16  # The block with the second picture was evicted.
+    assert not request.is_ready
 
 
 def test_a_cached_picture_is_worked_on_while_the_next_one_is_encoded() -> None:

@@ -152,6 +152,7 @@ RANGES: dict[str, tuple[list[float], list[float]]] = {
     "repetition_penalty": ([0.1, 1, 10], [math.nan, math.inf, 0, -1, 0.0999, 10.001, 1e-45]),
     "frequency_penalty": ([-2, 0, 2], [math.nan, math.inf, -2.001, 2.001]),
     "presence_penalty": ([-2, 0, 2], [math.nan, -math.inf, -2.001, 2.001]),
+    "n": ([1, 8], [0, 9, 2**32 - 1]),
     "logprobs": ([0, 20], [21, 2**32 - 1]),
     "prompt_logprobs": ([0, 20], [21]),
 }
@@ -168,7 +169,7 @@ def test_values_out_of_range_are_refused_with_their_field(name: str, value: floa
 
 
 OTHERS = {
-    *("stop", "include_stop", "stop_token_ids", "ignore_eos", "seed", "n"),
+    *("stop", "include_stop", "stop_token_ids", "ignore_eos", "seed"),
     *("logit_bias", "allowed_token_ids", "bad_words"),
 }
 
@@ -190,11 +191,6 @@ def test_anybody_may_ask_for_a_lower_class_and_for_the_highest_that_is_allowed(p
 @pytest.mark.parametrize("priority", [-11, 3, 2**31 - 1])
 def test_other_classes_are_refused(priority: int) -> None:
     assert refusal(pb.GenerateRequest(text=TEXT, priority=priority)) == ("VALUE_OUT_OF_RANGE", "priority")
-
-
-@pytest.mark.parametrize("n", [0, 2, 10**9])
-def test_more_completions_than_one_are_refused(n: int) -> None:
-    assert refusal(with_sampling(n=n)) == ("UNSUPPORTED_FIELD", "sampling.n")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from common.call import Call, handling
 from common.errors import DeadlineExceededError, InternalError, InvalidArgumentError
 from common.trace_context import TraceContext
 from common.tracing import Span
-from decoder_service.generation import Timings
-from decoder_service.request import FinishReason
 from decoder_service.request_metrics import RequestMetrics
+from decoder_service.request_status import FinishReason
 from decoder_service.request_watch import RequestWatch, watching
+from decoder_service.timings import Timings
 
 TIMINGS = Timings(queue=0.3, encode_wait=0.2, prefill=0.1, decode=0.9)
 

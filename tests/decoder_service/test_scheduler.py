@@ -6,13 +6,13 @@ from types import FrameType
 
 import pytest
 
-from common.errors import InvalidArgumentError
 from decoder_service.block_hash import block_hash
 from decoder_service.block_manager import BlockManager, IntegrityError
 from decoder_service.prefix_cache import PrefixCache
-from decoder_service.request import ImageRef, Request, RequestStatus
+from decoder_service.request import ImageRef, Request
+from decoder_service.request_status import RequestStatus
 from decoder_service.scheduler import Scheduler
-from decoder_service.scheduler_config import SchedulerConfig, check_fits
+from decoder_service.scheduler_config import SchedulerConfig
 from decoder_service.step import StepOutput, WantedImages
 from tests.decoder_service.engine_fakes import make_features, make_request
 
@@ -290,18 +290,6 @@ def test_waiting_requests_cost_a_step_nothing() -> None:
         return count
 
     assert calls_in_a_step(10) == calls_in_a_step(10_000) > 0
-
-
-@pytest.mark.parametrize(("num_prompt_tokens", "max_tokens"), [(10, 1), (1, 10), (11, 5)])
-def test_what_can_never_fit_is_refused_with_both_numbers(num_prompt_tokens: int, max_tokens: int) -> None:
-    with pytest.raises(InvalidArgumentError) as caught:
-        check_fits(num_prompt_tokens, max_tokens, limit=10)
-    assert caught.value.reason == "PROMPT_TOO_LONG"
-    assert caught.value.metadata == {"limit": "10", "got": str(num_prompt_tokens + max_tokens)}
-
-
-def test_what_just_fits_is_not_refused() -> None:
-    check_fits(9, 1, limit=10)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decoder_service.detokenizer import Detokenizer
-from decoder_service.request import FinishReason
+from decoder_service.request_status import FinishReason
 from decoder_service.step import TokenOutput
 from decoder_service.text_stream import TextStream
 from decoder_service.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from decoder_service.logprobs import Logprobs
-from decoder_service.request import FinishReason
+from decoder_service.request_status import FinishReason
 from decoder_service.step import TokenOutput
 from decoder_service.text_stream import TextPiece, TextStream
 from decoder_service.tokenizer import Tokenizer

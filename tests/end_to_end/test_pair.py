@@ -54,6 +54,35 @@ def test_seeded_sampling_does_not_depend_on_the_batch(client: DiptychClient) -> 
     assert other.token_ids != alone.token_ids
 
 
+def test_completions_of_one_prompt_are_numbered_in_one_stream_and_agree_with_their_seed(client: DiptychClient) -> None:
+    prompt, _ = question("shapes", 3)
+    options: GenerateOptions = {"temperature": 1.5, "seed": 11, "max_tokens": 30, "ignore_eos": True}
+    several: GenerateOptions = {**options, "n": 4}
+    alone = client.complete(prompt, timeout=30, **options)
+    responses = list(client.generate(prompt, timeout=30, **several))
+    assert [response.seq for response in responses] == list(range(len(responses)))
+    events = [(response.WhichOneof("event"), response.index) for response in responses]
+    assert events[0] == ("prompt", 0)
+    assert sorted(event for event in events if event[0] == "finish") == [("finish", index) for index in range(4)]
+    together = client.complete_all(prompt, timeout=30, **several)
+    assert together[0].token_ids == alone.token_ids
+    assert len({each.text for each in together}) == 4
+    assert {each.usage.prompt_tokens for each in together} == {alone.usage.prompt_tokens}
+    # Each is cut off by its own text, while the others go on.
+    stop = together[1].text[5:7]
+    shorter: GenerateOptions = {**several, "stop": [stop]}
+    stopped = client.complete_all(prompt, timeout=30, **shorter)
+    for whole, cut in zip(together, stopped, strict=True):
+        assert cut.text == whole.text.partition(stop)[0]
+        assert cut.finish_reason == ("stop" if stop in whole.text else "length")
+    assert stopped[1].finish_reason == "stop"
+    telling: GenerateOptions = {**options, "n": 3, "logprobs": 1, "prompt_logprobs": 1}
+    judged = client.complete_all(prompt, timeout=30, **telling)
+    assert [len(each.prompt_logprobs) for each in judged] == [alone.usage.prompt_tokens - 1, 0, 0]
+    assert [each.token_ids for each in judged] == [each.token_ids for each in together[:3]]
+    assert all(len(each.logprobs) == 30 for each in judged)
+
+
 def test_prompt_can_be_sent_as_tokens(client: DiptychClient) -> None:
     prompt, _ = question("shapes", 3)
     images = held_out("shapes", 7, 3).png_images

@@ -1,0 +1,26 @@
+"""What ends a completion, besides its caller and its text.
+
+Knows tokens and sampling parameters. Does not know blocks, batches or stop texts.
+"""
+
+from common.errors import DiptychError, InternalError, InvalidArgumentError
+from decoder_service.request import Request
+from decoder_service.request_status import FinishReason
+from decoder_service.step import NoToken
+
+
+def finish_reason(request: Request) -> FinishReason | None:
+    """Why a request ends with its newest token; `Capacity` made max_tokens keep it within the model's length."""
+    token_id, sampling = request.output_token_ids[-1], request.sampling
+    if token_id in sampling.stop_token_ids or (token_id in request.end_token_ids and not sampling.ignore_eos):
+        return FinishReason.STOP
+    return FinishReason.LENGTH if len(request.output_token_ids) >= sampling.max_tokens else None
+
+
+def no_token_error(reason: NoToken) -> DiptychError:
+    """What a request ends with that gets no token."""
+    if reason is NoToken.NOT_FINITE:
+        return InternalError("NUMERIC_ERROR", "the model's output was not finite")
+    return InvalidArgumentError(
+        "NO_TOKEN_LEFT", "allowed_token_ids, bad_words and min_tokens leave no token to choose", field="sampling"
+    )
