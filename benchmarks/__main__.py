@@ -14,6 +14,7 @@ _COMMANDS = {
     "compare": ("benchmarks.compare.command", "CompareConfig", "ourselves and every installed peer in turns"),
     "load": ("benchmarks.load.command", "LoadConfig", "a load on the running pair, with latencies and goodput"),
     "service": ("benchmarks.service.command", "ServiceConfig", "what the services cost, and what pictures do to text"),
+    "restarts": ("benchmarks.restarts.command", "RestartsConfig", "rolling restarts under load, and what callers saw"),
     "components": ("benchmarks.components.command", "ComponentsConfig", "what every part costs by itself"),
 }
 _PROGRAMS = {

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-from common.errors import PermissionDeniedError, UnauthenticatedError
+from common.errors import PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
 from common.principal import ANONYMOUS, Principal, acting_for
 from common.quota import Limits, Quota
 from common.settings import setting
@@ -72,13 +72,18 @@ class Gate:
         settings: AccessSettings,
         *,
         verifies_clients: bool,
+        max_metadata_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         today: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`verifies_clients` says whether callers have certificates. Raises ValueError for a wrong file."""
+        """`verifies_clients` says whether callers have certificates. Raises ValueError for a wrong file.
+
+        Headers of a call may have `max_metadata_bytes`; None for any number.
+        """
         self._allowed = frozenset(settings.allowed_clients)
         self._limits = settings.limits
         self._verifies_clients = verifies_clients
+        self._max_metadata_bytes = max_metadata_bytes
         self._clock = clock
         self._today = today
         self._tokens = None if settings.auth_tokens is None else _Tokens(settings.auth_tokens, self._limits)
@@ -88,6 +93,7 @@ class Gate:
     def admit(self, path: str, call: CallInfo) -> Iterator[None]:
         """Let a call of /SERVICE/METHOD in, as `current_principal`, or raise the error that it ends with."""
         _, service, method = path.split("/")
+        self._check_size(call)
         if service == HEALTH or (self._tokens is None and not self._verifies_clients):
             yield
             return
@@ -101,6 +107,16 @@ class Gate:
             acting_for(Principal(name), lambda count: quota.use_tokens(count, now=self._clock())),
         ):
             yield
+
+    def _check_size(self, call: CallInfo) -> None:
+        """Refuse headers that are too large: gRPC's own limit does not add up those of several HTTP/2 frames."""
+        size = sum(len(key) + len(value) for key, value in call.invocation_metadata() or ())
+        if self._max_metadata_bytes is not None and size > self._max_metadata_bytes:
+            raise ResourceExhaustedError(
+                "METADATA_TOO_LARGE",
+                f"the call's headers have {size} bytes; at most {self._max_metadata_bytes} are accepted",
+                metadata={"limit": self._max_metadata_bytes, "got": size},
+            )
 
     def _client_name(self, call: CallInfo) -> str:
         """The name in the caller's certificate that counts; "" where certificates are not asked for."""

@@ -3,6 +3,8 @@
 Knows the server's settings. Opens nothing for good: whatever is right here is tried again when it is needed.
 """
 
+from google.protobuf.internal import api_implementation
+
 from common.access import Gate
 from common.ports import check_free
 from common.process import raise_descriptor_limit
@@ -18,6 +20,8 @@ def check_server(config: ServerConfig) -> None:
     for port, purpose in ((config.port, ""), (config.health_port, "health"), (config.metrics_port, "metrics")):
         if port is not None:
             check_free(config.host, port, purpose=purpose)
+    if api_implementation.Type() != "upb":
+        raise ValueError("protobuf runs without its native parser, whose limits on nesting we rely on")
     server_credentials(config.tls)
     if config.tls.tls_cert is not None:
         MetricsTls(config.tls)

@@ -55,7 +55,11 @@ class GrpcServer:
         self._config = config
         self._metrics = MetricsServer(registry, tls=MetricsTls(config.tls) if config.tls.tls_cert else None)
         self._credentials = server_credentials(config.tls)
-        gate = Gate(config.access, verifies_clients=config.tls.tls_client_ca is not None)
+        gate = Gate(
+            config.access,
+            verifies_clients=config.tls.tls_client_ca is not None,
+            max_metadata_bytes=config.max_metadata_bytes,
+        )
         self._errors = ErrorInterceptor(registry, gate=gate, tracer=tracer)
         self._health = HealthServicer()
         self.grpc = grpc.aio.server(interceptors=[self._errors, *interceptors], options=config.channel_options)

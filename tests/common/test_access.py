@@ -77,11 +77,13 @@ async def serving(**access: Any) -> AsyncIterator[tuple[Everything, str]]:  # no
 
 
 async def call(address: str, path: str, *, bearer: str | None = None, body: bytes = b"", **metadata: str) -> bytes:
-    """One call of whatever kind, as a stream of one message and of answers; the first answer."""
+    """One call of whatever kind with one message; the first answer."""
     headers = [*metadata.items(), *([("authorization", f"Bearer {bearer}")] if bearer else [])]
     async with grpc.aio.insecure_channel(address) as channel:
-        method: Any = channel.stream_stream(path)
-        answers = method(iter([body]), metadata=headers, timeout=10)
+        # As a client would: one message goes out with the call, and only a stream's may come after the answer.
+        is_stream = "ServerReflection" in path
+        method: Any = channel.stream_stream(path) if is_stream else channel.unary_stream(path)
+        answers = method(iter([body]) if is_stream else body, metadata=headers, timeout=10)
         try:
             first: bytes = await answers.read()
             return first
