@@ -1,15 +1,16 @@
 #!/bin/sh
-# Runs a command the way the manifests run a container: confine.sh IMAGE_ROOT HOSTS TMP_SIZE UID KEEP... -- COMMAND...
-# In a mount namespace of its own, which the caller made: the image's /opt/diptych in its place, a bounded /tmp, names
-# from HOSTS, everything else read-only; then as UID, with no capability and no way to get one. KEEP are the folders of
+# Runs a command the way the manifests run a container: confine.sh IMAGE_ROOT HOSTS SECRETS TMP_SIZE UID KEEP... -- COMMAND...
+# In a mount namespace of its own, which the caller made: the image's /opt/diptych and what SECRETS holds for /opt in
+# their places, a bounded /tmp, names from HOSTS, everything else read-only; then as UID, with no capability and no way to get one. KEEP are the folders of
 # the interpreter and its packages, put back where a private home or the new /tmp would hide them.
 set -eu
-image=$1 hosts=$2 size=$3 user=$4
-shift 4
+image=$1 hosts=$2 secrets=$3 size=$4 user=$5
+shift 5
 as_user() { setpriv --reuid "$user" --regid "$user" --clear-groups -- "$@"; }
 
 mount -t tmpfs -o mode=755 tmpfs /mnt
-mkdir /mnt/image
+mkdir /mnt/image /mnt/secrets
+cp -R "$secrets/." /mnt/secrets
 mount --bind "$image/opt/diptych" /mnt/image
 touch /mnt/hosts
 cat "$hosts" > /mnt/hosts
@@ -26,6 +27,7 @@ shift
 
 mount -t tmpfs -o mode=755 tmpfs /opt
 mount -t tmpfs -o "mode=1777,size=$size" tmpfs /tmp
+cp -R /mnt/secrets/. /
 mkdir -p /opt/diptych
 mount --bind /mnt/image /opt/diptych
 mount --bind /mnt/hosts /etc/hosts

@@ -53,8 +53,13 @@ def plan_addresses(manifests: Sequence[Manifest]) -> list[tuple[Manifest, str]]:
 
 
 @contextmanager
-def running(manifests: Sequence[Manifest], images: Mapping[str, Path], folder: Path) -> Iterator[list[RunningPod]]:
-    """The pods, started; `images` are the root folders of the images by service. All are ended on leaving."""
+def running(
+    manifests: Sequence[Manifest], images: Mapping[str, Path], folder: Path, *, secrets: Path | None = None
+) -> Iterator[list[RunningPod]]:
+    """The pods, started; all are ended on leaving.
+
+    `images` are the root folders of the images by service, `secrets` holds a folder of files for each Secret.
+    """
     plan = plan_addresses(manifests)
     hosts = folder / "hosts"
     hosts.write_text("".join(f"{address} {deployment['metadata']['name']}\n" for deployment, address in plan))
@@ -62,7 +67,11 @@ def running(manifests: Sequence[Manifest], images: Mapping[str, Path], folder: P
         pods = []
         for deployment, address in plan:
             image = images[deployment["metadata"]["name"]]
-            words = _confined(deployment, image, hosts) if is_confining() else _plain(deployment, image, plan)
+            mounted = _mount_secrets(deployment, secrets, folder / f"secrets-{address}")
+            confined = is_confining()
+            words = (
+                _confined(deployment, image, hosts, mounted) if confined else _plain(deployment, image, plan, mounted)
+            )
             process = subprocess.Popen(  # noqa: S603
                 [*words, f"--host={address}"], env=_environment(deployment, image), cwd=folder
             )
@@ -76,26 +85,37 @@ def is_confining() -> bool:
     return os.geteuid() == 0 and all(shutil.which(tool) for tool in ("unshare", "setpriv", "mount"))
 
 
-def _confined(deployment: Manifest, image: Path, hosts: Path) -> list[str]:
+def _mount_secrets(deployment: Manifest, secrets: Path | None, root: Path) -> Path:
+    """A folder like a root in which a pod's Secrets lie where it mounts them, below /opt."""
+    (root / "opt").mkdir(parents=True)
+    mounts = {mount["name"]: mount["mountPath"] for mount in container_of(deployment)["volumeMounts"]}
+    for volume in pod_of(deployment)["volumes"]:
+        if "secret" in volume and secrets is not None:
+            shutil.copytree(secrets / volume["secret"]["secretName"], root / mounts[volume["name"]].lstrip("/"))
+    return root
+
+
+def _confined(deployment: Manifest, image: Path, hosts: Path, mounted: Path) -> list[str]:
     pod = pod_of(deployment)
     (tmp,) = (volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "tmp")
     size = tmp["sizeLimit"].removesuffix("i").lower()
     keep = (sys.base_prefix, sysconfig.get_path("purelib"))
     return [
         *("unshare", "--mount", "--propagation", "private", "--", str(_CONFINE)),
-        *(str(image), str(hosts), size, str(pod["securityContext"]["runAsUser"]), *keep, "--"),
+        *(str(image), str(hosts), str(mounted), size, str(pod["securityContext"]["runAsUser"]), *keep, "--"),
         *_command(deployment),
     ]
 
 
-def _plain(deployment: Manifest, image: Path, plan: Sequence[tuple[Manifest, str]]) -> list[str]:
+def _plain(deployment: Manifest, image: Path, plan: Sequence[tuple[Manifest, str]], mounted: Path) -> list[str]:
     """Without a name space the image lies elsewhere, and names lead nowhere."""
 
     def addresses(found: "re.Match[str]") -> str:
         return ",".join(f"{address}:{found[2]}" for one, address in plan if one["metadata"]["name"] == found[1])
 
     words = [re.sub(r"dns:///(\w+):(\d+)", addresses, word) for word in _command(deployment)]
-    return [word.replace("/opt/diptych", f"{image}/opt/diptych") for word in words]
+    words = [word.replace("/opt/diptych", f"{image}/opt/diptych") for word in words]
+    return [re.sub("=(/opt/)", rf"={mounted}\1", word) for word in words]
 
 
 def _command(deployment: Manifest) -> list[str]:

@@ -33,6 +33,8 @@ def pod_security(manifests: Sequence[Manifest]) -> Iterator[str]:
             yield f"{name}: no seccomp profile"
         if pod.get("automountServiceAccountToken") is not False:
             yield f"{name}: pods get a token for the cluster's API"
+        if pod.get("enableServiceLinks") is not False:
+            yield f"{name}: a Service called diptych would set variables that look like settings"
         if any(pod.get(field) for field in ("hostNetwork", "hostPID", "hostIPC")):
             yield f"{name}: pods share a namespace with the host"
         yield from (f"{name}: {words}" for words in _volume_complaints(pod))

@@ -6,9 +6,11 @@ Knows each service's own parser, and the start of its command in the Dockerfile.
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
+from pathlib import Path
 
 from common.server_config import ServerConfig
-from common.settings import Parser, add_arguments, from_arguments
+from common.setting_sources import add_config_arguments, load
+from common.settings import Parser
 from decoder_service.config import DecoderConfig
 from deploy.dockerfile import entry_point
 from deploy.manifests import Manifest, container_of, container_ports, identify, named, of_kind, pod_of
@@ -27,6 +29,7 @@ def settings_complaints(manifests: Sequence[Manifest]) -> Iterator[str]:
             yield f"{identify(deployment)}: {error}"
             continue
         yield from (f"{identify(deployment)}: {words}" for words in _server_complaints(deployment, config.server))
+        yield from (f"{identify(deployment)}: {words}" for words in _file_complaints(deployment, config))
         if isinstance(config, DecoderConfig):
             yield from (f"{identify(deployment)}: {words}" for words in _addresses(manifests, config))
 
@@ -35,15 +38,16 @@ def read_settings(deployment: Manifest) -> VisionConfig | DecoderConfig:
     """The settings that a Deployment's pods run with. Raises ValueError with the service's own words."""
     name = deployment["metadata"]["name"]
     parser = Parser(prog=name)
-    add_arguments(parser, CONFIGS[name])
-    words = [*entry_point(name)[3:], *container_of(deployment)["args"]]
+    add_config_arguments(parser, CONFIGS[name])
+    environment = {entry["name"]: entry["value"] for entry in container_of(deployment).get("env", [])}
     complaint = StringIO()
     try:
         with redirect_stderr(complaint):
-            config: VisionConfig | DecoderConfig = from_arguments(CONFIGS[name], parser.parse_args(words))
-            return config
+            given = parser.parse_args([*entry_point(name)[3:], *container_of(deployment)["args"]])
     except SystemExit:
         raise ValueError(complaint.getvalue().strip()) from None
+    config: VisionConfig | DecoderConfig = load(CONFIGS[name], given, environment=environment).config
+    return config
 
 
 def _server_complaints(deployment: Manifest, server: ServerConfig) -> Iterator[str]:
@@ -56,6 +60,18 @@ def _server_complaints(deployment: Manifest, server: ServerConfig) -> Iterator[s
     pause = container_of(deployment)["lifecycle"]["preStop"]["sleep"]["seconds"]
     if pod_of(deployment)["terminationGracePeriodSeconds"] < pause + server.linger_seconds + server.grace_seconds + 5:
         yield f"it is killed within its grace of {server.grace_seconds} s"
+
+
+def _file_complaints(deployment: Manifest, config: VisionConfig | DecoderConfig) -> Iterator[str]:
+    """Files that settings name lie on a volume, or in the image."""
+    server = config.server
+    files = [server.tls.tls_cert, server.tls.tls_key, server.tls.tls_client_ca, server.access.auth_tokens]
+    if isinstance(config, DecoderConfig):
+        files += [config.vision.vision_ca, config.vision.vision_cert, config.vision.vision_key]
+    places = [Path(mount["mountPath"]) for mount in container_of(deployment)["volumeMounts"]]
+    for file in (*filter(None, files), config.model.model):
+        if not any(file.is_relative_to(place) for place in (*places, Path("/opt/diptych"))):
+            yield f"{file} is on no volume"
 
 
 def _addresses(manifests: Sequence[Manifest], config: DecoderConfig) -> Iterator[str]:

@@ -9,13 +9,14 @@ import argparse
 import fcntl
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPConnection
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,7 +27,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common.client import DiptychClient
 from common.client_messages import user_message
 from deploy.image_steps import Builder
-from deploy.manifests import KUBERNETES, Manifest, container_of, container_ports, render
+from deploy.manifests import KUBERNETES, Manifest, container_of, container_ports, named, render, render_combination
 from deploy.pods import RunningPod, is_confining, running
 from training.tasks import sample
 
@@ -39,13 +40,11 @@ def main() -> None:
     """Build, start, ask, scrape, stop; ends with a traceback and status 1 where anything is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--overlay", default="cpu-demo", help="one that needs no GPU and whose model the image holds")
+    parser.add_argument("--secrets", type=Path, help="folder with a folder for each Secret; a second run then has TLS")
     parser.add_argument("--images", type=Path, help="folder in which the images' stages were built before")
     given = parser.parse_args()
     if given.images is not None:
-        if is_confining():
-            _raise_loopback()
-        images = {target: given.images / target for target in TARGETS}
-        try_overlay(render(KUBERNETES / "overlays" / given.overlay), images, given.images)
+        _try_all(given.overlay, given.images, given.secrets)
         return
     with tempfile.TemporaryDirectory() as folder:
         builder = Builder(Path(folder), arguments={"DEVICE": "cpu"}, borrow=True)
@@ -53,32 +52,45 @@ def main() -> None:
             builder.build(target)
         # What builds needs the network; what runs gets one of its own, with nothing on it.
         apart = ["unshare", "--net", "--"] if is_confining() else []
-        words = [sys.executable, "-m", "deploy.try_manifests", f"--overlay={given.overlay}", f"--images={folder}"]
+        words = [sys.executable, "-m", "deploy.try_manifests", *sys.argv[1:], f"--images={folder}"]
         sys.exit(subprocess.run([*apart, *words], check=False).returncode)  # noqa: S603
 
 
-def try_overlay(manifests: Sequence[Manifest], images: dict[str, Path], folder: Path) -> None:
-    """Run one overlay's pods through a short life."""
-    with running(manifests, images, folder) as pods:
+def _try_all(overlay: str, images: Path, secrets: Path | None) -> None:
+    if is_confining():
+        _raise_loopback()
+    roots = {target: images / target for target in TARGETS}
+    with tempfile.TemporaryDirectory(dir=images) as folder:
+        try_pods(render(KUBERNETES / "overlays" / overlay), roots, Path(folder))
+    if secrets is not None:
+        with tempfile.TemporaryDirectory(dir=images) as folder:
+            manifests = render_combination(Path(folder), overlay=overlay, components=["monitoring", "tls", "tokens"])
+            try_pods(manifests, roots, Path(folder), secrets=secrets)
+
+
+def try_pods(
+    manifests: Sequence[Manifest], images: dict[str, Path], folder: Path, *, secrets: Path | None = None
+) -> None:
+    """Run one overlay's pods through a short life. Raises AssertionError."""
+    with running(manifests, images, folder, secrets=secrets) as pods:
         for pod in pods:
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 wait_for_probe(pod, probe)
             _say(f"{pod.service} at {pod.address} passes its probes")
         (decoder,) = [pod for pod in pods if pod.service == "decoder"]
-        right = sum(ask(decoder, seed) for seed in range(_QUESTIONS))
+        right = sum(ask(decoder, seed, secrets) for seed in range(_QUESTIONS))
         _say(f"{right} of {_QUESTIONS} answers about pictures are right")
         if right < _QUESTIONS - 1:
             raise AssertionError("the demo model reads numbers better than that")
-        scraped = {name: kind for pod in pods for name, kind in scrape(pod).items()}
-        _say(f"{len(scraped)} metrics are served")
-        missing = wanted_metrics() - set(scraped)
-        if missing:
+        served = {name for pod in pods for name in scrape(pod, manifests, secrets)}
+        _say(f"{len(served)} metrics are served")
+        if missing := wanted_metrics() - served:
             raise AssertionError(f"scalers and pickers ask for metrics that nobody serves: {sorted(missing)}")
         for pod in reversed(pods):
-            status = pod.stop()
-            if status:
+            if status := pod.stop():
                 raise AssertionError(f"{pod.service} at {pod.address} ended with {status}")
-        _say(f"all ended with 0; {'confined' if is_confining() else 'not confined: only root can'}")
+        how = "confined" if is_confining() else "not confined: only root can"
+        _say(f"all ended with 0{' under TLS' if secrets else ''}; {how}")
 
 
 def wait_for_probe(pod: RunningPod, kind: str) -> None:
@@ -98,21 +110,32 @@ def wait_for_probe(pod: RunningPod, kind: str) -> None:
     raise AssertionError(f"{pod.service} at {pod.address} did not pass its {kind}")
 
 
-def ask(decoder: RunningPod, seed: int) -> bool:
+def ask(decoder: RunningPod, seed: int, secrets: Path | None) -> bool:
     """Ask which number a fresh picture shows; tells whether the answer is right. Raises ClientError."""
-    port = container_ports(decoder.deployment)["grpc"]
+    address = f"{decoder.address}:{container_ports(decoder.deployment)['grpc']}"
     example = sample("number", Random(seed))  # noqa: S311 - pictures, not secrets
-    with DiptychClient(f"{decoder.address}:{port}") as client:
+    credentials, token = None, None
+    if secrets is not None:
+        credentials = grpc.ssl_channel_credentials((secrets / "decoder-tls" / "ca.crt").read_bytes())
+        token = (secrets / "token").read_text(encoding="utf-8")
+    with DiptychClient(address, credentials=credentials, token=token) as client:
         message = user_message(example.turns[0].question, example.png_images)
         return client.complete([message], max_tokens=16, timeout=60).text.strip() == example.turns[0].answer
 
 
-def scrape(pod: RunningPod) -> dict[str, str]:
-    """The names and types of the metrics that a pod serves on its port `metrics`."""
-    port = container_ports(pod.deployment)["metrics"]
-    with urllib.request.urlopen(f"http://{pod.address}:{port}/metrics", timeout=10) as page:
-        text = page.read().decode()
-    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+def scrape(pod: RunningPod, manifests: Sequence[Manifest], secrets: Path | None) -> set[str]:
+    """The names of the metrics that a pod serves on its port `metrics`, read as its PodMonitor says."""
+    connection = HTTPConnection(pod.address, container_ports(pod.deployment)["metrics"], timeout=10)
+    connection.connect()
+    if secrets is not None:
+        tls = named(manifests, "PodMonitor", pod.service)["spec"]["podMetricsEndpoints"][0]["tlsConfig"]
+        authority = secrets / tls["ca"]["secret"]["name"] / tls["ca"]["secret"]["key"]
+        context = ssl.create_default_context(cafile=str(authority))
+        connection.sock = context.wrap_socket(connection.sock, server_hostname=tls["serverName"])
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
 
 
 def wanted_metrics() -> set[str]:

@@ -168,6 +168,9 @@ BREAKS: dict[str, Break] = {
     "may run as root": lambda m: _spec(m)["securityContext"].pop("runAsNonRoot"),
     "no seccomp profile": lambda m: _spec(m)["securityContext"].pop("seccompProfile"),
     "a token for the cluster's API": lambda m: _spec(m).pop("automountServiceAccountToken"),
+    "variables that look like settings": lambda m: _spec(m).update(enableServiceLinks=True),
+    "is on no volume": lambda m: _container(m)["args"].append("--tls-client-ca=/etc/ca.crt"),
+    "DIPTYCH_PROT is no setting": lambda m: _container(m).update(env=[{"name": "DIPTYCH_PROT", "value": "1"}]),
     "a namespace with the host": lambda m: _spec(m).update(hostNetwork=True),
     "may fill the node": lambda m: _spec(m)["volumes"][0]["emptyDir"].clear(),
     "a kind that the standard refuses": lambda m: (
