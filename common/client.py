@@ -7,7 +7,8 @@ where torch is not installed.
         print(client.complete([user_message("What is this?", ["cat.jpg"])], max_tokens=64).text)
 
 A call that failed raises ClientError. gRPC repeats a call by itself where the server was UNAVAILABLE and
-nothing had been answered. `timeout` is in seconds; without one the server's own limit holds.
+nothing had been answered. `timeout` is in seconds; without one the server's own limit holds. In an application
+that uses OpenTelemetry a call is part of the current trace.
 """
 
 import json
@@ -19,11 +20,13 @@ import grpc
 
 from common.channel_options import CLIENT_OPTIONS
 from common.client_messages import GenerateOptions, Prompt, generate_request, tokenize_request
+from common.client_trace import Metadata, traced
 from common.client_types import Completion, CompletionBuilder, to_client_error
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 
 SERVICE: Final = "diptych.v1.GenerationService"
+_GENERATE: Final = f"{SERVICE}/Generate"
 _SERVICE_CONFIG: Final = {
     # One of several addresses that goes away takes only those calls along that it has answered.
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -52,8 +55,6 @@ _OPTIONS: Final[dict[str, int | str]] = {
     "grpc.max_send_message_length": -1,
     "grpc.max_receive_message_length": -1,
 }
-
-Metadata = tuple[tuple[str, str], ...]
 
 
 class DiptychClient:
@@ -85,9 +86,10 @@ class DiptychClient:
     ) -> Generator[pb.GenerateResponse, None, None]:
         """Stream `prompt`, then `delta`s, then a `finish` for each completion. Closing the iterator cancels it."""
         request = generate_request(prompt, options)
-        call = self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
-        with _client_errors(), _cancelled(call):
-            yield from call
+        with traced(_GENERATE, self._metadata) as metadata, _client_errors():
+            call = self._stub.Generate(request, timeout=timeout, metadata=metadata)
+            with _cancelled(call):
+                yield from call
 
     def complete(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
@@ -159,10 +161,11 @@ class AsyncDiptychClient:
         Closing the iterator cancels it; `break` alone closes it late, so use `contextlib.aclosing`.
         """
         request = generate_request(prompt, options)
-        call = self._stub.Generate(request, timeout=timeout, metadata=self._metadata)
-        with _client_errors(), _cancelled(call):
-            async for response in call:
-                yield response
+        with traced(_GENERATE, self._metadata) as metadata, _client_errors():
+            call = self._stub.Generate(request, timeout=timeout, metadata=metadata)
+            with _cancelled(call):
+                async for response in call:
+                    yield response
 
     async def complete(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from common.client_types import ClientError
 from common.setting_sources import add_config_arguments, from_sources
 from common.settings import Parser
-from diptych import config, convert, generate, health, info, token
+from diptych import config, convert, generate, health, info, token, top
 from diptych.up import up
 from diptych.up_config import UpConfig
 
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("health", health, "ask whether a service is ready"),
         ("config", config, "check the settings of a service, and show them"),
         ("token", token, "draw a bearer token"),
+        ("top", top, "watch a running pair by its metrics"),
         ("convert", convert, "write a checkpoint in the other format"),
     ):
         command = commands.add_parser(name, help=words)

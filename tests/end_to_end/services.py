@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,20 +64,24 @@ class Service:
 
 
 @contextmanager
-def vision_service(*flags: str, model: Path = DEMO_MODEL, port: int = 0) -> Iterator[Service]:
-    """A vision service that listens."""
-    with _service("vision_service", "--model", str(model), "--port", str(port), *flags) as service:
+def vision_service(*flags: str, model: Path = DEMO_MODEL, port: int = 0, log: Path | None = None) -> Iterator[Service]:
+    """A vision service that listens, with metrics."""
+    metrics_port = free_port()
+    ports = ("--port", str(port), "--metrics-port", str(metrics_port))
+    with _service("vision_service", "--model", str(model), *ports, *flags, log=log) as service:
+        service.metrics_port = metrics_port
         yield service
 
 
 @contextmanager
-def decoder_service(*flags: str, vision: str | None, model: Path = DEMO_MODEL) -> Iterator[Service]:
+def decoder_service(
+    *flags: str, vision: str | None, model: Path = DEMO_MODEL, log: Path | None = None
+) -> Iterator[Service]:
     """A decoder service that listens, with metrics."""
     metrics_port = free_port()
     addresses = ("--vision-addresses", vision) if vision else ()
-    with _service(
-        "decoder_service", "--model", str(model), "--port", "0", "--metrics-port", str(metrics_port), *addresses, *flags
-    ) as service:
+    ports = ("--port", "0", "--metrics-port", str(metrics_port))
+    with _service("decoder_service", "--model", str(model), *ports, *addresses, *flags, log=log) as service:
         service.metrics_port = metrics_port
         yield service
 
@@ -115,22 +119,30 @@ def _state(decoder: Service, vision: Service | None) -> tuple[float, ...]:
 
 
 @contextmanager
-def _service(module: str, *flags: str) -> Iterator[Service]:
+def _service(module: str, *flags: str, log: Path | None = None) -> Iterator[Service]:
+    """A service; its log goes to a file where one is given."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-    )
+    with nullcontext() if log is None else log.open("w") as stderr:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", module, *flags],
+            stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment, cwd=ROOT,
+        )  # fmt: skip
     try:
         line = process.stdout.readline() if process.stdout else ""
         assert line.startswith("listening "), f"{module} did not start: {line!r}"
         yield Service(process=process, address=line.split()[1])
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        stop_in_time(process)
         if process.stdout:
             process.stdout.close()
+
+
+def stop_in_time(process: subprocess.Popen[Any]) -> None:
+    """Ask a process to end, and end it where it does not."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
