@@ -35,6 +35,7 @@ from vision_service.decode_pool import DecodePool
 from vision_service.encoded_image import EncodedImage
 from vision_service.feature_cache import FeatureCache
 from vision_service.image import Pixels
+from vision_service.image_metrics import ImageMetrics
 from vision_service.model_info import EncoderInfo
 from vision_service.servicer import VisionServicer
 
@@ -83,7 +84,14 @@ async def serve(host: str) -> None:
     budget = ByteBudget(2**30)
     cache = FeatureCache(budget, max_kept_bytes=2**26)
     server = GrpcServer(ServerConfig(host=host, port=PORT), registry=CollectorRegistry())
-    servicer = VisionServicer(INFO, budget=budget, cache=cache, decode_pool=BlackPool(), batcher=batcher)
+    servicer = VisionServicer(
+        INFO,
+        budget=budget,
+        cache=cache,
+        decode_pool=BlackPool(),
+        batcher=batcher,
+        metrics=ImageMetrics(CollectorRegistry(), max_batch_patches=128),
+    )
     vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, server.grpc)
     batcher.start()
     await server.start()

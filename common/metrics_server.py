@@ -10,7 +10,7 @@ import threading
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from common.ports import address, check_free
@@ -37,6 +37,8 @@ class MetricsServer:
 
     def start(self, host: str, port: int) -> None:
         """Listen; port 0 takes a free one. Raises SystemExit with one line where the port is taken."""
+        # Of each series the library would export the time of its first use too, which nothing asks for.
+        disable_created_metrics()
         check_free(host, port, purpose="metrics")
         server_class = _Server6 if ":" in host else _Server
         try:

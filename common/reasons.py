@@ -5,6 +5,7 @@ cannot make a new series with each of them.
 """
 
 import re
+from collections.abc import Collection
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
@@ -12,6 +13,12 @@ from prometheus_client import CollectorRegistry, Counter
 OTHER: Final = "OTHER"
 _MAX_REASONS: Final = 64
 _REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
+
+
+def bounded(reason: str, known: Collection[str]) -> str:
+    """The reason, or OTHER where it is none, or new and too many are known."""
+    is_new = reason not in known
+    return OTHER if is_new and (len(known) >= _MAX_REASONS or _REASON.fullmatch(reason) is None) else reason
 
 
 class ReasonCounter:
@@ -23,10 +30,7 @@ class ReasonCounter:
 
     def count(self, reason: str) -> None:
         """Count one; the reasons beyond a number, and what is no reason, count as OTHER."""
-        if reason not in self._by_reason and (
-            len(self._by_reason) >= _MAX_REASONS or _REASON.fullmatch(reason) is None
-        ):
-            reason = OTHER
+        reason = bounded(reason, self._by_reason)
         if reason not in self._by_reason:
             self._by_reason[reason] = self._counter.labels(reason)
         self._by_reason[reason].inc()

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import signal
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from common.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint_layout import Part
@@ -79,6 +79,7 @@ class DecoderService:
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then let running requests finish; returns the exit status."""
         registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         server = GrpcServer(self._config.server, registry=registry, service_names=[SERVICE_NAME], tracer=self._tracer)
         steps = StepMetrics(registry)
         host = EngineHost(self._engine, on_fatal=lambda: _give_up(server), on_step=steps.observe)

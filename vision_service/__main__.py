@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from common.logs import set_up_logging
 from common.preflight import check_server
@@ -17,6 +17,7 @@ from common.process import tune_allocator
 from common.server import GrpcServer
 from common.setting_sources import add_config_arguments, from_sources
 from common.settings import Parser
+from common.tracing import make_tracer
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 from vision_service.config import VisionConfig
 from vision_service.service import VisionService
@@ -43,14 +44,16 @@ def main() -> None:
 async def serve(config: VisionConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status."""
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     try:
+        tracer = make_tracer(config.tracing, service_name="diptych-vision")
         service = VisionService(
             config.model, decode=config.decode, batch=config.batch, cache=config.cache, registry=registry
         )
     except ValueError as error:
         sys.stderr.write(f"vision_service: {error}\n")
         return 2
-    server = GrpcServer(config.server, registry=registry, service_names=[_SERVICE_NAME])
+    server = GrpcServer(config.server, registry=registry, service_names=[_SERVICE_NAME], tracer=tracer)
     vision_pb2_grpc.add_VisionServiceServicer_to_server(service.servicer, server.grpc)
     await service.start()
     watch = asyncio.create_task(_stop_when_lost(service))
@@ -61,6 +64,7 @@ async def serve(config: VisionConfig) -> int:
     finally:
         watch.cancel()
         await service.close()
+        await asyncio.to_thread(tracer.close)
     return 1 if service.device_lost.is_set() else 0
 
 

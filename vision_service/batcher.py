@@ -24,6 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 Encode = Callable[[list[Pixels]], list[EncodedImage]]
 """Encodes a batch; called in the encoder thread, one call at a time."""
+OnBatch = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,18 @@ class _Waiting:
 class Batcher:
     """Feeds `encode` with batches from images that callers bring one by one."""
 
-    def __init__(self, encode: Encode, *, max_batch_patches: int, max_pending_patches: int, max_wait: float) -> None:
+    def __init__(
+        self,
+        encode: Encode,
+        *,
+        max_batch_patches: int,
+        max_pending_patches: int,
+        max_wait: float,
+        on_batch: OnBatch | None = None,
+    ) -> None:
+        """Take an encoder; `on_batch` hears of each batch that it encoded: images, patches, seconds."""
         self._encode = encode
+        self._on_batch = on_batch
         self._max_batch_patches = max_batch_patches
         self._max_pending_patches = max_pending_patches
         self._max_wait = max_wait
@@ -74,6 +85,11 @@ class Batcher:
     def pending_images(self) -> int:
         """Images that were admitted and are not yet encoded."""
         return self._pending_images
+
+    @property
+    def max_pending_patches(self) -> int:
+        """Most patches that are admitted."""
+        return self._max_pending_patches
 
     @property
     def free_patches(self) -> int:
@@ -181,7 +197,10 @@ class Batcher:
         seconds = loop.time() - start
         self.num_encoded_images += len(batch)
         self.num_batches += 1
-        self._seconds_per_patch = seconds / sum(waiting.num_patches for waiting in batch)
+        num_patches = sum(waiting.num_patches for waiting in batch)
+        self._seconds_per_patch = seconds / num_patches
+        if self._on_batch is not None:
+            self._on_batch(len(batch), num_patches, seconds)
         for waiting, image in zip(batch, features, strict=True):
             if not waiting.result.done():
                 waiting.result.set_result(

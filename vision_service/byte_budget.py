@@ -20,6 +20,11 @@ class ByteBudget:
         self._held = 0
 
     @property
+    def limit(self) -> int:
+        """Most bytes that are held."""
+        return self._limit
+
+    @property
     def held(self) -> int:
         """Bytes that are held now."""
         return self._held

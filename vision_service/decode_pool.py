@@ -14,6 +14,7 @@ import numpy as np
 
 from common.errors import InternalError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from common.preprocessing import PatchGrid, PreprocessingMode
+from common.reasons import bounded
 from vision_service.decode_worker import DecodeSettings
 from vision_service.image import Pixels
 from vision_service.worker_process import WorkerBrokenError, WorkerProcess
@@ -49,6 +50,11 @@ class DecodePool:
         self._dtype = np.dtype(np.float32 if shape.mode is PreprocessingMode.MISTRAL else np.uint8)
         side = -(-shape.image_size // shape.patch_size) * shape.patch_size
         self._max_payload_size = 3 * side * side * self._dtype.itemsize
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for a worker."""
+        return self._jobs.qsize()
 
     @property
     def worker_ids(self) -> list[int]:
@@ -120,7 +126,7 @@ class DecodePool:
             error = InvalidArgumentError(
                 str(reason), str(header.get("message")), field=job.field, metadata=header.get("metadata")
             )
-            self.failures[error.reason] += 1
+            self.failures[bounded(error.reason, self.failures)] += 1
             _fail(job, error)
             return
         patch = self._settings.preprocessing.patch_size

@@ -28,8 +28,11 @@ class VisionCollector(Collector):
         batcher, counts = self._batcher, self._cache.counts
         for name, help_, value in (
             ("pending_patches", "Patches admitted and not yet encoded.", batcher.pending_patches),
+            ("max_pending_patches", "The most of them.", batcher.max_pending_patches),
             ("pending_images", "Images admitted and not yet encoded.", batcher.pending_images),
+            ("decode_waiting", "Those of them that wait for a decode worker.", self._decode_pool.num_waiting),
             ("bytes_in_flight", "Bytes of picture files and features under way.", self._budget.held),
+            ("max_bytes_in_flight", "The most of them.", self._budget.limit),
             ("feature_cache_bytes", "Bytes of features kept that nobody reads now.", self._cache.kept_bytes),
             ("feature_cache_entries", "Images whose features are kept and not read now.", self._cache.num_kept),
         ):

@@ -27,6 +27,7 @@ from vision_service.decode_worker import DecodeSettings
 from vision_service.encoded_image import EncodedImage
 from vision_service.feature_cache import FeatureCache
 from vision_service.image import Pixels
+from vision_service.image_metrics import ImageMetrics
 from vision_service.memory_plan import warm_up
 from vision_service.metrics import VisionCollector
 from vision_service.model_info import EncoderInfo
@@ -58,16 +59,23 @@ class VisionService:
         checkpoint.finish_checks()
         _warm_up(runner, checkpoint, self.info, device=device, dtype=dtype, batch=batch, cache=cache)
         self._decode_pool = _make_decode_pool(self.info, decode)
+        metrics = ImageMetrics(registry, max_batch_patches=batch.max_batch_patches)
         self._batcher = Batcher(
             separating(runner.encode),
             max_batch_patches=batch.max_batch_patches,
             max_pending_patches=batch.max_pending_patches,
             max_wait=batch.max_batch_wait,
+            on_batch=metrics.batch_encoded,
         )
         budget = ByteBudget(batch.max_pending_bytes)
         features = FeatureCache(budget, max_kept_bytes=cache.feature_cache_bytes)
         self.servicer = VisionServicer(
-            self.info, budget=budget, cache=features, decode_pool=self._decode_pool, batcher=self._batcher
+            self.info,
+            budget=budget,
+            cache=features,
+            decode_pool=self._decode_pool,
+            batcher=self._batcher,
+            metrics=metrics,
         )
         registry.register(
             VisionCollector(budget=budget, cache=features, decode_pool=self._decode_pool, batcher=self._batcher)

@@ -25,6 +25,7 @@ from vision_service.batcher import Batcher, EncodeResult
 from vision_service.byte_budget import ByteBudget
 from vision_service.decode_pool import DecodePool
 from vision_service.feature_cache import FeatureCache
+from vision_service.image_metrics import ImageMetrics
 from vision_service.model_info import EncoderInfo
 
 _MAX_SALT_BYTES = 64
@@ -50,32 +51,38 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         cache: FeatureCache,
         decode_pool: DecodePool,
         batcher: Batcher,
+        metrics: ImageMetrics,
     ) -> None:
         self._info = info
         self._budget = budget
         self._cache = cache
         self._decode_pool = decode_pool
         self._batcher = batcher
+        self._metrics = metrics
 
     async def Encode(self, request: pb.EncodeRequest, context: EncodeContext) -> AsyncIterator[pb.EncodeResponse]:
         """Encode one picture and stream its features."""
-        _check_length("salt", len(request.salt), _MAX_SALT_BYTES)
-        _check_length("request_id", len(request.request_id), _MAX_REQUEST_ID_CHARS)
-        image, salt = request.image, request.salt  # Every access makes a copy.
-        header = read_image_header(image, self._info.limits, field="image")
-        grid = self._info.preprocessing.patch_grid(header.width, header.height)
-        # Twice: the message lives as long as the call does, and so does the copy.
-        with self._budget.hold(2 * len(image)):
-            # In a thread: a 20 MiB file takes longer to hash than an event loop should stand still.
-            spec = await asyncio.to_thread(self._info.feature_spec, image, grid=grid, salt=salt)
-            with self._cache.lease(spec, lambda: self._encode(image, grid)) as lease:
-                was_there = lease.has_arrived
-                result = await lease.arrived()
-                timings = _NO_TIMINGS if was_there else _timings(result)
-                rows, digest = result.features.rows, self._info.weights_digest
-                # Held until the reader has everything: a slow one counts for what it makes us keep.
-                for message in feature_messages(spec, rows, weights_digest=digest, timings=timings):
-                    yield message
+        with self._metrics.watching() as watch:
+            _check_length("salt", len(request.salt), _MAX_SALT_BYTES)
+            _check_length("request_id", len(request.request_id), _MAX_REQUEST_ID_CHARS)
+            watch.named(request.request_id)
+            image, salt = request.image, request.salt  # Every access makes a copy.
+            header = read_image_header(image, self._info.limits, field="image")
+            grid = self._info.preprocessing.patch_grid(header.width, header.height)
+            # Twice: the message lives as long as the call does, and so does the copy.
+            with self._budget.hold(2 * len(image)):
+                # In a thread: a 20 MiB file takes longer to hash than an event loop should stand still.
+                spec = await asyncio.to_thread(self._info.feature_spec, image, grid=grid, salt=salt)
+                with self._cache.lease(spec, lambda: self._encode(image, grid)) as lease:
+                    was_there = lease.has_arrived
+                    result = await lease.arrived()
+                    timings = _NO_TIMINGS if was_there else _timings(result)
+                    watch.encoded(None if was_there else timings)
+                    rows, digest = result.features.rows, self._info.weights_digest
+                    # Held until the reader has everything: a slow one counts for what it makes us keep.
+                    for message in feature_messages(spec, rows, weights_digest=digest, timings=timings):
+                        yield message
+                    watch.sent(spec.num_bytes)
 
     async def _encode(self, image: bytes, grid: PatchGrid) -> EncodeResult:
         """Features of one picture that nobody has yet."""

@@ -28,6 +28,7 @@ from vision_service.decode_worker import DecodeSettings
 from vision_service.encoded_image import EncodedImage
 from vision_service.feature_cache import FeatureCache
 from vision_service.image import Pixels
+from vision_service.image_metrics import ImageMetrics
 from vision_service.model_info import EncoderInfo
 from vision_service.servicer import VisionServicer
 
@@ -97,7 +98,14 @@ async def running(
     server = GrpcServer(ServerConfig(port=0, max_concurrent_streams=1000), registry=CollectorRegistry())
     budget = ByteBudget(max_pending_bytes)
     cache = FeatureCache(budget, max_kept_bytes=max_kept_bytes)
-    servicer = VisionServicer(INFO, budget=budget, cache=cache, decode_pool=pool, batcher=batcher)
+    servicer = VisionServicer(
+        INFO,
+        budget=budget,
+        cache=cache,
+        decode_pool=pool,
+        batcher=batcher,
+        metrics=ImageMetrics(CollectorRegistry(), max_batch_patches=512),
+    )
     vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, server.grpc)
     await pool.start()
     batcher.start()
