@@ -7,6 +7,8 @@ methods that exist get that far, so a caller cannot fill the metrics with names 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+_WATCHED = (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+
 
 class MethodMetrics:
     """What is counted of one method."""
@@ -16,7 +18,8 @@ class MethodMetrics:
         self._in_flight = in_flight.labels(*labels)
         self._handled = handled
         self._labels = labels
-        self._by_code: dict[grpc.StatusCode, Counter] = {}
+        # Prometheus sees no growth in a series that comes with its first event, and these must be seen.
+        self._by_code = {code: handled.labels(*labels, code.name) for code in _WATCHED}
 
     def start(self) -> None:
         """Count a call that begins."""

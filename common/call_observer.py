@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from common.call import Call, handling
 from common.call_metrics import CallMetrics
+from common.reasons import ReasonCounter
 from common.trace_context import HEADER, parse_traceparent
 from common.tracing import Span, SpanKind, Tracer
 
@@ -28,6 +29,8 @@ class Outcome:
     """How a call ends."""
 
     code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str | None = None
+    """Of the error that the caller sees, where it is one of ours."""
 
 
 class CallObserver:
@@ -35,6 +38,12 @@ class CallObserver:
 
     def __init__(self, registry: CollectorRegistry, tracer: Tracer) -> None:
         self._metrics = CallMetrics(registry)
+        self._errors = ReasonCounter(
+            "diptych_call_errors",
+            "Calls that ended with an error of ours, whoever was at fault.",
+            registry=registry,
+            expected=("INTERNAL", "CALLER_NOT_ALLOWED", "CALLER_CALLS_PER_MINUTE", "CALLER_TOKENS_PER_MINUTE"),
+        )
         self._tracer = tracer
 
     @contextmanager
@@ -49,6 +58,8 @@ class CallObserver:
                 yield outcome
         finally:
             metrics.end(outcome.code)
+            if outcome.reason is not None:
+                self._errors.count(outcome.reason)
             span.set({"rpc.response.status_code": outcome.code.name})
             span.end(error=None if outcome.code is grpc.StatusCode.OK else outcome.code.name)
 

@@ -73,7 +73,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                     outcome.code = _cancellation_code(context)
                     raise asyncio.CancelledError from error
                 answer = _to_answer(error, path)
-                outcome.code = status_code(answer)
+                outcome.code, outcome.reason = status_code(answer), answer.reason
                 await context.abort(outcome.code, to_rpc_status(answer).message, to_trailers(answer))
 
     def _admission(self, path: str, context: Context) -> AbstractContextManager[None]:

@@ -5,7 +5,7 @@ cannot make a new series with each of them.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
@@ -24,9 +24,13 @@ def bounded(reason: str, known: Collection[str]) -> str:
 class ReasonCounter:
     """A counter with the label `reason`."""
 
-    def __init__(self, name: str, help_: str, *, registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, help_: str, *, registry: CollectorRegistry, expected: Sequence[str] = ()) -> None:
+        """Begin with the `expected` reasons at 0.
+
+        Prometheus sees no growth in a series that comes with its first event.
+        """
         self._counter = Counter(name, help_, ["reason"], registry=registry)
-        self._by_reason: dict[str, Counter] = {}
+        self._by_reason = {reason: self._counter.labels(reason) for reason in expected}
 
     def count(self, reason: str) -> None:
         """Count one; the reasons beyond a number, and what is no reason, count as OTHER."""

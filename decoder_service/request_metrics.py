@@ -63,9 +63,24 @@ class RequestMetrics:
         )
         self.finished = {outcome: finished.labels(outcome) for outcome in OUTCOMES}
         self.refused = ReasonCounter(
-            "diptych_admission_rejections", "Requests that were refused before they waited.", registry=registry
+            "diptych_admission_rejections",
+            "Requests that were refused before they waited.",
+            registry=registry,
+            expected=("QUEUE_FULL", "VISION_UNAVAILABLE", "MODEL_MISMATCH", "ENGINE_STOPPED", "PROMPT_TOO_LONG"),
         )
-        self.failed = ReasonCounter("diptych_request_failures", "Admitted requests that failed.", registry=registry)
+        self.failed = ReasonCounter(
+            "diptych_request_failures",
+            "Admitted requests that failed.",
+            registry=registry,
+            expected=(
+                "STEP_FAILED",
+                "NUMERIC_ERROR",
+                "VISION_UNAVAILABLE",
+                "EMBED_CORRUPT",
+                "EMBED_INVALID",
+                "INTERNAL",
+            ),
+        )
         self.inter_token_latency = Tally(
             "diptych_inter_token_latency_seconds", "Between two tokens of a request.", bounds=_PER_TOKEN
         )

@@ -5,6 +5,7 @@ bring their times here. The set is that of SGLang's encoder and what is ours, se
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from common.call import Call, current_call
 from common.errors import DiptychError, InvalidArgumentError, ResourceExhaustedError
 from common.features import EncodeTimings
 from common.reasons import ReasonCounter
+
+_log = logging.getLogger(__name__)
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _IMAGES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -45,10 +48,16 @@ class ImageMetrics:
         requests = Counter("diptych_vision_requests", "Encode calls that ended, by how.", ["status"], registry=registry)
         self._ended = {status: requests.labels(status) for status in STATUSES}
         self._rejected = ReasonCounter(
-            "diptych_vision_admission_rejections", "Pictures for which there was no room.", registry=registry
+            "diptych_vision_admission_rejections",
+            "Pictures for which there was no room.",
+            registry=registry,
+            expected=("ENCODER_QUEUE_FULL", "DECODE_QUEUE_FULL", "ENCODER_MEMORY_FULL", "ENCODER_OUT_OF_MEMORY"),
         )
         self._failed = ReasonCounter(
-            "diptych_vision_request_failures", "Pictures that are none, and faults of ours.", registry=registry
+            "diptych_vision_request_failures",
+            "Pictures that are none, and faults of ours.",
+            registry=registry,
+            expected=("ENCODE_FAILED", "IMAGE_DECODE_FAILED", "DEVICE_LOST", "INTERNAL"),
         )
         self._patches_encoded = Counter("diptych_vision_patches_encoded", "Patches encoded.", registry=registry)
         self._wire_bytes = Counter("diptych_vision_wire_bytes", "Bytes of features sent.", registry=registry)
@@ -118,6 +127,8 @@ class ImageWatch:
         now = time.monotonic()
         self._metrics.sent(self, num_bytes=num_bytes, transfer=now - self._encoded_at, latency=now - self._arrived_at)
         self.call.span.record("transfer", start=self._encoded_at, end=now)
+        # The decoder tells of the request at info; what is told of each picture is for whoever looks for it.
+        _log.debug("picture sent", extra={"bytes": num_bytes, "seconds": round(now - self._arrived_at, 4)})
 
     def _trace(self, timings: EncodeTimings | None) -> None:
         span = self.call.span
