@@ -16,6 +16,7 @@ _COMMANDS = {
     "service": ("benchmarks.service.command", "ServiceConfig", "what the services cost, and what pictures do to text"),
     "restarts": ("benchmarks.restarts.command", "RestartsConfig", "rolling restarts under load, and what callers saw"),
     "components": ("benchmarks.components.command", "ComponentsConfig", "what every part costs by itself"),
+    "capacity": ("benchmarks.capacity.command", "CapacityConfig", "what a fleet needs, from measured components"),
 }
 _PROGRAMS = {
     "memory": ("benchmarks.loading_memory", "memory that each service needs to load its part"),

@@ -54,16 +54,16 @@ def run_picture_cases(
             name: worker.ask("load", model=directory, max_requests=8, max_tokens=1280)["version"]
             for name, worker in workers.items()
         }
-        for case in cases:
-            entries = _entries(case, workers)
-            with quietly():
+        with quietly():
+            for case in cases:
+                entries = _entries(case, workers)
                 ceiling = ceilings.ask("measure")
                 for entry in entries:
                     entry.check = entry.worker.ask(entry.op, **_arguments(case, 1))["check"]
                 _measure(case, entries, rounds)
                 limit = _limit(case, ours, ceiling)
-            sys.stderr.write(f"{case.name} is measured\n")
-            results.append(_result(case, entries, versions, limit, len(cores)))
+                sys.stderr.write(f"{case.name} is measured\n")
+                results.append(_result(case, entries, versions, limit, len(cores)))
     return results
 
 

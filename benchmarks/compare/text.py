@@ -51,14 +51,14 @@ def run_text_cases(
         with ExitStack() as workers:
             ceilings = workers.enter_context(CEILINGS.start(folder, cores))
             engines, not_run = _load(of_model, peers, folder=folder, cores=cores, workers=workers)
-            for case in of_model:
-                with quietly():
+            with quietly():
+                for case in of_model:
                     limits = ceilings.ask("measure")
                     failed = _check(case, engines)
                     alive = [engine for engine in engines if engine.peer.name not in failed]
                     _measure(case, alive, rounds)
-                sys.stderr.write(f"{case.name} is measured\n")
-                results.append(_result(case, alive, limits, len(cores), not_run | failed))
+                    sys.stderr.write(f"{case.name} is measured\n")
+                    results.append(_result(case, alive, limits, len(cores), not_run | failed))
     return results
 
 
