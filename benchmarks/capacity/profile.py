@@ -58,7 +58,10 @@ class Profile:
 
 
 def read_profile(path: Path) -> Profile:
-    """A profile from a TOML file, or from a JSON file of measured components. Raises ValueError, KeyError, TypeError, OSError."""
+    """A profile from a TOML file, or from a JSON file of measured components.
+
+    Raises ValueError, KeyError or TypeError for a file that is not one, and OSError.
+    """
     if path.suffix == ".json":
         return _measured(json.loads(path.read_text()), path.name)
     document = tomllib.loads(path.read_text())

@@ -39,6 +39,7 @@ class CompareConfig:
     cores: str = setting("0", help="cores that every engine is pinned to, with commas")
     rounds: int = setting(3, minimum=1, help="how often each engine is measured")
     json: Path | None = setting(None, help="file for the results")
+    niceness: int = setting(0, minimum=-20, maximum=19, help="of the engines while measured; below 0 as root")
     lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
 
 
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
         folder=config.peers,
         cores=cores,
         rounds=config.rounds,
+        niceness=config.niceness,
         quietly=quietly,
     )
     results += run_picture_cases(
@@ -64,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         folder=config.peers,
         cores=cores,
         rounds=config.rounds,
+        niceness=config.niceness,
         quietly=quietly,
     )
     sys.stdout.write(f"{table(results)}\n")

@@ -37,7 +37,7 @@ class _Entry:
 
 
 def run_picture_cases(
-    cases: Sequence[PictureCase], *, folder: Path, cores: Sequence[int], rounds: int, quietly: Quietly
+    cases: Sequence[PictureCase], *, folder: Path, cores: Sequence[int], rounds: int, niceness: int, quietly: Quietly
 ) -> list[CaseResult]:
     """All cases on these cores, measured inside `quietly`."""
     results: list[CaseResult] = []
@@ -55,6 +55,8 @@ def run_picture_cases(
             for name, worker in workers.items()
         }
         with quietly():
+            for worker in (ceilings, *workers.values()):
+                worker.set_niceness(niceness)
             for case in cases:
                 entries = _entries(case, workers)
                 ceiling = ceilings.ask("measure")

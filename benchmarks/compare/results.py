@@ -48,21 +48,32 @@ class CaseResult:
     """Engines that did not run, and why."""
 
 
-_HEAD = (
-    "| case | cores | engine | rate | lowest to highest | ours / its | goal | of the limit | CPU s / 1k | agreement |"
+_COLUMNS = (
+    "case",
+    "cores",
+    "engine",
+    "rate",
+    "lowest to highest",
+    "ours / its",
+    "goal",
+    "of the limit",
+    "CPU s / 1k",
+    "CPU its / ours",
+    "agreement",
 )
 
 
 def table(results: list[CaseResult]) -> str:
     """A Markdown table, one row for each engine in each case."""
-    rows = [_HEAD, "|---" * 10 + "|"]
+    rows = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
     for result in results:
-        rows.extend(_row(result, engine) for engine in result.engines)
+        ours = next(engine.processor_seconds for engine in result.engines if engine.ratio is None)
+        rows.extend(_row(result, engine, ours) for engine in result.engines)
     missing = {f"{engine} ({reason})" for result in results for engine, reason in result.not_run.items()}
     return "\n".join([*rows, "", *(f"Not run: {each}." for each in sorted(missing))])
 
 
-def _row(result: CaseResult, engine: EngineResult) -> str:
+def _row(result: CaseResult, engine: EngineResult, our_processor_seconds: float) -> str:
     share = engine.rate.median / result.limit if result.limit else math.nan
     share_goal = f" (goal {result.limit_goal:.2f})" if result.limit_goal and engine.ratio is None else ""
     goal = "" if engine.ratio_goal is None else f"{engine.ratio_goal:.2f} {'met' if engine.is_goal_met else 'missed'}"
@@ -76,6 +87,7 @@ def _row(result: CaseResult, engine: EngineResult) -> str:
         goal,
         "" if math.isnan(share) else f"{share:.2f}{share_goal}",
         f"{engine.processor_seconds:.2f}",
+        f"{engine.processor_seconds / our_processor_seconds:.2f}" if engine.ratio and our_processor_seconds else "",
         engine.agreement,
     ]
     return f"| {' | '.join(cells)} |"

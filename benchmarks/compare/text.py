@@ -20,6 +20,8 @@ from benchmarks.statistics import Spread, percentile
 
 Quietly = Callable[[], AbstractContextManager[None]]
 _CHECKED_TOKENS = 16
+_ROUND_SECONDS = 0.5
+"""An engine's turn in a round: short requests are repeated until so much time is measured."""
 
 
 @dataclass(slots=True)
@@ -42,6 +44,7 @@ def run_text_cases(
     folder: Path,
     cores: Sequence[int],
     rounds: int,
+    niceness: int,
     quietly: Quietly,
 ) -> list[CaseResult]:
     """All cases on these cores; engines are loaded once for each model, and measured inside `quietly`."""
@@ -52,6 +55,8 @@ def run_text_cases(
             ceilings = workers.enter_context(CEILINGS.start(folder, cores))
             engines, not_run = _load(of_model, peers, folder=folder, cores=cores, workers=workers)
             with quietly():
+                for worker in (ceilings, *(engine.worker for engine in engines)):
+                    worker.set_niceness(niceness)
                 for case in of_model:
                     limits = ceilings.ask("measure")
                     failed = _check(case, engines)
@@ -106,14 +111,22 @@ def _measure(case: TextCase, engines: Sequence[_Running], rounds: int) -> None:
     for engine in engines:
         engine.rates, engine.costs = [], []
     for number in range(rounds):
-        prompts = checkpoints.random_prompts(case.model, case.concurrency, case.prompt_tokens, seed=100 + number)
         first = number % len(engines)
         for engine in (*engines[first:], *engines[:first]):
-            before = engine.worker.processor_seconds()
-            answer: dict[str, Any] = engine.worker.ask("generate", prompts=prompts, max_tokens=case.new_tokens)
-            num_tokens = case.num_tokens if case.counts_prompt else sum(map(len, answer["tokens"]))
-            engine.rates.append(num_tokens / answer["seconds"])
-            engine.costs.append((engine.worker.processor_seconds() - before) * 1000 / num_tokens)
+            _take_turn(case, engine, number)
+
+
+def _take_turn(case: TextCase, engine: _Running, number: int) -> None:
+    before, seconds, num_tokens, repeat = engine.worker.processor_seconds(), 0.0, 0, 0
+    while seconds < _ROUND_SECONDS:
+        seed = 100 + 1000 * number + repeat
+        prompts = checkpoints.random_prompts(case.model, case.concurrency, case.prompt_tokens, seed=seed)
+        answer: dict[str, Any] = engine.worker.ask("generate", prompts=prompts, max_tokens=case.new_tokens)
+        seconds += answer["seconds"]
+        num_tokens += case.num_tokens if case.counts_prompt else sum(map(len, answer["tokens"]))
+        repeat += 1
+    engine.rates.append(num_tokens / seconds)
+    engine.costs.append((engine.worker.processor_seconds() - before) * 1000 / num_tokens)
 
 
 def _result(
