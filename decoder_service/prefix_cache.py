@@ -55,6 +55,8 @@ class PrefixCache:
         if self._hash_block is None:
             return
         num_blocks = request.num_computed_tokens // self._blocks.block_size
+        if num_blocks == request.num_known_blocks:
+            return  # As in nearly every step, whose cost must not grow with the context.
         hashes = self._hashes(request, num_blocks)
         for index in range(request.num_known_blocks, num_blocks):
             self._blocks.remember(request.block_table[index], hashes[index])
