@@ -4,6 +4,7 @@ Knows the layout of a batch. Does not know the model or how requests were chosen
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -76,25 +77,31 @@ def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch
     for scheduled in batch.requests:
         request, start = scheduled.request, scheduled.request.num_computed_tokens
         end = start + scheduled.num_scheduled_tokens
-        for rows, indices in _image_rows(scheduled, offset=len(token_ids) - start):
-            image_rows.append(rows)
-            image_indices.extend(indices)
-        prompt_rows.extend(_prompt_rows(scheduled, offset=len(token_ids) - start))
+        if start < request.num_prompt_tokens:
+            for rows, indices in _image_rows(scheduled, offset=len(token_ids) - start):
+                image_rows.append(rows)
+                image_indices.extend(indices)
+            prompt_rows.extend(_prompt_rows(scheduled, offset=len(token_ids) - start))
         token_ids.extend(request.token_ids(start, end))
         positions.extend(range(start, end))
         table = request.block_table
-        slots.extend(table[place // block_size] * block_size + place % block_size for place in range(start, end))
+        slots.extend([table[place // block_size] * block_size + place % block_size for place in range(start, end)])
         if end == request.num_tokens:
             logits_indices.extend([len(token_ids) - 1] * request.num_places)
+    tables, width = _block_tables(batch)
+    columns = (token_ids, positions, slots, logits_indices, image_indices, tables)
+    # One tensor made and moved, not six.
+    tensor = torch.tensor([*chain.from_iterable(columns)], dtype=torch.long, device=device)
+    on_device = tensor.split([len(column) for column in columns])
     return ForwardBatch(
-        token_ids=_tensor(token_ids, device),
-        positions=_tensor(positions, device),
-        slot_mapping=_tensor(slots, device),
-        block_tables=_block_tables(batch, device),
+        token_ids=on_device[0],
+        positions=on_device[1],
+        slot_mapping=on_device[2],
+        block_tables=on_device[5].view(-1, width),
         query_lengths=tuple(scheduled.num_scheduled_tokens for scheduled in batch.requests),
         seq_lens=tuple(s.request.num_computed_tokens + s.num_scheduled_tokens for s in batch.requests),
-        logits_indices=_tensor(logits_indices, device),
-        image_indices=_tensor(image_indices, device),
+        logits_indices=on_device[3],
+        image_indices=on_device[4],
         image_rows=tuple(image_rows),
         prompt_rows=tuple(prompt_rows),
     )
@@ -153,12 +160,13 @@ def _prompt_rows(scheduled: ScheduledRequest, offset: int) -> list[PromptRows]:
     ]
 
 
-def _block_tables(batch: ScheduledBatch, device: torch.device) -> Tensor:
+def _block_tables(batch: ScheduledBatch) -> tuple[list[int], int]:
+    """The requests' tables one after another, and the width that they are filled up to."""
     tables = [scheduled.request.block_table for scheduled in batch.requests]
-    longest = max(len(table) for table in tables)
-    # Hidden values are still multiplied by 0, so they must not be those of a request that may hold a NaN.
-    return _tensor([table + table[:1] * (longest - len(table)) for table in tables], device)
-
-
-def _tensor(values: object, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.long, device=device)
+    width = max(map(len, tables))
+    filled: list[int] = []
+    for table in tables:
+        filled += table
+        # Hidden values are still multiplied by 0, so they must not be those of a request that may hold a NaN.
+        filled += table[:1] * (width - len(table))
+    return filled, width

@@ -4,7 +4,7 @@ Knows the model's weights, the KV cache and one batch's tensors. Does not know r
 implementation a service runs with is chosen once, when it starts.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -35,6 +35,19 @@ class Compute(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits as fp32 [num_rows, vocab_size] for hidden rows [num_rows, hidden_size]."""
+        ...
+
+
+@runtime_checkable
+class WholeCompute(Compute, Protocol):
+    """One that also does what most steps need, a choice of the likeliest tokens of a text, in two calls."""
+
+    def next_logits(self, forward: ForwardBatch) -> Tensor:
+        """Logits as fp32 [num_sampled, vocab_size] of a batch without images, for `forward.logits_indices`."""
+        ...
+
+    def greedy(self, logits: Tensor) -> tuple[list[int], list[bool], list[bool]]:
+        """Of each row of logits the likeliest token, whether all are finite, and whether it is a near tie."""
         ...
 
 

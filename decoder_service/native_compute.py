@@ -17,6 +17,7 @@ from decoder_service.batch import ForwardBatch
 from decoder_service.decoder_model import DecoderModel
 from decoder_service.kv_cache import KVCache
 from decoder_service.model import DecoderLayer
+from decoder_service.near_ties import MARGIN
 from decoder_service.projector import Projector
 
 
@@ -54,12 +55,20 @@ class NativeCompute:
         blocks = zip(self._layers, kv_cache.key_blocks, kv_cache.value_blocks, strict=True)
         layers = (CLayer * len(self._layers))(*(layer.c(keys, values) for layer, keys, values in blocks))
         self._decoder = library.c.diptych_decoder_new(
-            library.pool, byref(shape), frequencies.data_ptr(), layers, self._norm.data_ptr(), byref(self._head.c)
+            library.pool,
+            byref(shape),
+            frequencies.data_ptr(),
+            layers,
+            self._norm.data_ptr(),
+            byref(self._head.c),
+            None if self._table is None else self._table.data_ptr(),
         )
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `Compute`."""
-        return self._head.rows(token_ids) if self._table is None else functional.embedding(token_ids, self._table)
+        out = torch.empty(len(token_ids), self._hidden_size)
+        self._library.c.diptych_decoder_embed(self._decoder, len(token_ids), token_ids.data_ptr(), out.data_ptr())
+        return out
 
     def project(self, image_features: Tensor) -> Tensor:
         """See `Compute`. Raises RuntimeError for a model that takes no images."""
@@ -69,21 +78,22 @@ class NativeCompute:
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
         """See `Compute`; the embeddings are overwritten."""
-        num_requests = len(forward.seq_lens)
-        lengths = c_int64 * num_requests
-        query_lengths, seq_lens = lengths(*forward.query_lengths), lengths(*forward.seq_lens)
-        batch = CBatch(
-            embeds.shape[0],
-            num_requests,
-            forward.block_tables.shape[1],
-            forward.positions.data_ptr(),
-            forward.slot_mapping.data_ptr(),
-            forward.block_tables.data_ptr(),
-            addressof(query_lengths),
-            addressof(seq_lens),
-        )
-        self._library.c.diptych_decoder_hidden(self._decoder, byref(batch), embeds.data_ptr())
+        self._library.c.diptych_decoder_hidden(self._decoder, byref(_c_batch(forward)), embeds.data_ptr())
         return embeds
+
+    def next_logits(self, forward: ForwardBatch) -> Tensor:
+        """Logits [num_sampled, vocab_size] of a batch without images, all in one call: embeddings to output head."""
+        count = len(forward.logits_indices)
+        out = torch.empty(count, self._vocabulary)
+        token_ids, rows = forward.token_ids.data_ptr(), forward.logits_indices.data_ptr()
+        self._library.c.diptych_decoder_step(
+            self._decoder, byref(_c_batch(forward)), token_ids, count, rows, out.data_ptr()
+        )
+        return out
+
+    def greedy(self, logits: Tensor) -> tuple[list[int], list[bool], list[bool]]:
+        """See `Library.greedy`."""
+        return self._library.greedy(logits, margin=MARGIN)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Compute`."""
@@ -91,6 +101,24 @@ class NativeCompute:
         out = torch.empty(hidden.shape[0], self._vocabulary)
         self._library.c.diptych_decoder_logits(self._decoder, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
         return out
+
+
+def _c_batch(forward: ForwardBatch) -> CBatch:
+    """The structure of pointers; it keeps the lengths alive, the tensors are the batch's."""
+    num_requests = len(forward.seq_lens)
+    lengths = (c_int64 * (2 * num_requests))(*forward.query_lengths, *forward.seq_lens)
+    batch = CBatch(
+        len(forward.token_ids),
+        num_requests,
+        forward.block_tables.shape[1],
+        forward.positions.data_ptr(),
+        forward.slot_mapping.data_ptr(),
+        forward.block_tables.data_ptr(),
+        addressof(lengths),
+        addressof(lengths) + 8 * num_requests,
+    )
+    batch.lengths = lengths
+    return batch
 
 
 class _Layer:

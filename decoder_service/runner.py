@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decoder_service.batch import ForwardBatch, ImageRows, PromptRows, build_forward_batch
 from decoder_service.block_manager import BlockId
-from decoder_service.compute import Compute, TorchCompute
+from decoder_service.compute import Compute, TorchCompute, WholeCompute
 from decoder_service.decoder_model import DecoderModel
 from decoder_service.kv_cache import KVCache
 from decoder_service.likelihood import PROMPT_LOGITS_ROWS, likelihoods
@@ -33,6 +33,7 @@ class DecoderRunner:
         self._model = model
         self._kv_cache = kv_cache
         self._compute = compute or TorchCompute(model, kv_cache)
+        self._whole = self._compute if isinstance(self._compute, WholeCompute) else None
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
@@ -40,12 +41,11 @@ class DecoderRunner:
         if batch.copies:
             self._kv_cache.copy(*zip(*batch.copies, strict=True))
         forward = build_forward_batch(batch, block_size=self._kv_cache.block_size, device=self._model.device)
-        hidden = self.hidden(forward)
-        logits = self.logits(hidden[forward.logits_indices])
-        token_ids = sample(logits, [_sampling_row(request) for request in batch.sampled])
+        hidden, logits = self.compute(forward)
+        token_ids, num_near_ties = self._choose(logits, batch.sampled)
         return StepResult(
             token_ids=token_ids,
-            num_near_ties=count_near_ties(logits, batch.sampled),
+            num_near_ties=num_near_ties,
             logprobs=_logprobs(logits, batch.sampled, token_ids),
             prompt_logprobs={rows.request_id: self._prompt_logprobs(hidden, rows) for rows in forward.prompt_rows},
         )
@@ -74,6 +74,22 @@ class DecoderRunner:
             )
         )
         self.logits(hidden)
+
+    def compute(self, forward: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """The batch's hidden rows, where prompts are judged by them, and the logits to choose tokens from."""
+        if self._whole is not None and not forward.image_rows and not forward.prompt_rows:
+            return torch.empty(0), self._whole.next_logits(forward)
+        hidden = self.hidden(forward)
+        return hidden, self.logits(hidden[forward.logits_indices])
+
+    def _choose(self, logits: Tensor, requests: Sequence[Request]) -> tuple[list[int | NoToken], int]:
+        """The next token of each request, and how many of them are near ties."""
+        if self._whole is None or any(_is_steered(request) for request in requests):
+            token_ids = sample(logits, [_sampling_row(request) for request in requests])
+            return token_ids, count_near_ties(logits, requests)
+        likeliest, finite, near_ties = self._whole.greedy(logits)
+        columns = zip(likeliest, finite, strict=True)
+        return [token_id if is_finite else NoToken.NOT_FINITE for token_id, is_finite in columns], sum(near_ties)
 
     @torch.inference_mode()
     def hidden(self, forward: ForwardBatch) -> Tensor:
@@ -113,6 +129,11 @@ class DecoderRunner:
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _is_steered(request: Request) -> bool:
+    """Whether anything but the model has a say in the request's next token."""
+    return bool(request.sampling.temperature) or request.sampling.steers_logits
 
 
 def _sampling_row(request: Request) -> SamplingRow:

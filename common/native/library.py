@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.native.build import NativeUnavailableError
 
-_VERSION = 1
+_VERSION = 2
 
 
 class CWeights(Structure):
@@ -118,12 +118,13 @@ def _declare(c: ctypes.CDLL) -> None:
         "diptych_panel": (i, ()),
         "diptych_pool_new": (p, (i,)),
         "diptych_pack": (None, (p, n, n, n, p)),
-        "diptych_unpack": (None, (weights, n, p, p)),
         "diptych_linear": (None, (p, weights, n, p, p)),
         "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, f, p)),
-        "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights)),
+        "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights, p)),
         "diptych_decoder_hidden": (None, (p, POINTER(CBatch), p)),
         "diptych_decoder_logits": (None, (p, n, p, p)),
+        "diptych_decoder_embed": (None, (p, n, p, p)),
+        "diptych_decoder_step": (None, (p, POINTER(CBatch), p, n, p, p)),
         "diptych_greedy": (None, (n, n, p, f, p, p, p)),
     }
     for name, (result, arguments) in signatures.items():

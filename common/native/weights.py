@@ -46,12 +46,6 @@ class PackedWeights:
         self._library.c.diptych_linear(self._library.pool, byref(self.c), x.shape[0], x.data_ptr(), y.data_ptr())
         return y
 
-    def rows(self, columns: Tensor) -> Tensor:
-        """The weights [num_columns, depth] of int64 `columns` [num_columns], as float32; not with 8 bits."""
-        out = torch.empty(len(columns), self.depth)
-        self._library.c.diptych_unpack(byref(self.c), len(columns), columns.data_ptr(), out.data_ptr())
-        return out
-
 
 def _zeros(size: int) -> Tensor:
     """Zeros of float32 on huge pages where the system has them: streaming through small ones costs a third more."""

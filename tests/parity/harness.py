@@ -16,6 +16,7 @@ from common.identity import ImageHash
 from common.model_config import PixtralConfig
 from common.native.opening import open_library
 from common.preprocessing import PatchGrid
+from decoder_service.batch import ForwardBatch
 from decoder_service.compute import Compute, TorchCompute
 from decoder_service.decoder_model import DecoderModel
 from decoder_service.engine import Engine
@@ -51,9 +52,9 @@ class RecordingRunner(DecoderRunner):
         super().__init__(model, kv_cache, compute)
         self.last: Tensor = torch.empty(0)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        self.last = super().logits(hidden)
-        return self.last
+    def compute(self, forward: ForwardBatch) -> tuple[Tensor, Tensor]:
+        hidden, self.last = super().compute(forward)
+        return hidden, self.last
 
 
 class Harness:

@@ -97,10 +97,33 @@ static inline void each_row(Pool& pool, int64_t rows, const Function& function) 
 
 class Decoder {
  public:
+  // The table of embeddings [vocabulary, hidden]; none where it is the head, whose packed weights are read then.
   Decoder(Pool& pool, const DecoderShape& shape, const float* frequencies, const LayerWeights* layers,
-          const float* norm, const Weights& head)
+          const float* norm, const Weights& head, const float* table)
       : pool_(pool), shape_(shape), frequencies_(frequencies, frequencies + shape.head_dim / 2),
-        layers_(layers, layers + shape.layers), norm_(norm), head_(head) {}
+        layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table) {}
+
+  // A whole step over tokens alone: logits [count, vocabulary] of `count` rows of the batch.
+  void step(const Batch& batch, const int64_t* token_ids, int64_t count, const int64_t* rows, float* to) {
+    const int64_t size = shape_.hidden;
+    float* x = grow(rows_, batch.tokens * size);
+    embed(batch.tokens, token_ids, x);
+    hidden(batch, x);
+    float* last = grow(last_, count * size);
+    for (int64_t i = 0; i < count; ++i) std::memcpy(last + i * size, x + rows[i] * size, size * sizeof(float));
+    logits(count, last, to);
+  }
+
+  void embed(int64_t count, const int64_t* token_ids, float* to) const {
+    const int64_t size = shape_.hidden;
+    for (int64_t i = 0; i < count; ++i) {
+      if (table_)
+        std::memcpy(to + i * size, table_ + token_ids[i] * size, size * sizeof(float));
+      else
+        unpack(FloatWeights{static_cast<const float*>(head_.data), head_.columns, head_.depth}, token_ids[i],
+               to + i * size);
+    }
+  }
 
   // x [tokens, hidden] goes through the layers in place.
   void hidden(const Batch& batch, float* x) {
@@ -209,6 +232,7 @@ class Decoder {
   std::vector<LayerWeights> layers_;
   const float* norm_;
   Weights head_;
-  std::vector<float> normed_, qkv_, wide_, narrow_, cosines_, sines_;
+  const float* table_;
+  std::vector<float> rows_, last_, normed_, qkv_, wide_, narrow_, cosines_, sines_;
   std::vector<Part> parts_;
 };

@@ -146,3 +146,9 @@ static inline void pack(const float* w, int64_t columns, int64_t depth, int64_t 
     for (int64_t k = 0; k < depth; ++k) to[k * kPanel] = w[c * depth + k];
   }
 }
+
+// The weights of one column, which an embedding table calls a row.
+static inline void unpack(const FloatWeights& w, int64_t column, float* to) {
+  const float* from = w.panel(column / kPanel, 0) + column % kPanel;
+  for (int64_t k = 0; k < w.depth; ++k) to[k] = from[k * kPanel];
+}

@@ -5,7 +5,7 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 1; }
+int32_t diptych_version() { return 2; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -15,15 +15,6 @@ void diptych_pool_free(void* pool) { delete static_cast<Pool*>(pool); }
 
 void diptych_pack(const float* w, int64_t columns, int64_t depth, int64_t first, float* packed) {
   pack(w, columns, depth, first, packed);
-}
-
-// The packed row of one column, as an embedding table needs it.
-void diptych_unpack(const Weights* w, int64_t count, const int64_t* columns, float* rows) {
-  const FloatWeights weights{static_cast<const float*>(w->data), w->columns, w->depth};
-  for (int64_t i = 0; i < count; ++i) {
-    const float* from = weights.panel(columns[i] / kPanel, 0) + columns[i] % kPanel;
-    for (int64_t k = 0; k < w->depth; ++k) rows[i * w->depth + k] = from[k * kPanel];
-  }
 }
 
 void diptych_linear(void* pool, const Weights* w, int64_t rows, const float* x, float* y) {
@@ -55,8 +46,8 @@ void diptych_packed_attention(void* pool, const float* query, const float* key, 
 }
 
 void* diptych_decoder_new(void* pool, const DecoderShape* shape, const float* frequencies, const LayerWeights* layers,
-                          const float* norm, const Weights* head) {
-  return new Decoder(*static_cast<Pool*>(pool), *shape, frequencies, layers, norm, *head);
+                          const float* norm, const Weights* head, const float* table) {
+  return new Decoder(*static_cast<Pool*>(pool), *shape, frequencies, layers, norm, *head, table);
 }
 
 void diptych_decoder_free(void* decoder) { delete static_cast<Decoder*>(decoder); }
@@ -67,6 +58,15 @@ void diptych_decoder_hidden(void* decoder, const Batch* batch, float* x) {
 
 void diptych_decoder_logits(void* decoder, int64_t rows, const float* hidden, float* logits) {
   static_cast<Decoder*>(decoder)->logits(rows, hidden, logits);
+}
+
+void diptych_decoder_embed(void* decoder, int64_t count, const int64_t* token_ids, float* embeds) {
+  static_cast<Decoder*>(decoder)->embed(count, token_ids, embeds);
+}
+
+void diptych_decoder_step(void* decoder, const Batch* batch, const int64_t* token_ids, int64_t count,
+                          const int64_t* rows, float* logits) {
+  static_cast<Decoder*>(decoder)->step(*batch, token_ids, count, rows, logits);
 }
 
 // Of every row the first of its largest logits; whether all are finite; whether another is within the margin.
