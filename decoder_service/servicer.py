@@ -91,6 +91,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             parsed = parse_generate_request(
                 request, vocabulary_size=self._info.vocabulary_size, max_priority=self._limits.max_priority
             )
+            parsed = replace(parsed, cache_salt=current_principal().cache_salt(parsed.cache_salt))
             watch.named(parsed.request_id, request_attributes(parsed, model_name=self._info.model_name))
             with self._counted():
                 try:

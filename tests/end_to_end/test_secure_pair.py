@@ -54,7 +54,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     tls = tmp_path_factory.mktemp("tls")
     authority = Authority(tls / "authority")
     (tls / "ca.crt").write_bytes(authority.ca.read_bytes())
-    (tls / "tokens").write_text(f"{hash_token('secret').hex()} alice\n")
+    (tls / "tokens").write_text(f"{hash_token('secret').hex()} alice\n{hash_token('other').hex()} bob\n")
     put(tls, "vision", authority.leaf("vision", names=NAMES))
     put(tls, "decoder", authority.leaf("decoder", names=[*NAMES, "URI:spiffe://here/decoder"]))
     health_port = free_port()
@@ -93,6 +93,20 @@ def test_a_caller_without_one_gets_nothing(pair: Pair, token: str | None) -> Non
     with pair.client(token=token) as client, pytest.raises(ClientError) as raised:
         client.complete(raw_text("circle"), timeout=10)
     assert raised.value.code is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_caller_finds_nothing_that_another_has_cached(pair: Pair) -> None:
+    prompt = raw_text("red circle blue square " * 12)
+
+    def cached(token: str, salt: bytes) -> int:
+        with pair.client(token=token) as client:
+            return client.complete(prompt, max_tokens=1, cache_salt=salt, timeout=30).usage.cached_tokens
+
+    assert cached("secret", b"") == 0
+    assert cached("secret", b"") > 0
+    assert cached("other", b"") == 0
+    assert cached("other", b"ours") == 0
+    assert cached("secret", b"ours") > 0
 
 
 def test_nobody_but_a_decoder_reaches_vision(pair: Pair) -> None:
