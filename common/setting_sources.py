@@ -21,8 +21,8 @@ Config = TypeVar("Config")
 
 _PREFIX: Final = "DIPTYCH_"
 _CONFIG: Final = "config"
-_OTHERS: Final = frozenset({_CONFIG, "token"})
-"""Variables that are for the commands, not for a config."""
+_OTHERS: Final = frozenset({_CONFIG, "token", "native_cache"})
+"""Variables that are for the commands or the kernels, not for a config."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

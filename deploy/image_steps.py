@@ -20,7 +20,7 @@ from pathlib import Path
 from deploy.dockerfile import DOCKERFILE, Instruction, Stage, image_environment, lineage, read_stages
 
 CONTEXT = DOCKERFILE.parents[2]
-_IMAGE_PATHS = ("/src", "/wheels", "/opt/diptych")
+_IMAGE_PATHS = ("/src", "/wheels", "/kernels", "/opt/diptych")
 _DOWNLOADS = re.compile(r"(?<=&& )python -m pip \S+ \S+ install --constraint .*|(?<=^)apt-get .*")
 
 
