@@ -12,6 +12,7 @@ from common.settings import Parser, add_arguments
 
 _COMMANDS = {
     "compare": ("benchmarks.compare.command", "CompareConfig", "ourselves and every installed peer in turns"),
+    "table": ("benchmarks.compare.table_command", "TableConfig", "one table of several comparisons"),
     "load": ("benchmarks.load.command", "LoadConfig", "a load on the running pair, with latencies and goodput"),
     "service": ("benchmarks.service.command", "ServiceConfig", "what the services cost, and what pictures do to text"),
     "restarts": ("benchmarks.restarts.command", "RestartsConfig", "rolling restarts under load, and what callers saw"),
@@ -21,6 +22,8 @@ _COMMANDS = {
 _PROGRAMS = {
     "memory": ("benchmarks.loading_memory", "memory that each service needs to load its part"),
     "replicas": ("benchmarks.scale_vision", "how encoding grows with vision replicas"),
+    "observing": ("benchmarks.observing", "what it costs to count a token, a request, a step and a scrape"),
+    "gpu": ("benchmarks.gpu.__main__", "correctness and speed on a GPU with Pixtral-12B's shape"),
 }
 """Measurements with a command line of their own."""
 

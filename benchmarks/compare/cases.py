@@ -98,8 +98,8 @@ TEXT_CASES = (
     ),
 )
 SMOKE_CASES = (
-    TextCase(name="smoke, 2 at a time", model="smoke", concurrency=2, prompt_tokens=8, new_tokens=4),
-    TextCase(name="smoke, prompts of 32", model="smoke", concurrency=2, prompt_tokens=32, new_tokens=1),
+    TextCase(name="smoke 2 at a time", model="smoke", concurrency=2, prompt_tokens=8, new_tokens=4),
+    TextCase(name="smoke prompts of 32", model="smoke", concurrency=2, prompt_tokens=32, new_tokens=1),
 )
 
 

@@ -5,7 +5,7 @@ Knows the command line and where results go. Does not know how cases are run.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from benchmarks.compare.cases import SMOKE_CASES, TEXT_CASES, TextCase
 from benchmarks.compare.picture_cases import PictureCase, picture_cases
 from benchmarks.compare.pictures import run_picture_cases
 from benchmarks.compare.results import CaseResult, table
-from benchmarks.compare.text import run_text_cases
+from benchmarks.compare.text import Quietly, run_text_cases
 from benchmarks.exclusive import exclusive
-from benchmarks.peers.environments import TEXT_PEERS
+from benchmarks.peers.environments import TEXT_PEERS, Peer
 from benchmarks.report import save
 from common.settings import from_arguments, setting
 
@@ -51,8 +51,18 @@ def run(options: argparse.Namespace) -> int:
     def quietly() -> AbstractContextManager[None]:
         return exclusive([Path(lock) for lock in config.lock])
 
+    results: list[CaseResult] = []
+    for result in _run(config, peers, quietly):
+        results.append(result)
+        if config.json is not None:
+            save(config.json, "compare", results)  # After each, as the next may take long.
+    sys.stdout.write(f"{table(results)}\n")
+    return 1 if any(_broken(result) for result in results) else 0
+
+
+def _run(config: CompareConfig, peers: Sequence[Peer], quietly: Quietly) -> Iterator[CaseResult]:
     cores = [int(core) for core in config.cores.split(",")]
-    results = run_text_cases(
+    yield from run_text_cases(
         chosen(TEXT_CASES + SMOKE_CASES, config.cases),
         peers,
         folder=config.peers,
@@ -61,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         niceness=config.niceness,
         quietly=quietly,
     )
-    results += run_picture_cases(
+    yield from run_picture_cases(
         chosen(picture_cases(PICTURES_FOLDER), config.cases),
         folder=config.peers,
         cores=cores,
@@ -69,10 +79,6 @@ def run(options: argparse.Namespace) -> int:
         niceness=config.niceness,
         quietly=quietly,
     )
-    sys.stdout.write(f"{table(results)}\n")
-    if config.json is not None:
-        save(config.json, "compare", results)
-    return 1 if any(_broken(result) for result in results) else 0
 
 
 def chosen(cases: Sequence[Case], beginnings: Sequence[str]) -> list[Case]:

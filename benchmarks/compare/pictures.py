@@ -5,7 +5,7 @@ Knows rounds and what is kept equal. Does not know engines (see `benchmarks.peer
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +38,10 @@ class _Entry:
 
 def run_picture_cases(
     cases: Sequence[PictureCase], *, folder: Path, cores: Sequence[int], rounds: int, niceness: int, quietly: Quietly
-) -> list[CaseResult]:
+) -> Iterator[CaseResult]:
     """All cases on these cores, measured inside `quietly`."""
-    results: list[CaseResult] = []
     if not cases:
-        return results
+        return
     with ExitStack() as stack:
         ceilings = stack.enter_context(CEILINGS.start(folder, cores))
         ours = stack.enter_context(OURS_VISION.start(folder, cores))
@@ -65,8 +64,7 @@ def run_picture_cases(
                 _measure(case, entries, rounds)
                 limit = _limit(case, ours, ceiling)
                 sys.stderr.write(f"{case.name} is measured\n")
-                results.append(_result(case, entries, versions, limit, len(cores)))
-    return results
+                yield _result(case, entries, versions, limit, len(cores))
 
 
 def _entries(case: PictureCase, workers: Mapping[str, Worker]) -> list[_Entry]:

@@ -4,7 +4,7 @@ Knows rounds and what is kept equal. Does not know engines (see `benchmarks.peer
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +46,8 @@ def run_text_cases(
     rounds: int,
     niceness: int,
     quietly: Quietly,
-) -> list[CaseResult]:
+) -> Iterator[CaseResult]:
     """All cases on these cores; engines are loaded once for each model, and measured inside `quietly`."""
-    results = []
     for model in dict.fromkeys(case.model for case in cases):
         of_model = [case for case in cases if case.model == model]
         with ExitStack() as workers:
@@ -63,8 +62,7 @@ def run_text_cases(
                     alive = [engine for engine in engines if engine.peer.name not in failed]
                     _measure(case, alive, rounds)
                     sys.stderr.write(f"{case.name} is measured\n")
-                    results.append(_result(case, alive, limits, len(cores), not_run | failed))
-    return results
+                    yield _result(case, alive, limits, len(cores), not_run | failed)
 
 
 def _load(

@@ -61,7 +61,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                process_group=0,
+                start_new_session=True,
                 cwd=ROOT,
                 env={**os.environ, **environment, "OMP_NUM_THREADS": str(len(cores)), "PYTHONPATH": paths},
             )
@@ -86,6 +86,10 @@ class Worker:
     def set_niceness(self, niceness: int) -> None:
         """Let the scheduler prefer the process and all that it started (below 0, as root) or others."""
         os.setpriority(os.PRIO_PGRP, self._process.pid, niceness)
+        # Where Linux shares cores by sessions first, priorities count only inside of one.
+        session = Path(f"/proc/{self._process.pid}/autogroup")
+        if session.exists():
+            session.write_text(str(niceness))
 
     def processor_seconds(self) -> float:
         """Processor time that the process and all below it have used."""
