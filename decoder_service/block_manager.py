@@ -36,6 +36,7 @@ class BlockManager:
         self._ref_counts = [0] * num_blocks
         self._by_hash: dict[BlockHash, BlockId] = {}
         self._hashes: list[BlockHash | None] = [None] * num_blocks
+        self._unclean: list[BlockId] = []
 
     @property
     def num_free_blocks(self) -> int:
@@ -96,8 +97,13 @@ class BlockManager:
         block_table[-1] = own[0]
         return own[0]
 
-    def free(self, block_table: list[BlockId]) -> None:
-        """Give back every block of the table and empty it."""
+    def free(self, block_table: list[BlockId], *, num_clean: int | None = None) -> None:
+        """Give back every block of the table and empty it.
+
+        Those behind the first `num_clean` may hold what harms their next owner; `take_unclean` gives those that nobody
+        owns now.
+        """
+        unclean = block_table[num_clean:] if num_clean is not None else ()
         # Last block first: the start of a sequence is what another request may share, so it is reused last.
         while block_table:
             block_id = block_table.pop()
@@ -108,6 +114,12 @@ class BlockManager:
                 self._free[block_id] = None
                 # What nobody can find is of no use to anyone, and goes first.
                 self._free.move_to_end(block_id, last=self._hashes[block_id] is not None)
+        self._unclean.extend(block_id for block_id in unclean if self._ref_counts[block_id] == 0)
+
+    def take_unclean(self) -> list[BlockId]:
+        """Blocks to clear before anything is written to them; each is given once."""
+        unclean, self._unclean = self._unclean, []
+        return unclean
 
     def find(self, hashes: Iterable[BlockHash]) -> list[BlockId]:
         """The remembered blocks of the longest start of a chain; they count as just used."""
@@ -135,11 +147,10 @@ class BlockManager:
             self._hashes[block_id] = block_hash
             self._by_hash[block_hash] = block_id
 
-    def forget(self, block_table: Sequence[BlockId]) -> list[BlockId]:
-        """Let owned blocks not be found any more; returns those with no owner but this table."""
+    def forget(self, block_table: Sequence[BlockId]) -> None:
+        """Let owned blocks not be found any more."""
         for block_id in block_table:
             self._forget(block_id)
-        return [block_id for block_id in block_table if self._ref_counts[block_id] == 1]
 
     def hash_of(self, block_id: BlockId) -> BlockHash | None:
         """What a block is remembered as; None where it is not."""
@@ -158,6 +169,8 @@ class BlockManager:
                 )
             if (block_id in self._free) != (ref_count == 0):
                 raise IntegrityError(f"block {block_id} counts {ref_count} owners and is wrongly free or lost")
+        if any(self._hashes[block_id] is not None for block_id in self._unclean):
+            raise IntegrityError("a block that must be cleared can be found")
         remembered = {hash_: BlockId(block_id) for block_id, hash_ in enumerate(self._hashes) if hash_ is not None}
         if remembered != self._by_hash:
             raise IntegrityError("a block is remembered under a name that does not find it")

@@ -3,7 +3,8 @@
 Knows tokens and sampling parameters. Does not know blocks, batches or stop texts.
 """
 
-from common.errors import DiptychError, InternalError, InvalidArgumentError
+from common.errors import DiptychError, InternalError, InvalidArgumentError, ResourceExhaustedError
+from decoder_service.device_errors import DeviceMemoryError
 from decoder_service.request import Request
 from decoder_service.request_status import FinishReason
 from decoder_service.step import NoToken
@@ -15,6 +16,13 @@ def finish_reason(request: Request) -> FinishReason | None:
     if token_id in sampling.stop_token_ids or (token_id in request.end_token_ids and not sampling.ignore_eos):
         return FinishReason.STOP
     return FinishReason.LENGTH if len(request.output_token_ids) >= sampling.max_tokens else None
+
+
+def step_error(failure: Exception, error_id: str) -> DiptychError:
+    """What a request ends with that no step could compute."""
+    if isinstance(failure, DeviceMemoryError):
+        return ResourceExhaustedError("DEVICE_MEMORY", "there is no memory left to compute this", retry_after=1.0)
+    return InternalError("STEP_FAILED", "the step failed", metadata={"error_id": error_id})
 
 
 def no_token_error(reason: NoToken) -> DiptychError:

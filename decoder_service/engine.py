@@ -5,14 +5,13 @@ Knows the life of a request from submission to its end. Does not know which toke
 every method from one thread at a time.
 """
 
-import logging
-
-from common.errors import AlreadyExistsError, DiptychError, InternalError
+from common.errors import AlreadyExistsError, DiptychError
 from decoder_service.block_hash import HashBlock, block_hash
 from decoder_service.block_manager import BlockManager
 from decoder_service.capacity import Capacity
 from decoder_service.completions import Completions
-from decoder_service.endings import finish_reason, no_token_error
+from decoder_service.containment import run_contained
+from decoder_service.endings import finish_reason, no_token_error, step_error
 from decoder_service.engine_stats import EngineStats
 from decoder_service.forks import make_forks, part
 from decoder_service.logprobs import Logprobs
@@ -36,8 +35,6 @@ __all__ = [
     "StepResult",
     "TokenOutput",
 ]
-
-_logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -121,6 +118,19 @@ class Engine:
         request = self._completions.find(request_id, index)
         return [] if request is None else self._remove(request)
 
+    def pause(self, request_id: str) -> None:
+        """Put out nothing more of a request until it is resumed; nothing happens where it has ended.
+
+        It keeps what it has, and is the first to give it up where others need it.
+        """
+        for request in self._completions.of(request_id):
+            self._scheduler.pause(request)
+
+    def resume(self, request_id: str) -> None:
+        """Go on with a request."""
+        for request in self._completions.of(request_id):
+            self._scheduler.resume(request)
+
     def fail(self, request_id: str, error: DiptychError) -> list[ImageRef]:
         """End a request as `abort` does; the next step reports the error."""
         if request_id in self._completions:
@@ -133,16 +143,18 @@ class Engine:
         self._failed = []
         batch = self._scheduler.schedule(output)
         self._num_batched_tokens = batch.num_tokens
+        unclean = self._blocks.take_unclean()
+        if unclean:
+            self._runner.clear(unclean)
         if batch.requests:
             self._num_steps += 1
-            try:
-                result = self._execute(batch)
-            except Exception as error:  # Whatever it was, it costs this batch and not the engine.
-                self._num_splice_mismatches += isinstance(error, SpliceError)
-                _logger.exception("step-%d failed", self._num_steps)
-                self._fail_batch(batch, output)
-            else:
-                self._update(batch, result, output)
+            error_id = f"step-{self._num_steps}"
+            for part in run_contained(self._runner, batch, error_id=error_id, on_no_memory=self._scheduler.shrink):
+                if isinstance(part.outcome, StepResult):
+                    self._update(part.batch, part.outcome, output)
+                else:
+                    self._num_splice_mismatches += isinstance(part.outcome, SpliceError)
+                    self._fail_part(part.batch, part.outcome, error_id, output)
         return output
 
     def stats(self) -> EngineStats:
@@ -178,12 +190,6 @@ class Engine:
         """Compare all books with each other, between steps; raises IntegrityError."""
         self._scheduler.check_integrity(self._completions.all())
 
-    def _execute(self, batch: ScheduledBatch) -> StepResult:
-        result = self._runner.execute(batch)
-        if len(result.token_ids) != len(batch.sampled):
-            raise ValueError(f"the runner gave {len(result.token_ids)} tokens for {len(batch.sampled)} requests")
-        return result
-
     def _update(self, batch: ScheduledBatch, result: StepResult, output: StepOutput) -> None:
         sampled = batch.sampled  # Before the counters move.
         self._num_near_ties += result.num_near_ties
@@ -198,9 +204,11 @@ class Engine:
                 continue  # With another completion that failed just now.
             if isinstance(token_id, NoToken):
                 if token_id is NoToken.NOT_FINITE:
-                    self._runner.clear(self._prefix_cache.forget(request))
+                    request.num_finite_tokens, request.is_suspect = 0, True
+                    self._prefix_cache.forget(request)
                 self._end_failed(request, no_token_error(token_id), output)
             else:
+                request.num_finite_tokens = request.num_computed_tokens
                 self._prefix_cache.remember(request)
                 self._part(request)
                 self._append(request, token_id, result.logprobs.get(request.completion_id), output)
@@ -231,10 +239,10 @@ class Engine:
             )
         )
 
-    def _fail_batch(self, batch: ScheduledBatch, output: StepOutput) -> None:
-        for scheduled in batch.requests:
-            error = InternalError("STEP_FAILED", "the step failed", metadata={"error_id": f"step-{self._num_steps}"})
-            self._end_failed(scheduled.request, error, output)
+    def _fail_part(self, part: ScheduledBatch, failure: Exception, error_id: str, output: StepOutput) -> None:
+        for scheduled in part.requests:
+            scheduled.request.is_suspect = True
+            self._end_failed(scheduled.request, step_error(failure, error_id), output)
 
     def _end_failed(self, request: Request, error: DiptychError, output: StepOutput) -> None:
         if request.request_id in self._completions:

@@ -12,6 +12,7 @@ from decoder_service.block_hash import block_hash
 from decoder_service.compute_choice import choose_compute
 from decoder_service.config import DecoderConfig
 from decoder_service.decoder_model import DecoderModel
+from decoder_service.device_guard import GuardedRunner
 from decoder_service.engine import Engine
 from decoder_service.kv_cache import KVCache
 from decoder_service.memory import plan_num_blocks
@@ -81,7 +82,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         config=scheduler,
         num_blocks=num_blocks,
         block_size=engine.block_size,
-        runner=runner,
+        runner=GuardedRunner(runner),
         hash_block=block_hash if engine.prefix_caching else None,
         compute=compute.name,
     )

@@ -42,6 +42,7 @@ def part(request: Request) -> tuple[Request, ...]:
     forks, request.forks = request.forks, ()
     for fork in forks:
         fork.num_computed_tokens = request.num_computed_tokens
+        fork.num_finite_tokens = request.num_finite_tokens
         fork.num_cached_tokens = request.num_cached_tokens
         fork.num_saved_tokens = request.num_saved_tokens
         fork.num_known_blocks = request.num_known_blocks

@@ -41,7 +41,7 @@ class PrefixCache:
     def take(self, request: Request, found: Sequence[BlockId]) -> None:
         """Let a request own the blocks that `find` just found, as if it had computed them."""
         self._blocks.share(request.block_table, found)
-        request.num_computed_tokens = request.num_cached_tokens
+        request.num_computed_tokens = request.num_finite_tokens = request.num_cached_tokens
         request.num_known_blocks = len(found)
         if request.num_preemptions == 0:
             request.num_saved_tokens = request.num_cached_tokens
@@ -62,9 +62,9 @@ class PrefixCache:
             self._blocks.remember(request.block_table[index], hashes[index])
         request.num_known_blocks = num_blocks
 
-    def forget(self, request: Request) -> list[BlockId]:
-        """Share none of a request's blocks any more; returns those that nobody else owns."""
-        return self._blocks.forget(request.block_table)
+    def forget(self, request: Request) -> None:
+        """Share none of a request's blocks any more."""
+        self._blocks.forget(request.block_table)
 
     def check_integrity(self, requests: Collection[Request]) -> None:
         """Compare what is remembered of the requests' blocks with what they hold. Raises IntegrityError."""

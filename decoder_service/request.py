@@ -93,6 +93,10 @@ class Request:
     num_fetches: int = 0
     """How often it was asked; what was fetched before the last time is void."""
     num_preemptions: int = 0
+    num_finite_tokens: int = 0
+    """Leading computed tokens whose keys and values hold no NaN, as finite logits have shown."""
+    is_suspect: bool = False
+    """Whether anything may stand in its blocks behind those tokens, though no token there counts as computed."""
     num_charged_tokens: int = 0
     """Leading tokens that its tenant was charged for; they may have to be computed again."""
     is_paused: bool = False

@@ -10,20 +10,23 @@ from decoder_service.block_manager import BlockId, BlockManager
 from decoder_service.request import Request
 from decoder_service.running import RunningRequests, num_places_of
 from decoder_service.scheduler_config import SchedulerConfig
+from decoder_service.step_plan import StepPlan
 
 
 class Room:
     """The places in the batch and the blocks."""
 
-    def __init__(self, config: SchedulerConfig, blocks: BlockManager, running: RunningRequests) -> None:
+    def __init__(self, config: SchedulerConfig, blocks: BlockManager, running: RunningRequests, plan: StepPlan) -> None:
         self._config = config
+        self._plan = plan
         self._blocks = blocks
         self._running = running
 
     def has_place(self, request: Request) -> bool:
         """Whether there is a place in the batch for a request, or somebody who must give it one."""
         num_places = num_places_of((request, *self._running))
-        return num_places <= self._config.max_num_requests or bool(self._running.victims_for(request))
+        is_free = num_places <= self._plan.max_num_requests or not len(self._running)
+        return is_free or bool(self._running.victims_for(request))
 
     def victims_for(self, request: Request, found: Sequence[BlockId]) -> list[Request] | None:
         """The fewest that must give way to let a request run that shares the found blocks; None if it cannot."""
@@ -43,7 +46,9 @@ class Room:
         halfway and be computed again. While others run some must be left, else one of those would run out at once.
         """
         num_others = num_places_of(self._running) - num_places_of(victims)
-        if num_others + request.num_places > self._config.max_num_requests:
+        # One that runs alone may be of more completions than a short budget has tokens for.
+        if num_others and num_others + request.num_places > self._plan.max_num_requests:
+            return False
             return False
         return self._blocks.fits(
             request.num_tokens,

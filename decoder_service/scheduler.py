@@ -44,8 +44,8 @@ class Scheduler:
         self._counters = TokenCounters()
         self._waiting = WaitingRequests(self._counters)
         self._running = RunningRequests()
-        self._room = Room(config, blocks, self._running)
-        self._plan = StepPlan(config.max_num_batched_tokens, self._counters)
+        self._plan = StepPlan(config, self._counters)
+        self._room = Room(config, blocks, self._running, self._plan)
         self._copies = CopyOnWrite(blocks)
 
     @property
@@ -102,11 +102,15 @@ class Scheduler:
         elif request.is_paused:
             self._waiting.resume(request)
 
+    def shrink(self, batch: ScheduledBatch) -> None:
+        """Keep the next steps below a batch that there was no memory for."""
+        self._plan.shrink(batch.num_tokens // 2)
+
     def remove(self, request: Request) -> None:
         """Forget a request, wherever it is, and free its blocks."""
         place = self._running if request.status is RequestStatus.RUNNING else self._waiting
         place.remove(request)
-        self._blocks.free(request.block_table)
+        self._free(request)
         request.status = RequestStatus.FINISHED
 
     def schedule(self, output: StepOutput) -> ScheduledBatch:
@@ -136,7 +140,7 @@ class Scheduler:
         for request in self._running.movable:
             if request.status is not RequestStatus.RUNNING:
                 continue  # It gave way just now, to one before it.
-            if self._make_room(request, 1):
+            if self._plan.budget and self._make_room(request, 1):
                 self._plan.set(request, 1)
             else:
                 self._preempt(request)
@@ -223,12 +227,18 @@ class Scheduler:
         self._plan.drop(request)
         self._copies.drop(request)
         self._running.remove(request)
-        self._blocks.free(request.block_table)
-        request.num_computed_tokens = request.num_known_blocks = 0
+        self._free(request)
+        request.num_computed_tokens = request.num_finite_tokens = request.num_known_blocks = 0
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
         self.num_preemptions += 1
         self._waiting.preempted(request)
+
+    def _free(self, request: Request) -> None:
+        """Give a request's blocks back; those behind its last finite logits may hold a NaN."""
+        is_clean = request.num_finite_tokens == request.num_computed_tokens and not request.is_suspect
+        num_clean = None if is_clean else request.num_finite_tokens // self._blocks.block_size
+        self._blocks.free(request.block_table, num_clean=num_clean)
 
     def _take_back(self, output: StepOutput) -> None:
         """Let those wait that just began to, for the images that what is left of their blocks does not cover."""

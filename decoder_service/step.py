@@ -59,6 +59,16 @@ class ScheduledBatch:
             for request in (scheduled.request, *scheduled.request.forks)
         )
 
+    def part(self, requests: Sequence[ScheduledRequest]) -> "ScheduledBatch":
+        """A batch of some of the requests, perhaps with fewer tokens, that can be run by itself.
+
+        It copies what these write to, and no more: another part's blocks may be written already.
+        """
+        tables = [scheduled.request.block_table for scheduled in requests]
+        return ScheduledBatch(
+            tuple(requests), tuple(copy for copy in self.copies if any(copy.target in table for table in tables))
+        )
+
     @property
     def num_tokens(self) -> int:
         """Tokens that the step computes."""

@@ -4,19 +4,35 @@ Knows the token budget and whom its tokens are charged to. Does not know blocks,
 """
 
 from decoder_service.request import Request
+from decoder_service.scheduler_config import SchedulerConfig
 from decoder_service.step import BlockCopy, ScheduledBatch, ScheduledRequest
 from decoder_service.token_counters import TokenCounters, cost
+
+STEPS_BEFORE_GROWTH = 100
+"""Steps that must pass before the budget, once cut, is doubled again."""
 
 
 class StepPlan:
     """Tokens of each request, within a budget. Empty between steps."""
 
-    def __init__(self, max_num_tokens: int, counters: TokenCounters) -> None:
-        self._max_num_tokens = max_num_tokens
+    def __init__(self, config: SchedulerConfig, counters: TokenCounters) -> None:
+        self._config = config
         self._counters = counters
         self._num_tokens: dict[Request, int] = {}
-        self.budget = max_num_tokens
+        self._limit = config.max_num_batched_tokens
+        self._num_steps = 0
+        self.budget = self._limit
         """Tokens that are left."""
+
+    @property
+    def max_num_requests(self) -> int:
+        """Most requests that run at once: each needs a token in every step."""
+        return min(self._config.max_num_requests, self._limit)
+
+    def shrink(self, num_tokens: int) -> None:
+        """Cut the budget of the next steps; it grows back slowly."""
+        self._limit, self._num_steps = max(1, min(self._limit, num_tokens)), 0
+        self.budget = self._limit
 
     def __len__(self) -> int:
         return len(self._num_tokens)
@@ -45,6 +61,10 @@ class StepPlan:
 
     def take(self, copies: tuple[BlockCopy, ...]) -> ScheduledBatch:
         """The batch, which begins with copying blocks; the plan is empty again."""
-        plan, self._num_tokens, self.budget = self._num_tokens, {}, self._max_num_tokens
+        plan, self._num_tokens = self._num_tokens, {}
+        self._num_steps += 1
+        if self._num_steps % STEPS_BEFORE_GROWTH == 0:
+            self._limit = min(2 * self._limit, self._config.max_num_batched_tokens)
+        self.budget = self._limit
         requests = tuple(ScheduledRequest(request, num_tokens) for request, num_tokens in plan.items())
         return ScheduledBatch(requests, copies)

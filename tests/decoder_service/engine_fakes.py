@@ -11,6 +11,7 @@ from common.errors import DiptychError
 from common.preprocessing import PatchGrid
 from decoder_service.block_hash import HashBlock, block_hash
 from decoder_service.block_manager import BlockId
+from decoder_service.device_errors import DeviceMemoryError
 from decoder_service.engine import Engine, NoToken, ScheduledBatch, StepOutput, StepResult
 from decoder_service.image_encoder import ImageFeatures
 from decoder_service.request import ImageRef, PlaceholderRange, Request
@@ -22,6 +23,9 @@ IMAGE_TOKEN = 49
 
 Entry = tuple[int, int | None]
 """A token as the cache keeps it: its id and, inside an image, the feature of its row."""
+
+NAN: Entry = (-1, None)
+"""What poisons everything that is computed from it."""
 
 
 def make_request(
@@ -110,6 +114,12 @@ class FakeRunner:
         """Of every step, the number of tokens of each request."""
         self.not_finite: set[str] = set()
         """Requests, or single completions by their completion_id, whose logits are NaN."""
+        self.poisoned: set[str] = set()
+        """Requests whose keys and values are NaN."""
+        self.culprits: set[str] = set()
+        """Requests that no step can compute."""
+        self.most_tokens: int | None = None
+        """Tokens that there is memory for."""
         self.error: Exception | None = None
         """Raised by the next step."""
         self.num_near_ties = 0
@@ -122,6 +132,8 @@ class FakeRunner:
         if self.error is not None:
             error, self.error = self.error, None
             raise error
+        if self.most_tokens is not None and batch.num_tokens > self.most_tokens:
+            raise DeviceMemoryError
         size = self._block_size
         read = [self._cache[source * size : (source + 1) * size] for source, _ in batch.copies]
         for (_, target), entries in zip(batch.copies, read, strict=True):
@@ -130,6 +142,8 @@ class FakeRunner:
             start = each.request.num_computed_tokens
             for position in range(start, start + each.num_scheduled_tokens):
                 self._cache[self._slot(each.request, position)] = self._entry(each.request, position)
+            if each.request.request_id in self.culprits:
+                raise RuntimeError("a culprit, when something is written already")
         sampled = [each.request for each in batch.requests if each.is_sampled]
         families = [(request, (request, *request.forks)) for request in sampled]
         token_ids = [self._sample(request, each) for request, family in families for each in family]
@@ -146,6 +160,8 @@ class FakeRunner:
 
     def _entry(self, request: Request, position: int) -> Entry:
         (token_id,) = request.token_ids(position, position + 1)
+        if request.request_id in self.poisoned:
+            return NAN
         for placeholder, features in zip(request.placeholders, request.features, strict=True):
             if placeholder.offset <= position < placeholder.end:
                 rows = features.data if isinstance(features, ImageFeatures) else features
@@ -157,6 +173,11 @@ class FakeRunner:
     def _sample(self, request: Request, completion: Request) -> int | NoToken:
         if {request.request_id, completion.completion_id} & self.not_finite:
             return NoToken.NOT_FINITE
+        for block_id in request.block_table:
+            start = block_id * self._block_size
+            # Whole blocks, as hidden values are multiplied by 0, and that makes NaN of NaN.
+            if NAN in self._cache[start : start + self._block_size]:
+                return NoToken.NOT_FINITE
         entries = [self._cache[self._slot(request, position)] for position in range(request.num_tokens)]
         read = [entry for entry in entries if entry is not None]
         if len(read) != len(entries):
@@ -234,6 +255,19 @@ class Host:
         self._held.add(ref)
         features = make_features(self.requests[ref.request_id], ref.image_index)
         assert self.engine.features_arrived(ref.request_id, ref.image_index, features, index=ref.index)
+        self._check()
+
+    @property
+    def paused(self) -> list[str]:
+        """Requests that are paused and have not ended."""
+        return [request_id for request_id in self.live if self.requests[request_id].is_paused]
+
+    def pause(self, request_id: str) -> None:
+        self.engine.pause(request_id)
+        self._check()
+
+    def resume(self, request_id: str) -> None:
+        self.engine.resume(request_id)
         self._check()
 
     def abort(self, request_id: str) -> None:

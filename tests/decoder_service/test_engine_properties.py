@@ -164,11 +164,43 @@ class EngineMachine(RuleBasedStateMachine):
         index = data.draw(st.sampled_from(self.host.unfinished(request_id)))
         self.host.runner.not_finite.add(f"{request_id}/{index}")
 
+    @precondition(lambda self: self.host.live)
+    @rule(data=st.data(), num_steps=st.integers(0, 2))
+    def become_poisoned(self, data: st.DataObject, num_steps: int) -> None:
+        """Its keys and values are NaN from now on; it may be gone before that shows."""
+        request_id = data.draw(st.sampled_from(self.host.live))
+        self.host.runner.poisoned.add(request_id)
+        for _ in range(num_steps):
+            self.host.step()
+        if request_id in self.host.live:
+            self.host.abort(request_id)
+
+    @precondition(lambda self: self.host.live)
+    @rule(data=st.data())
+    def become_a_culprit(self, data: st.DataObject) -> None:
+        self.host.runner.culprits.add(data.draw(st.sampled_from(self.host.live)))
+
+    @rule(most_tokens=st.sampled_from([None, None, 1, 5]))
+    def change_memory(self, most_tokens: int | None) -> None:
+        self.host.runner.most_tokens = most_tokens
+
+    @precondition(lambda self: self.host.live)
+    @rule(data=st.data())
+    def pause(self, data: st.DataObject) -> None:
+        self.host.pause(data.draw(st.sampled_from(self.host.live)))
+
+    @precondition(lambda self: self.host.paused)
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        self.host.resume(data.draw(st.sampled_from(self.host.paused)))
+
     @rule()
     def raise_in_the_next_step(self) -> None:
         self.host.runner.error = RuntimeError("planted")
 
     def teardown(self) -> None:
+        for request_id in self.host.paused:
+            self.host.resume(request_id)
         self.host.run(max_steps=100 + 100 * self.num_submitted)
         self.host.check_outputs()
 
