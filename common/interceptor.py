@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from common.access import Gate
 from common.call_observer import CallObserver, Context
-from common.errors import DiptychError, InternalError, InvalidArgumentError
+from common.errors import DiptychError, InternalError, InvalidArgumentError, ResourceExhaustedError
 from common.open_calls import OpenCalls
 from common.status import status_code, to_rpc_status, to_trailers
 from common.tracing import Tracer
@@ -35,6 +35,11 @@ Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler
 
 _log = logging.getLogger(__name__)
 
+STALL_SECONDS = 30.0
+RETRY_SECONDS = 1.0
+ANSWER_SECONDS = 1.0
+"""Time to get a status on its way. gRPC sends it behind what the caller has still to read, and keeps it till then."""
+
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Makes every call end with a status of ours.
@@ -43,9 +48,20 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     else is our bug: the caller gets INTERNAL with a fixed text and an `error_id`, the log gets the traceback.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, gate: Gate | None = None, tracer: Tracer | None = None) -> None:
-        """Let everybody in where there is no gate, and trace nothing where there is no tracer."""
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        gate: Gate | None = None,
+        tracer: Tracer | None = None,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        """Let everybody in where there is no gate, and trace nothing where there is no tracer.
+
+        A call ends whose caller takes no message for `stall_seconds`.
+        """
         self._observer = CallObserver(registry, tracer or Tracer())
+        self._stall_seconds = stall_seconds
         self._gate = gate
         self.open_calls = OpenCalls()
         """The calls that are being handled."""
@@ -57,7 +73,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None  # not counted: a caller could fill the metrics with names of its own
-        return _guarded(handler, lambda context: self._guard(handler_call_details.method, context))
+        return _guarded(
+            handler,
+            lambda context: self._guard(handler_call_details.method, context),
+            stall_seconds=self._stall_seconds,
+        )
 
     @asynccontextmanager
     async def _guard(self, path: str, context: Context) -> AsyncIterator[None]:
@@ -74,13 +94,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                     raise asyncio.CancelledError from error
                 answer = _to_answer(error, path)
                 outcome.code, outcome.reason = status_code(answer), answer.reason
-                await context.abort(outcome.code, to_rpc_status(answer).message, to_trailers(answer))
+                await _abort(context, answer)
 
     def _admission(self, path: str, context: Context) -> AbstractContextManager[None]:
         return nullcontext() if self._gate is None else self._gate.admit(path, context)
 
 
-def _guarded(handler: Handler, guard: Callable[[Context], Guard]) -> Handler:
+def _guarded(handler: Handler, guard: Callable[[Context], Guard], *, stall_seconds: float) -> Handler:
     """The same method, receiving, decoding, running and encoding inside the guard.
 
     To gRPC it always takes a stream of requests, since gRPC would receive a single one before it asks us.
@@ -106,12 +126,35 @@ def _guarded(handler: Handler, guard: Callable[[Context], Guard]) -> Handler:
             # Closed here, not by the garbage collector, so that a handler cleans up as soon as its caller left.
             async with aclosing(responses):
                 async for response in responses:
-                    await context.write(response)
+                    await _write(context, response, stall_seconds)
 
     guarded: Handler = (
         make(stream, response_serializer=handler.response_serializer) if handler.response_streaming else make(unary)
     )
     return guarded
+
+
+async def _write(context: Context, response: Any, stall_seconds: float) -> None:  # noqa: ANN401 - any message
+    """Send a message. Raises ResourceExhaustedError SLOW_CONSUMER where the caller's window stays full for too long."""
+    try:
+        async with asyncio.timeout(stall_seconds):
+            await context.write(response)
+    except TimeoutError:
+        raise ResourceExhaustedError(
+            "SLOW_CONSUMER",
+            f"the caller did not read for {stall_seconds} seconds",
+            metadata={"limit": stall_seconds},
+            retry_after=RETRY_SECONDS,
+        ) from None
+
+
+async def _abort(context: Context, answer: DiptychError) -> None:
+    """End the call with a status, which waits behind what the caller has still to read, but not for it here."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await context.abort(status_code(answer), to_rpc_status(answer).message, to_trailers(answer))
+    except TimeoutError:
+        raise asyncio.CancelledError from answer
 
 
 def _flow(streaming: bool) -> str:

@@ -60,7 +60,7 @@ class GrpcServer:
             verifies_clients=config.tls.tls_client_ca is not None,
             max_metadata_bytes=config.max_metadata_bytes,
         )
-        self._errors = ErrorInterceptor(registry, gate=gate, tracer=tracer)
+        self._errors = ErrorInterceptor(registry, gate=gate, tracer=tracer, stall_seconds=config.stall_seconds)
         self._health = HealthServicer()
         self.grpc = grpc.aio.server(interceptors=[self._errors, *interceptors], options=config.channel_options)
         """Servicers are added to this."""

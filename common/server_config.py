@@ -39,6 +39,9 @@ class ServerConfig:
         maximum=3600,
     )
     grace_seconds: float = setting(30.0, help="time that running calls then get to end", minimum=0, maximum=3600)
+    stall_seconds: float = setting(
+        30.0, help="time after which a call ends whose caller takes no more messages", minimum=0.1, maximum=86400
+    )
     reflection: bool = setting(False, help="let callers list the services and their messages")
     max_message_bytes: int = setting(
         64 << 20, help="largest request message, in bytes", minimum=1 << 10, maximum=(1 << 31) - 1

@@ -21,6 +21,14 @@ class EngineSettings:
     max_num_batched_tokens: int = setting(2048, minimum=1, help="most tokens in a step")
     max_num_requests: int = setting(64, minimum=1, help="most requests that run at once")
     max_queue: int = setting(1024, minimum=0, help="most requests that wait")
+    max_queue_tokens: int = setting(2**20, minimum=1, help="most prompt tokens of requests that wait")
+    max_picture_bytes: int = setting(2**30, minimum=1, help="memory for the picture files of open requests")
+    max_unread_tokens: int = setting(
+        256, minimum=1, help="tokens that a caller may be behind before its request is paused"
+    )
+    hang_seconds: float = setting(
+        30.0, minimum=0.1, maximum=86400, help="time that a step may take before the process is called dead"
+    )
     block_size: int = setting(16, minimum=1, help="tokens in a KV block")
     num_blocks: int | None = setting(None, minimum=1, help="KV blocks; as many as memory holds where unset")
     memory_fraction: float = setting(0.8, minimum=0.01, maximum=1.0, help="part of free memory for the KV blocks")

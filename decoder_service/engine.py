@@ -118,18 +118,13 @@ class Engine:
         request = self._completions.find(request_id, index)
         return [] if request is None else self._remove(request)
 
-    def pause(self, request_id: str) -> None:
-        """Put out nothing more of a request until it is resumed; nothing happens where it has ended.
+    def set_paused(self, request_id: str, *, paused: bool) -> None:
+        """Put out nothing more of a request while it is paused; nothing happens where it has ended.
 
         It keeps what it has, and is the first to give it up where others need it.
         """
         for request in self._completions.of(request_id):
-            self._scheduler.pause(request)
-
-    def resume(self, request_id: str) -> None:
-        """Go on with a request."""
-        for request in self._completions.of(request_id):
-            self._scheduler.resume(request)
+            self._scheduler.set_paused(request, paused=paused)
 
     def fail(self, request_id: str, error: DiptychError) -> list[ImageRef]:
         """End a request as `abort` does; the next step reports the error."""

@@ -44,6 +44,7 @@ class EngineHost:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_alive = False
+        self._busy_since: float | None = None
 
     @property
     def stats(self) -> EngineStats:
@@ -65,6 +66,11 @@ class EngineHost:
     def is_alive(self) -> bool:
         """Whether the thread runs, as far as is known."""
         return self._is_alive
+
+    @property
+    def busy_since(self) -> float | None:
+        """When the thread began what it is at, a step or a command, by the monotonic clock; None while it waits."""
+        return self._busy_since
 
     @property
     def num_requests(self) -> int:
@@ -112,6 +118,14 @@ class EngineHost:
         self._commands.put(
             lambda engine: _ignore(engine.features_arrived(name, image, features, index=ref.index, fetch=fetch))
         )
+
+    def pause(self, request_id: str) -> None:
+        """Have nothing more of a request computed until it is resumed."""
+        self._commands.put(lambda engine: engine.set_paused(request_id, paused=True))
+
+    def resume(self, request_id: str) -> None:
+        """Have a request computed again."""
+        self._commands.put(lambda engine: engine.set_paused(request_id, paused=False))
 
     def fail(self, request_id: str, error: DiptychError) -> None:
         """End a request with an error, which its listener hears."""
@@ -167,7 +181,7 @@ class EngineHost:
         try:
             while self._take_commands():
                 if self._engine.has_work:
-                    started_at = time.monotonic()
+                    self._busy_since = started_at = time.monotonic()
                     output = self._engine.step()
                     ended_at = time.monotonic()
                     self._tell(self._publish, output, started_at, ended_at)
@@ -177,11 +191,15 @@ class EngineHost:
             # Whatever ended the thread, nobody may go on waiting for it.
             _log.exception("the engine's thread died")
             self._tell(self._die)
+        finally:
+            self._busy_since = None
 
     def _take_commands(self) -> bool:
         """Run the commands that wait, and wait for one if there is nothing to compute; false at the end."""
         while not (self._engine.has_work and self._commands.empty()):
+            self._busy_since = None
             command = self._commands.get()
+            self._busy_since = time.monotonic()
             if command is None:
                 return False
             command(self._engine)
@@ -215,7 +233,7 @@ class EngineHost:
         self._is_alive = False
         listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
-            listener.failed(InternalError("ENGINE_DIED", "this replica no longer runs the model"))
+            listener.failed(UnavailableError("ENGINE_DIED", "this replica no longer runs the model"))
         self._fail_calls()
         self._on_fatal()
 

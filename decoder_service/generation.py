@@ -4,8 +4,9 @@ Knows the engine's host, the request's images and its times. Does not know text 
 """
 
 import asyncio
+import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -40,9 +41,18 @@ class Generation:
         images: Sequence[PromptImage],
         salt: bytes,
         gaps: Gaps | None = None,
+        on_begun: Callable[[], None] = lambda: None,
+        max_unread_tokens: int = sys.maxsize,
     ) -> None:
-        """Take a request that was not submitted; the times between its tokens go to `gaps`."""
+        """Take a request that was not submitted; the times between its tokens go to `gaps`.
+
+        `on_begun` is called when a step first works on it. It is paused while more than `max_unread_tokens` tokens
+        wait for whoever iterates over `tokens`.
+        """
         self._gaps = gaps
+        self._on_begun = on_begun
+        self._max_unread_tokens = max_unread_tokens
+        self._is_paused = False
         self._host = host
         self._request = request
         n = request.sampling.n
@@ -99,6 +109,9 @@ class Generation:
                 await self._news.wait()
             self._news.clear()
             tokens, self._tokens = self._tokens, []
+            if self._is_paused:
+                self._is_paused = False
+                self._host.resume(self._request.request_id)
             if tokens:
                 self._unfinished -= {token.index for token in tokens if token.finish_reason is not None}
                 yield tokens
@@ -129,6 +142,7 @@ class Generation:
     def scheduled(self, at: float) -> None:
         """Hear that the first step worked on the request."""
         self._stopwatch.scheduled(at)
+        self._on_begun()
 
     def token(self, token: TokenOutput, at: float) -> None:
         """Hear a token."""
@@ -136,6 +150,9 @@ class Generation:
         if gap is not None and self._gaps is not None:
             self._gaps.observe(gap)
         self._tokens.append(token)
+        if len(self._tokens) > self._max_unread_tokens and not self._is_paused:
+            self._is_paused = True
+            self._host.pause(self._request.request_id)
         self._news.set()
 
     def consumed(self, ref: ImageRef) -> None:

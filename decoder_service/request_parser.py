@@ -5,6 +5,7 @@ the model's length: those are checked when the prompt is built and admitted. A f
 built yet is refused when present, and so is one that is added to the contract later; nothing is ignored.
 """
 
+import hashlib
 import re
 import secrets
 from collections.abc import Sequence
@@ -50,6 +51,11 @@ def parse_generate_request(request: pb.GenerateRequest, *, vocabulary_size: int,
         priority=request.priority,
         cache_salt=request.cache_salt,
     )
+
+
+def request_digest(request: pb.GenerateRequest) -> bytes:
+    """What is equal for two requests that ask for the same under the same name; names that are drawn need none."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest() if request.request_id else b""
 
 
 def parse_prompt(request: pb.GenerateRequest | pb.TokenizeRequest) -> PromptSpec:

@@ -88,19 +88,12 @@ class Scheduler:
         self._blocks.share(fork.block_table, request.block_table)
         self._running.add(fork)
 
-    def pause(self, request: Request) -> None:
-        """Compute nothing for a request until it is resumed; it is the first to give way meanwhile."""
+    def set_paused(self, request: Request, *, paused: bool) -> None:
+        """Compute nothing for a request while it is paused; it is the first to give way meanwhile."""
         if request.status is RequestStatus.RUNNING:
-            request.is_paused = True
-        elif not request.is_paused:
-            self._waiting.pause(request)
-
-    def resume(self, request: Request) -> None:
-        """Go on with a paused request."""
-        if request.status is RequestStatus.RUNNING:
-            request.is_paused = False
-        elif request.is_paused:
-            self._waiting.resume(request)
+            request.is_paused = paused
+        elif request.is_paused != paused:
+            (self._waiting.pause if paused else self._waiting.resume)(request)
 
     def shrink(self, batch: ScheduledBatch) -> None:
         """Keep the next steps below a batch that there was no memory for."""

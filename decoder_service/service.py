@@ -16,6 +16,7 @@ from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.server import GrpcServer
 from common.tracing import make_tracer
+from decoder_service.admission import AdmissionLimits
 from decoder_service.config import DecoderConfig
 from decoder_service.engine_builder import build_engine, build_run_config
 from decoder_service.engine_host import EngineHost
@@ -29,6 +30,7 @@ from decoder_service.tokenizer import Tokenizer
 from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
 from decoder_service.vision_client import VisionClient
 from decoder_service.vision_resolver import VisionResolver, name_of_all
+from decoder_service.watchdog import Watchdog
 from diptych.v1 import generation_pb2_grpc
 
 SERVICE_NAME = "diptych.v1.GenerationService"
@@ -96,7 +98,12 @@ class DecoderService:
             metrics=RequestMetrics(registry),
             limits=ServicerLimits(
                 capacity=self._engine.capacity,
-                max_open_requests=self._config.engine.max_num_requests + self._config.engine.max_queue,
+                admission=AdmissionLimits(
+                    max_requests=engine.max_num_requests + engine.max_queue,
+                    max_waiting_tokens=engine.max_queue_tokens,
+                    max_picture_bytes=engine.max_picture_bytes,
+                ),
+                max_unread_tokens=engine.max_unread_tokens,
                 max_seconds=self._config.requests.max_seconds,
                 max_priority=self._config.requests.max_priority,
             ),
@@ -104,11 +111,17 @@ class DecoderService:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc)
         host.start()
         await server.start()
-        announcing = asyncio.create_task(self._announce(server))
+        watchdog = Watchdog(
+            lambda: host.busy_since,
+            max_seconds=engine.hang_seconds,
+            report=lambda goes_on: server.set_alive(goes_on and host.is_alive),
+        )
+        tasks = [asyncio.create_task(watchdog.run()), asyncio.create_task(self._announce(server))]
         try:
             await server.wait_for_termination()
         finally:
-            announcing.cancel()
+            for task in tasks:
+                task.cancel()
             if self._vision is not None:
                 await self._vision.close()
             has_engine = host.is_alive

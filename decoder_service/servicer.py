@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import grpc
 
-from common.errors import DeadlineExceededError, ResourceExhaustedError
+from common.errors import DeadlineExceededError
 from common.features import FeatureSpec
 from common.identity import image_hash
 from common.principal import charge_tokens, current_principal
 from common.wire_types import grid_to_proto
+from decoder_service.admission import Admission, AdmissionLimits, Place
 from decoder_service.answer import Answer
 from decoder_service.bad_words import bad_token_sequences
 from decoder_service.caller import scoped_name, tenant_of
@@ -29,11 +30,12 @@ from decoder_service.generation import Generation
 from decoder_service.image_encoder import ImageEncoder, VisionInfo
 from decoder_service.model_info import ModelInfo
 from decoder_service.prompt import Prompt, PromptBuilder
-from decoder_service.prompt_spec import PromptSpec, TextPrompt, has_images
+from decoder_service.prompt_spec import PromptSpec, TextPrompt, guess_num_tokens, has_images, num_picture_bytes
 from decoder_service.replies import Replies
 from decoder_service.request import Request
 from decoder_service.request_metrics import RequestMetrics
-from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt
+from decoder_service.request_names import RequestNames
+from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt, request_digest
 from decoder_service.request_watch import RequestWatch, watching
 from decoder_service.text_stream import TextStream
 from decoder_service.tokenizer import Tokenizer
@@ -47,8 +49,10 @@ class ServicerLimits:
 
     capacity: Capacity
     """How large a request may be."""
-    max_open_requests: int
-    """Most requests that run or wait."""
+    admission: AdmissionLimits
+    """How much may be open."""
+    max_unread_tokens: int
+    """Tokens that a caller may be behind before its request is paused."""
     max_seconds: float
     """Longest time for a request whose caller sets no deadline."""
     max_priority: int
@@ -80,7 +84,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._limits = limits
         self._metrics = metrics
         self._arrivals = itertools.count()
-        self._num_open = 0
+        self._admission = Admission(limits.admission)
+        self._names = RequestNames()
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
 
     async def Generate(
@@ -93,9 +98,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             )
             parsed = replace(parsed, cache_salt=current_principal().cache_salt(parsed.cache_salt))
             watch.named(parsed.request_id, request_attributes(parsed, model_name=self._info.model_name))
-            with self._counted():
+            with self._let_in(request, parsed) as place:
+                del request  # Its pictures are copied.
                 try:
-                    async with aclosing(self._generate(parsed, watch, deadline=self._deadline(context))) as responses:
+                    responses = self._generate(parsed, watch, place, deadline=self._deadline(context))
+                    async with aclosing(responses):
                         async for response in responses:
                             yield response
                 except TimeoutError:
@@ -125,13 +132,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._threads.shutdown()
 
     async def _generate(
-        self, parsed: ParsedRequest, watch: RequestWatch, *, deadline: float
+        self, parsed: ParsedRequest, watch: RequestWatch, place: Place, *, deadline: float
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         async with asyncio.timeout_at(deadline):
             prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
         charge_tokens(len(prompt.token_ids))
         engine_request = self._request(parsed, prompt, images)
         self._store.check_fits(images)
+        place.laid_out(len(prompt.token_ids))
         replies = Replies(parsed.request_id, prompt)
         texts = [self._text_stream(parsed) for _ in range(engine_request.sampling.n)]
         async with Generation(
@@ -141,6 +149,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             images=images,
             salt=parsed.cache_salt,
             gaps=self._metrics.inter_token_latency,
+            on_begun=place.begun,
+            max_unread_tokens=self._limits.max_unread_tokens,
         ) as generation:
             watch.admitted(prompt_tokens=len(prompt.token_ids), num_images=len(images))
             answer = Answer(replies, texts, prompt=prompt, generation=generation, watch=watch)
@@ -154,20 +164,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     return
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Hold one of the places for open requests, from before the prompt is laid out to the end."""
-        if self._num_open >= self._limits.max_open_requests:
-            raise ResourceExhaustedError(
-                "QUEUE_FULL",
-                "too many requests are waiting",
-                metadata={"limit": self._limits.max_open_requests},
-                retry_after=1.0,
-            )
-        self._num_open += 1
-        try:
-            yield
-        finally:
-            self._num_open -= 1
+    def _let_in(self, request: pb.GenerateRequest, parsed: ParsedRequest) -> Iterator[Place]:
+        """Hold the request's name, and its place among those that are open, from before its prompt is laid out."""
+        name = scoped_name(current_principal(), parsed.request_id)
+        place = self._admission.place(
+            num_tokens=guess_num_tokens(parsed.prompt), picture_bytes=num_picture_bytes(parsed.prompt)
+        )
+        with self._names.held(name, request_digest(request)), place as held:
+            yield held
 
     def _deadline(self, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]) -> float:
         # aio says None where the caller set no deadline; its stubs say float.

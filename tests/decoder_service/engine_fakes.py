@@ -263,11 +263,11 @@ class Host:
         return [request_id for request_id in self.live if self.requests[request_id].is_paused]
 
     def pause(self, request_id: str) -> None:
-        self.engine.pause(request_id)
+        self.engine.set_paused(request_id, paused=True)
         self._check()
 
     def resume(self, request_id: str) -> None:
-        self.engine.resume(request_id)
+        self.engine.set_paused(request_id, paused=False)
         self._check()
 
     def abort(self, request_id: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
 
@@ -30,11 +31,14 @@ class StepwiseRunner:
     def __init__(self) -> None:
         self.may_step = threading.Event()
         self.may_step.set()
+        self.seconds = 0.0
+        """Time that a step takes at least."""
         self.fatal: BaseException | None = None
         self.not_finite: set[str] = set()
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         assert self.may_step.wait(timeout=20)
+        time.sleep(self.seconds)
         if self.fatal is not None:
             raise self.fatal
         return StepResult(
@@ -73,7 +77,15 @@ class Bench:
         self.store = FeatureStore(self.encoder, budget_bytes=4 * ROW, caching=caching)
         self._arrivals = 0
 
-    def generation(self, name: str, *, pictures: str = "", max_tokens: int = 5, length: int = 3) -> Generation:
+    def generation(
+        self,
+        name: str,
+        *,
+        pictures: str = "",
+        max_tokens: int = 5,
+        length: int = 3,
+        max_unread_tokens: int = 1000,
+    ) -> Generation:
         """A request for some text and then one-patch pictures, each a letter."""
         token_ids = [len(name) + 1] * length
         spans = []
@@ -90,7 +102,7 @@ class Bench:
         )
         self._arrivals += 1
         images = [image(letter) for letter in pictures]
-        return Generation(self.host, self.store, request, images=images, salt=b"")
+        return Generation(self.host, self.store, request, images=images, salt=b"", max_unread_tokens=max_unread_tokens)
 
     async def finish_encoding(self, *names: str) -> None:
         """Wait until these pictures are being encoded, and let them be done."""
@@ -258,7 +270,7 @@ async def test_requests_that_outgrow_the_cache_fetch_their_images_again(caching:
 
 async def test_death_of_the_engine_is_told_to_everyone(bench: Bench) -> None:
     bench.runner.fatal = SystemExit("the device is gone")
-    with pytest.raises(InternalError):
+    with pytest.raises(UnavailableError, match="no longer"):
         await tokens_of(bench.generation("a"))
     with pytest.raises(UnavailableError):
         await tokens_of(bench.generation("b"))
@@ -288,7 +300,54 @@ async def test_call_that_waits_when_the_engine_dies_is_answered(bench: Bench) ->
     waiting = asyncio.create_task(tokens_of(bench.generation("b")))
     await asyncio.sleep(0.02)
     bench.runner.may_step.set()
-    with pytest.raises(InternalError):
+    with pytest.raises(UnavailableError):
         await asyncio.wait_for(running, 10)
-    with pytest.raises((UnavailableError, InternalError)):
+    with pytest.raises(UnavailableError):
         await asyncio.wait_for(waiting, 10)
+
+
+async def test_request_whose_reader_is_behind_is_paused_and_goes_on_with_the_same_tokens(bench: Bench) -> None:
+    bench.runner.seconds = 0.002
+    async with bench.generation("slow", max_tokens=40, max_unread_tokens=4) as generation:
+        reader = generation.tokens(deadline=NEVER)
+        heard = [token.token_id for token in await anext(reader)]
+        others = await asyncio.gather(*(tokens_of(bench.generation("x" * n, max_tokens=40)) for n in (1, 2)))
+        assert others == [expected([n + 1] * 3 + [4], 40) for n in (1, 2)], "they are not held up"
+        num_steps = bench.host.stats.num_steps
+        await asyncio.sleep(0.05)
+        assert bench.host.stats.num_steps == num_steps
+        pieces = [tokens async for tokens in reader]
+        assert 4 < len(pieces[0]) < 20, "what had gathered comes in one piece"
+        heard += [token.token_id for tokens in pieces for token in tokens]
+    assert heard == expected([5] * 3 + [4], 40)
+
+
+async def test_paused_request_is_the_first_to_give_way_and_its_images_wait_with_it() -> None:
+    bench = Bench(num_blocks=12)
+    bench.runner.seconds = 0.002
+    bench.host.start()
+    async with bench.generation("slow", pictures="p", max_tokens=36, max_unread_tokens=2) as generation:
+        await bench.finish_encoding("p")
+        reader = generation.tokens(deadline=NEVER)
+        heard = [token.token_id for token in await anext(reader)]
+        await asyncio.sleep(0.05)
+        others = await asyncio.gather(*(tokens_of(bench.generation("x" * n, max_tokens=20)) for n in (1, 2, 3)))
+        assert others == [expected([n + 1] * 3 + [4], 20) for n in (1, 2, 3)]
+        assert bench.host.stats.num_preemptions >= 1
+        assert (bench.host.stats.num_running, bench.store.bytes_held) == (0, 0)
+        heard += [token.token_id async for tokens in reader for token in tokens]
+    assert heard == expected([5] * 3 + [10, 13, 4], 36)
+    await bench.host.stop()
+
+
+async def test_age_of_the_step_under_way_can_be_seen_from_outside(bench: Bench) -> None:
+    bench.runner.may_step.clear()
+    asked = asyncio.create_task(tokens_of(bench.generation("a")))
+    await asyncio.sleep(0.05)
+    since = bench.host.busy_since
+    assert since is not None
+    assert 0.01 < time.monotonic() - since < 10
+    bench.runner.may_step.set()
+    await asked
+    await asyncio.sleep(0.02)
+    assert bench.host.busy_since is None

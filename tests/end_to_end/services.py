@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 
+FAULT_FILE = "DIPTYCH_TEST_FAULT_FILE"
+"""Environment variable with the path of what `faulty_decoder` reads."""
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "models/demo"
 START_SECONDS = 60
@@ -75,15 +78,28 @@ def vision_service(*flags: str, model: Path = DEMO_MODEL, port: int = 0, log: Pa
 
 @contextmanager
 def decoder_service(
-    *flags: str, vision: str | None, model: Path = DEMO_MODEL, log: Path | None = None
+    *flags: str,
+    vision: str | None,
+    model: Path = DEMO_MODEL,
+    log: Path | None = None,
+    module: str = "decoder_service",
 ) -> Iterator[Service]:
     """A decoder service that listens, with metrics."""
     metrics_port = free_port()
     addresses = ("--vision-addresses", vision) if vision else ()
     ports = ("--port", "0", "--metrics-port", str(metrics_port))
-    with _service("decoder_service", "--model", str(model), *ports, *addresses, *flags, log=log) as service:
+    with _service(module, "--model", str(model), *ports, *addresses, *flags, log=log) as service:
         service.metrics_port = metrics_port
         yield service
+
+
+@contextmanager
+def faulty_decoder_service(fault_file: Path, *flags: str) -> Iterator[Service]:
+    """A decoder service whose device fails as the file says, see `faulty_decoder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FAULT_FILE, str(fault_file))
+        with decoder_service(*flags, vision="127.0.0.1:1", module="tests.end_to_end.faulty_decoder") as service:
+            yield service
 
 
 def free_port() -> int:

@@ -1,0 +1,101 @@
+"""Whether one more request is let in.
+
+Knows how much is open and how much waits. Does not know what requests hold, or when their turn comes.
+
+Requests are bounded in number, and those that wait also in tokens of their prompts, as it is tokens and not requests
+that take time. Pictures are kept until their request ends, because a preempted request needs them again, so their bytes
+are bounded too. The tokens of a prompt are known only once it is laid out; until then a guess counts, so that a burst
+is refused at once and not after it was laid out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from common.errors import InvalidArgumentError, ResourceExhaustedError
+
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionLimits:
+    """How much may be open."""
+
+    max_requests: int
+    """Requests that run or wait."""
+    max_waiting_tokens: int
+    """Prompt tokens of those that wait; one that waits alone may have more."""
+    max_picture_bytes: int
+    """Bytes of the pictures of all that are open."""
+
+
+class Place:
+    """What one open request counts for."""
+
+    def __init__(self, admission: "Admission", *, num_tokens: int, picture_bytes: int) -> None:
+        self.num_tokens = num_tokens
+        self.picture_bytes = picture_bytes
+        self._admission = admission
+
+    def laid_out(self, num_tokens: int) -> None:
+        """Count the prompt's tokens instead of the guess. Raises ResourceExhaustedError where they are too many."""
+        self._admission.num_waiting_tokens -= self.num_tokens
+        self.num_tokens = 0
+        self._admission.check_tokens(num_tokens)
+        self.num_tokens = num_tokens
+        self._admission.num_waiting_tokens += num_tokens
+
+    def begun(self) -> None:
+        """Count the tokens no more: the request was worked on."""
+        self._admission.num_waiting_tokens -= self.num_tokens
+        self.num_tokens = 0
+
+
+class Admission:
+    """Gives out places, and refuses at once where there is none."""
+
+    def __init__(self, limits: AdmissionLimits) -> None:
+        self.num_requests = 0
+        self.num_waiting_tokens = 0
+        self.picture_bytes = 0
+        self._limits = limits
+
+    @contextmanager
+    def place(self, *, num_tokens: int, picture_bytes: int) -> Iterator[Place]:
+        """A place for one request, with a guess at its tokens, until it ends.
+
+        Raises ResourceExhaustedError QUEUE_FULL, and InvalidArgumentError where no waiting would help.
+        """
+        limits = self._limits
+        if picture_bytes > limits.max_picture_bytes:
+            raise InvalidArgumentError(
+                "IMAGES_TOO_LARGE",
+                f"the pictures have {picture_bytes} bytes together, {limits.max_picture_bytes} is the most",
+                metadata={"limit": limits.max_picture_bytes, "got": picture_bytes},
+            )
+        if self.num_requests >= limits.max_requests:
+            raise _full("too many requests are open", limits.max_requests, "requests")
+        if self.picture_bytes + picture_bytes > limits.max_picture_bytes:
+            raise _full("too many pictures are open", limits.max_picture_bytes, "bytes of pictures")
+        self.check_tokens(num_tokens)
+        place = Place(self, num_tokens=num_tokens, picture_bytes=picture_bytes)
+        self.num_requests += 1
+        self.num_waiting_tokens += num_tokens
+        self.picture_bytes += picture_bytes
+        try:
+            yield place
+        finally:
+            place.begun()
+            self.num_requests -= 1
+            self.picture_bytes -= picture_bytes
+
+    def check_tokens(self, num_tokens: int) -> None:
+        """Raise ResourceExhaustedError where so many more tokens are too many to wait."""
+        if self.num_waiting_tokens and self.num_waiting_tokens + num_tokens > self._limits.max_waiting_tokens:
+            raise _full("too many prompts are waiting", self._limits.max_waiting_tokens, "tokens")
+
+
+def _full(message: str, limit: int, unit: str) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        "QUEUE_FULL", message, metadata={"limit": limit, "unit": unit}, retry_after=RETRY_SECONDS
+    )

@@ -1,0 +1,39 @@
+"""The names of the requests that are open.
+
+Knows names and a digest of what was asked under each. Does not know who called: names come with their caller.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from common.errors import AbortedError, AlreadyExistsError
+
+
+class RequestNames:
+    """Each name belongs to one open request."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    @contextmanager
+    def held(self, name: str, digest: bytes) -> Iterator[None]:
+        """Hold a name while a request is open, with a digest of the request.
+
+        Raises AbortedError where the same request is open under it, and AlreadyExistsError where another one is: a
+        caller that only sent its request twice must be able to tell.
+        """
+        known = self._digests.get(name)
+        if known == digest:
+            raise AbortedError("REQUEST_RUNNING", "this request is running already", field="request_id")
+        if known is not None:
+            raise AlreadyExistsError(
+                "REQUEST_EXISTS", "another request with this request_id is running", field="request_id"
+            )
+        self._digests[name] = digest
+        try:
+            yield
+        finally:
+            del self._digests[name]
