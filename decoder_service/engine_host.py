@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from common.errors import AlreadyExistsError, DiptychError, InternalError, UnavailableError
 from decoder_service.engine import Engine, EngineStats, StepOutput
+from decoder_service.engine_calls import EngineCalls, settle, stopped
 from decoder_service.listener import Listener, Nobody
 from decoder_service.request import Features, ImageRef, Request
 from decoder_service.step import WantedImages
@@ -40,7 +41,7 @@ class EngineHost:
         self._on_step = on_step
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, Listener] = {}
-        self._calls: set[asyncio.Future[None]] = set()
+        self._calls = EngineCalls()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_alive = False
@@ -88,7 +89,7 @@ class EngineHost:
         self._is_alive = False
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
-        self._fail_calls()
+        self._calls.fail()
 
     async def submit(self, request: Request, listener: Listener) -> None:
         """Hand a request to the engine; `listener` hears of it from then on. Raises what `Engine.submit` raises.
@@ -96,7 +97,7 @@ class EngineHost:
         `abort` must follow if the request does not end by itself, also where this call is cancelled.
         """
         if not self._is_alive:
-            raise _stopped()
+            raise stopped()
         if request.request_id in self._listeners:
             raise AlreadyExistsError("REQUEST_EXISTS", "a request with this request_id is running", field="request_id")
         # Before the engine knows it: its first step may be told before this coroutine runs again.
@@ -158,21 +159,19 @@ class EngineHost:
     async def _call(self, command: _Command) -> None:
         """Run a command on the engine's thread and wait for it, or for its error."""
         if not self._is_alive:
-            raise _stopped()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._calls.add(done)
-        done.add_done_callback(self._calls.discard)
+            raise stopped()
+        done = self._calls.begin()
 
         def answered(engine: Engine) -> None:
             try:
                 command(engine)
             except DiptychError as error:
-                self._tell(_settle, done, error)
+                self._tell(settle, done, error)
             except Exception:
                 _log.exception("a call into the engine failed")
-                self._tell(_settle, done, InternalError("ENGINE_FAILED", "the engine failed on this request"))
+                self._tell(settle, done, InternalError("ENGINE_FAILED", "the engine failed on this request"))
             else:
-                self._tell(_settle, done, None)
+                self._tell(settle, done, None)
 
         self._commands.put(answered)
         await done
@@ -234,13 +233,8 @@ class EngineHost:
         listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
             listener.failed(UnavailableError("ENGINE_DIED", "this replica no longer runs the model"))
-        self._fail_calls()
+        self._calls.fail()
         self._on_fatal()
-
-    def _fail_calls(self) -> None:
-        """Answer the calls that nobody will run any more."""
-        for done in list(self._calls):
-            _settle(done, _stopped())
 
     def _forget(self, request_id: str, listener: Listener) -> None:
         if self._listeners.get(request_id) is listener:
@@ -248,19 +242,6 @@ class EngineHost:
 
 
 _NOBODY = Nobody()
-
-
-def _stopped() -> UnavailableError:
-    return UnavailableError("ENGINE_STOPPED", "this replica no longer runs the model")
-
-
-def _settle(done: asyncio.Future[None], error: DiptychError | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
 
 
 def _ignore(_: object) -> None:
