@@ -52,9 +52,11 @@ def run_contained(
     if not parts:
         yield Part(batch, failure)
     for part in parts:
-        if all(each.request.status is RequestStatus.FINISHED for each in part.requests):
-            continue  # The first half of its tokens failed.
-        yield from run_contained(runner, part, error_id=error_id, on_no_memory=on_no_memory)
+        # With the first half of its tokens, or another completion of its prompt, a request may have failed by now.
+        live = [each for each in part.requests if each.request.status is not RequestStatus.FINISHED]
+        if live:
+            rest = part if len(live) == len(part.requests) else part.part(live)
+            yield from run_contained(runner, rest, error_id=error_id, on_no_memory=on_no_memory)
 
 
 def _cut(batch: ScheduledBatch, *, is_too_large: bool) -> Iterator[ScheduledBatch]:

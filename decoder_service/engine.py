@@ -119,10 +119,7 @@ class Engine:
         return [] if request is None else self._remove(request)
 
     def set_paused(self, request_id: str, *, paused: bool) -> None:
-        """Put out nothing more of a request while it is paused; nothing happens where it has ended.
-
-        It keeps what it has, and is the first to give it up where others need it.
-        """
+        """Compute nothing more of a request while it is paused; it keeps what it has until others need that."""
         for request in self._completions.of(request_id):
             self._scheduler.set_paused(request, paused=paused)
 
@@ -138,8 +135,7 @@ class Engine:
         self._failed = []
         batch = self._scheduler.schedule(output)
         self._num_batched_tokens = batch.num_tokens
-        unclean = self._blocks.take_unclean()
-        if unclean:
+        if unclean := self._blocks.take_unclean():
             self._runner.clear(unclean)
         if batch.requests:
             self._num_steps += 1

@@ -49,7 +49,6 @@ class Room:
         # One that runs alone may be of more completions than a short budget has tokens for.
         if num_others and num_others + request.num_places > self._plan.max_num_requests:
             return False
-            return False
         return self._blocks.fits(
             request.num_tokens,
             found,

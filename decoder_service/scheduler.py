@@ -120,10 +120,7 @@ class Scheduler:
         return self._plan.take(self._copies.take())
 
     def check_integrity(self, requests: Collection[Request]) -> None:
-        """Compare the books with `requests`, all that have not ended. Call between steps.
-
-        Raises IntegrityError.
-        """
+        """Compare the books with `requests`, all that have not ended, between steps. Raises IntegrityError."""
         check_books(
             requests, waiting=self._waiting, running=self._running, blocks=self._blocks, prefix_cache=self._prefix_cache
         )
@@ -177,10 +174,7 @@ class Scheduler:
         self._plan.set(request, num_tokens)
 
     def _admit(self, request: Request, output: StepOutput) -> bool:
-        """Let the ready request whose turn it is run; false where there is no room, and none for anybody after it.
-
-        Nobody overtakes it, or it would never start.
-        """
+        """Let the ready request whose turn it is run; false where it has no room, as then nobody may overtake it."""
         if not self._room.has_place(request):
             return False
         found = self._prefix_cache.find(request)

@@ -144,10 +144,14 @@ def test_a_step_that_raises_ends_a_request_once() -> None:
     host = Host(num_blocks=40, max_num_requests=8)
     host.submit(make_request("a", 10, max_tokens=6, n=3))
     host.step()
-    host.runner.error = RuntimeError("planted")
+    host.submit(make_request("b", 5, arrival=1, max_tokens=6, n=2))
+    host.step()
+    host.runner.culprits.add("a")
     output = host.step()
     assert [request_id for request_id, _ in output.failed] == ["a"]
-    host.check_idle()
+    assert {token.request_id for token in output.tokens} == {"b"}
+    host.run()
+    host.check_outputs()
 
 
 def test_the_prompt_that_a_request_leaves_is_found_by_the_next_one() -> None:
