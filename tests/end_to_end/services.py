@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 
-FAULT_FILE = "DIPTYCH_TEST_FAULT_FILE"
+FAULT_FILE = "TEST_FAULT_FILE"
 """Environment variable with the path of what `faulty_decoder` reads."""
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "models/demo"
