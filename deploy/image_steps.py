@@ -1,8 +1,8 @@
 """Runs the Dockerfile's commands in clean folders, for machines where no engine can build: `make image-steps`.
 
 Knows how to stand in for an engine: each stage gets a folder of its own with what it COPYs, and paths of the image
-are rewritten to lie in that folder. The interpreter is this machine's, in a clean environment. Package lists of Debian
-are only simulated. Does not know what the commands do.
+are rewritten to lie in that folder. The interpreter is this machine's, in a clean environment. Debian's packages are
+only looked up. Does not know what the commands do.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from deploy.dockerfile import DOCKERFILE, Instruction, Stage, image_environment, lineage, read_stages
 
 CONTEXT = DOCKERFILE.parents[2]
-_IMAGE_PATHS = ("/src", "/wheels", "/kernels", "/opt/diptych")
+_IMAGE_PATHS = ("/src", "/wheels", "/kernels", "/opt/diptych", "/var/lib/apt")
 _DOWNLOADS = re.compile(r"(?<=&& )python -m pip \S+ \S+ install --constraint .*|(?<=^)apt-get .*")
 
 
@@ -90,8 +90,9 @@ class Builder:
     def _environment(self, stage: Stage, root: Path) -> dict[str, str]:
         shims = self._folder / "shims"
         shims.mkdir(exist_ok=True)
-        # What Debian would install is worked out and not installed: this machine is not the image.
-        (shims / "apt-get").write_text('#!/bin/sh\nexec /usr/bin/apt-get --simulate "$@"\n')
+        # What Debian would install is worked out and not installed, from the lists that are there: this machine is not
+        # the image.
+        (shims / "apt-get").write_text('#!/bin/sh\n[ "$1" = update ] || exec /usr/bin/apt-get --simulate "$@"\n')
         (shims / "apt-get").chmod(0o755)
         outer = {name: os.environ[name] for name in ("HOME", "PIP_INDEX_URL", "PIP_CONFIG_FILE") if name in os.environ}
         outer |= self._arguments | {"PATH": f"{shims}:{root}/usr/local/bin:/usr/bin:/bin"}

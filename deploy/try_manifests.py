@@ -27,7 +27,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common.client import DiptychClient
 from common.client_messages import user_message
 from deploy.image_steps import Builder
-from deploy.manifests import KUBERNETES, Manifest, container_of, container_ports, named, render, render_combination
+from deploy.manifests import (
+    KUBERNETES,
+    Manifest,
+    container_of,
+    container_ports,
+    named,
+    pod_of,
+    render,
+    render_combination,
+)
 from deploy.pods import RunningPod, is_confining, running
 from training.tasks import sample
 
@@ -76,13 +85,18 @@ def try_pods(
         for pod in pods:
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 wait_for_probe(pod, probe)
+            if is_confining():
+                check_confinement(pod)
             _say(f"{pod.service} at {pod.address} passes its probes")
         (decoder,) = [pod for pod in pods if pod.service == "decoder"]
         right = sum(ask(decoder, seed, secrets) for seed in range(_QUESTIONS))
         _say(f"{right} of {_QUESTIONS} answers about pictures are right")
         if right < _QUESTIONS - 1:
             raise AssertionError("the demo model reads numbers better than that")
-        served = {name for pod in pods for name in scrape(pod, manifests, secrets)}
+        texts = {pod.address: scrape(pod, manifests, secrets) for pod in pods}
+        if not re.search('diptych_compute_info{implementation="native', texts[decoder.address]):
+            raise AssertionError("the image's kernels are not used")
+        served = {name for text in texts.values() for name in re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)}
         _say(f"{len(served)} metrics are served")
         if missing := wanted_metrics() - served:
             raise AssertionError(f"scalers and pickers ask for metrics that nobody serves: {sorted(missing)}")
@@ -110,6 +124,20 @@ def wait_for_probe(pod: RunningPod, kind: str) -> None:
     raise AssertionError(f"{pod.service} at {pod.address} did not pass its {kind}")
 
 
+def check_confinement(pod: RunningPod) -> None:
+    """Look at the process from outside: its user, its capabilities, what it can write. Raises AssertionError."""
+    process = Path("/proc") / str(pod.process.pid)
+    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    user = str(pod_of(pod.deployment)["securityContext"]["runAsUser"])
+    found = (set(status["Uid"].split()), set(status["Gid"].split()), int(status["CapEff"], 16), status["NoNewPrivs"])
+    if found != ({user}, {user}, 0, "1"):
+        raise AssertionError(f"{pod.service} at {pod.address} runs with {found}")
+    mounts = [line.split() for line in (process / "mountinfo").read_text().splitlines()]
+    writable = {mount[4] for mount in mounts if mount[5].split(",")[0] == "rw"}
+    if "/tmp" not in writable or {"/", "/opt", "/opt/diptych"} & writable:  # noqa: S108 - the pod's
+        raise AssertionError(f"{pod.service} at {pod.address} can write {sorted(writable)}")
+
+
 def ask(decoder: RunningPod, seed: int, secrets: Path | None) -> bool:
     """Ask which number a fresh picture shows; tells whether the answer is right. Raises ClientError."""
     address = f"{decoder.address}:{container_ports(decoder.deployment)['grpc']}"
@@ -123,8 +151,8 @@ def ask(decoder: RunningPod, seed: int, secrets: Path | None) -> bool:
         return client.complete([message], max_tokens=16, timeout=60).text.strip() == example.turns[0].answer
 
 
-def scrape(pod: RunningPod, manifests: Sequence[Manifest], secrets: Path | None) -> set[str]:
-    """The names of the metrics that a pod serves on its port `metrics`, read as its PodMonitor says."""
+def scrape(pod: RunningPod, manifests: Sequence[Manifest], secrets: Path | None) -> str:
+    """What a pod serves on its port `metrics`, read as its PodMonitor says."""
     connection = HTTPConnection(pod.address, container_ports(pod.deployment)["metrics"], timeout=10)
     connection.connect()
     if secrets is not None:
@@ -135,7 +163,7 @@ def scrape(pod: RunningPod, manifests: Sequence[Manifest], secrets: Path | None)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-    return set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
+    return text
 
 
 def wanted_metrics() -> set[str]:

@@ -101,6 +101,11 @@ def test_a_variable_names_the_file() -> None:
         loaded(environment={"DIPTYCH_CONFIG": "nowhere.yaml"})
 
 
+def test_variables_of_commands_and_kernels_are_no_settings() -> None:
+    environment = {"DIPTYCH_TOKEN": "a", "DIPTYCH_NATIVE_CACHE": "/kernels"}
+    assert loaded("--model", "m", "--depth", "3", environment=environment).origins.keys() == {"model", "depth"}
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
