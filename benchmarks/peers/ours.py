@@ -3,6 +3,7 @@
 It is built as the decoder service builds it, with the service's defaults, and turned by hand.
 """
 
+import math
 import os
 import time
 from dataclasses import replace
@@ -29,7 +30,8 @@ def in_process_engine(model: Path, *, max_requests: int, max_tokens: int) -> Eng
     settings = replace(
         defaults,
         max_num_requests=max_requests,
-        num_blocks=max_requests * -(-max_tokens // defaults.block_size) + 1,
+        # Admission leaves some blocks free, and nobody is to wait for them here.
+        num_blocks=math.ceil(1.25 * max_requests * -(-max_tokens // defaults.block_size)) + 8,
     )
     config = DecoderConfig(
         server=ServerConfig(), model=ModelSettings(model=model), engine=settings, requests=RequestSettings()
@@ -67,7 +69,8 @@ class Worker:
         tune_allocator()
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._engine = in_process_engine(Path(model), max_requests=max_requests, max_tokens=max_tokens)
-        return {"version": f"diptych {server_version()}, torch {torch.__version__}"}
+        compute = self._engine.stats().compute
+        return {"version": f"diptych {server_version()}, {compute}, torch {torch.__version__}"}
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> dict[str, object]:
         """Greedy tokens of prompts, and the seconds that they took."""
