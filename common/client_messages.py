@@ -5,6 +5,7 @@ A message is `{"role": "user", "content": ...}`; its content is a text, or a lis
 Does not know calls, and checks only what it must read: the server judges the rest.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
@@ -19,7 +20,8 @@ Prompt: TypeAlias = Sequence[ChatMessage] | pb.Chat | pb.RawText | pb.TokenIds
 """What to complete."""
 
 
-_REQUEST_FIELDS = ("request_id", "cache_salt")
+_STRUCTURES = ("json_schema", "json_object", "regex", "grammar", "choice")
+_REQUEST_FIELDS = ("request_id", "cache_salt", "priority", *_STRUCTURES)
 _ROLES = {"system": pb.ROLE_SYSTEM, "user": pb.ROLE_USER, "assistant": pb.ROLE_ASSISTANT}
 
 
@@ -48,6 +50,12 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     include_stop: bool
     ignore_eos: bool
+    json_schema: str | Mapping[str, Any]
+    json_object: bool
+    regex: str
+    grammar: str
+    choice: Sequence[str]
+
     logprobs: int
     prompt_logprobs: int
 
@@ -81,8 +89,23 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
         cache_salt=options.get("cache_salt", b""),
         priority=options.get("priority"),
         sampling=pb.SamplingParams(**sampling),
+        structured=_structured({key: value for key, value in options.items() if key in _STRUCTURES}),
         **_prompt_field(prompt),
     )
+
+
+def _structured(given: Mapping[str, Any]) -> pb.StructuredOutput | None:
+    """What the completion is kept inside; None for any text. Raises ValueError for two languages at once."""
+    if len(given) > 1:
+        raise ValueError(f"give one of {', '.join(given)}")
+    structured = pb.StructuredOutput()
+    for name, value in given.items():
+        if name == "choice":
+            structured.choice.texts.extend(value)
+        else:
+            is_schema = name == "json_schema" and not isinstance(value, str)
+            setattr(structured, name, json.dumps(value) if is_schema else value)
+    return structured if given else None
 
 
 def tokenize_request(prompt: Prompt) -> pb.TokenizeRequest:

@@ -25,10 +25,16 @@ def step_error(failure: Exception, error_id: str) -> DiptychError:
     return InternalError("STEP_FAILED", "the step failed", metadata={"error_id": error_id})
 
 
-def no_token_error(reason: NoToken) -> DiptychError:
+def no_token_error(reason: NoToken, request: Request) -> DiptychError:
     """What a request ends with that gets no token."""
     if reason is NoToken.NOT_FINITE:
         return InternalError("NUMERIC_ERROR", "the model's output was not finite")
+    if request.matcher is not None and request.matcher.has_failed:
+        return InvalidArgumentError(
+            "STRUCTURE_TOO_COMPLEX", "to find the tokens that may come next takes too much work", field="structured"
+        )
     return InvalidArgumentError(
-        "NO_TOKEN_LEFT", "allowed_token_ids, bad_words and min_tokens leave no token to choose", field="sampling"
+        "NO_TOKEN_LEFT",
+        "allowed_token_ids, bad_words, min_tokens and the structure leave no token to choose",
+        field="sampling",
     )

@@ -197,7 +197,7 @@ class Engine:
                 if token_id is NoToken.NOT_FINITE:
                     request.num_finite_tokens, request.is_suspect = 0, True
                     self._prefix_cache.forget(request)
-                self._end_failed(request, no_token_error(token_id), output)
+                self._end_failed(request, no_token_error(token_id, request), output)
             else:
                 request.num_finite_tokens = request.num_computed_tokens
                 self._prefix_cache.remember(request)
@@ -211,7 +211,7 @@ class Engine:
             self._completions.add(fork)
 
     def _append(self, request: Request, token_id: int, logprobs: Logprobs | None, output: StepOutput) -> None:
-        request.output_token_ids.append(token_id)
+        request.take_token(token_id)
         prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs or (), None
         reason = finish_reason(request)
         if reason is not None:

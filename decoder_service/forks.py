@@ -32,6 +32,7 @@ def make_forks(request: Request) -> tuple[Request, ...]:
             arrival=request.arrival,
             priority=request.priority,
             tenant=request.tenant,
+            matcher=request.matcher and request.matcher.fork(),
         )
         for index in range(1, request.sampling.n)
     )

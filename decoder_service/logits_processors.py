@@ -6,7 +6,7 @@ is that of Hugging Face transformers, where it has the processor:
     logit_bias            added to the logit
     repetition_penalty    for tokens of prompt and output; a positive logit is divided by it, a negative multiplied
     frequency_penalty     times the count in the output, taken off; with it presence_penalty, once if the count is not 0
-    bad_words, min_tokens, allowed_token_ids    what is ruled out becomes minus infinity
+    bad_words, min_tokens, allowed_token_ids, structured    what is ruled out becomes minus infinity
 
 Rows that ask for none of these are not touched and cost nothing. For the others the work is that of the tokens
 named, not of the vocabulary, save for `allowed_token_ids`. Nothing is kept from step to step: counts come from the
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from decoder_service.sampling_params import SamplingParams
+from decoder_service.structure import Matcher
+from decoder_service.token_masks import mask_logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +35,24 @@ class SamplingRow:
     output_token_ids: Sequence[int] = ()
     end_token_ids: Set[int] = frozenset()
     """The model's own end tokens."""
+    matcher: Matcher | None = None
+    """Follows the row through the language that it is kept inside."""
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether its logits are changed before the temperature."""
+        return self.params.steers_logits or self.matcher is not None
 
 
 def process_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """Logits [num_rows, vocab_size] as the rows' parameters have them; the same tensor where none has any."""
-    steered = [(index, row) for index, row in enumerate(rows) if row.params.steers_logits]
+    steered = [(index, row) for index, row in enumerate(rows) if row.is_steered]
     if not steered:
         return logits
     logits = logits.clone()
     for process in (_add_bias, _penalise_repetition, _penalise_counts, _rule_out, _keep_allowed):
         process(logits, steered)
+    mask_logits(logits, [(index, row.matcher) for index, row in steered if row.matcher is not None])
     return logits
 
 

@@ -13,6 +13,7 @@ from decoder_service.block_manager import BlockId
 from decoder_service.logprobs import Logprobs
 from decoder_service.request_status import RequestStatus
 from decoder_service.sampling_params import SamplingParams
+from decoder_service.structure import Matcher
 
 Features = object
 """Image features of one image, whatever they are: the policy files pass them on and never look inside."""
@@ -66,6 +67,8 @@ class Request:
     sampling: SamplingParams
     end_token_ids: frozenset[int] = frozenset()
     """The model's own end tokens."""
+    matcher: Matcher | None = None
+    """Follows the output through the language that it is kept inside; `None` where that is any text."""
     arrival: int
     """Place in the order of arrival; rising from request to request."""
     priority: int = 0
@@ -207,6 +210,12 @@ class Request:
         if start >= split:
             return self.output_token_ids[start - split : stop - split]
         return (*self.prompt_token_ids[start:stop], *self.output_token_ids[: max(stop - split, 0)])
+
+    def take_token(self, token_id: int) -> None:
+        """Go on by a token."""
+        self.output_token_ids.append(token_id)
+        if self.matcher is not None:
+            self.matcher.take(token_id)
 
     def take_features(self, image_index: int, features: Features) -> bool:
         """Hold an image's features; false where they are held already or no longer needed."""

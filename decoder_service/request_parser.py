@@ -15,6 +15,8 @@ from common.errors import InvalidArgumentError
 from decoder_service.field_checks import Range, check_count, missing, present_fields
 from decoder_service.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TextPrompt, TokenPrompt
 from decoder_service.sampling_parser import ParsedSampling, parse_sampling
+from decoder_service.structure import Structure
+from decoder_service.structure_parser import parse_structure
 from diptych.v1 import generation_pb2 as pb
 
 MAX_SALT_BYTES = 64
@@ -25,7 +27,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
 MIN_PRIORITY, MAX_PRIORITY = -10, 10
 
-_REQUEST_FIELDS = {"request_id", "chat", "text", "token_ids", "sampling", "priority", "cache_salt"}
+_REQUEST_FIELDS = {"request_id", "chat", "text", "token_ids", "sampling", "structured", "priority", "cache_salt"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,8 @@ class ParsedRequest:
     prompt: PromptSpec
     sampling: ParsedSampling
     priority: int
+    structure: Structure | None
+    """What the completions are kept inside."""
     cache_salt: bytes
 
 
@@ -48,6 +52,7 @@ def parse_generate_request(request: pb.GenerateRequest, *, vocabulary_size: int,
         request_id=_parse_request_id(request.request_id),
         prompt=parse_prompt(request),
         sampling=parse_sampling(request.sampling, vocabulary_size=vocabulary_size),
+        structure=parse_structure(request),
         priority=request.priority,
         cache_salt=request.cache_salt,
     )

@@ -133,7 +133,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def _is_steered(request: Request) -> bool:
     """Whether anything but the model has a say in the request's next token."""
-    return bool(request.sampling.temperature) or request.sampling.steers_logits
+    return bool(request.sampling.temperature) or request.sampling.steers_logits or request.matcher is not None
 
 
 def _sampling_row(request: Request) -> SamplingRow:
@@ -144,6 +144,7 @@ def _sampling_row(request: Request) -> SamplingRow:
         prompt_token_ids=request.prompt_token_ids,
         output_token_ids=request.output_token_ids,
         end_token_ids=request.end_token_ids,
+        matcher=request.matcher,
     )
 
 

@@ -6,6 +6,7 @@ Knows every part and the order in which they start and stop. Does none of their 
 import asyncio
 import logging
 import signal
+from importlib.util import find_spec
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
@@ -26,6 +27,7 @@ from decoder_service.model_info import ModelInfo
 from decoder_service.prompt import PromptBuilder, PromptLimits
 from decoder_service.request_metrics import RequestMetrics, StepMetrics
 from decoder_service.servicer import GenerationServicer, ServicerLimits
+from decoder_service.structure_compiler import Grammars, StructureCompiler
 from decoder_service.tokenizer import Tokenizer
 from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
 from decoder_service.vision_client import VisionClient
@@ -88,6 +90,7 @@ class DecoderService:
         engine = self._config.engine
         store = FeatureStore(self._vision, budget_bytes=engine.feature_bytes, caching=engine.feature_caching)
         registry.register(EngineCollector(host, store, self._vision, block_size=engine.block_size))
+        structures = _structures(self._tokenizer, self._info)
         servicer = GenerationServicer(
             host=host,
             store=store,
@@ -96,6 +99,7 @@ class DecoderService:
             tokenizer=self._tokenizer,
             info=self._info,
             metrics=RequestMetrics(registry),
+            structures=structures,
             limits=ServicerLimits(
                 capacity=self._engine.capacity,
                 admission=AdmissionLimits(
@@ -127,6 +131,8 @@ class DecoderService:
             has_engine = host.is_alive
             await host.stop()
             servicer.close()
+            if structures is not None:
+                await structures.close()
             await asyncio.to_thread(self._tracer.close)
         return 0 if has_engine else 1
 
@@ -144,6 +150,19 @@ def _give_up(server: GrpcServer) -> None:
     server.set_serving([SERVICE_NAME], serving=False)
     server.set_alive(False)
     signal.raise_signal(signal.SIGTERM)
+
+
+def _structures(tokenizer: Tokenizer, info: ModelInfo) -> StructureCompiler | None:
+    """What makes structured output; None where the extra `structured` is not installed."""
+    if find_spec("llguidance") is None:
+        return None
+
+    def load() -> Grammars:
+        from decoder_service.grammar_matcher import GrammarVocabulary
+
+        return GrammarVocabulary(tokenizer, vocabulary_size=info.vocabulary_size, end_token_ids=info.end_token_ids)
+
+    return StructureCompiler(load)
 
 
 def _load_tokenizer(config: DecoderConfig, vocabulary_size: int, image_token_id: int | None) -> Tokenizer:

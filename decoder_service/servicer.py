@@ -37,6 +37,8 @@ from decoder_service.request_metrics import RequestMetrics
 from decoder_service.request_names import RequestNames
 from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt, request_digest
 from decoder_service.request_watch import RequestWatch, watching
+from decoder_service.structure import Matcher, Structure
+from decoder_service.structure_compiler import StructureCompiler, not_installed
 from decoder_service.text_stream import TextStream
 from decoder_service.tokenizer import Tokenizer
 from diptych.v1 import generation_pb2 as pb
@@ -73,8 +75,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         info: ModelInfo,
         limits: ServicerLimits,
         metrics: RequestMetrics,
+        structures: StructureCompiler | None,
     ) -> None:
-        """Take the parts; `encoder` is None for a model that takes no images."""
+        """Take the parts; `encoder` is None for a model that takes no images.
+
+        `structures` is None where nothing is installed that could keep a completion inside a language.
+        """
+        self._structures = structures
         self._host = host
         self._store = store
         self._encoder = encoder
@@ -136,8 +143,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         async with asyncio.timeout_at(deadline):
             prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
+            matcher = None if parsed.structure is None else await self._matcher(parsed.structure)
         charge_tokens(len(prompt.token_ids))
-        engine_request = self._request(parsed, prompt, images)
+        engine_request = replace(self._request(parsed, prompt, images), matcher=matcher)
         self._store.check_fits(images)
         place.laid_out(len(prompt.token_ids))
         replies = Replies(parsed.request_id, prompt)
@@ -183,6 +191,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         info = self._encoder.require_info() if self._encoder and has_images(spec) else None
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _lay_out, self._prompts, spec, info, salt)
+
+    async def _matcher(self, structure: Structure) -> Matcher:
+        if self._structures is None:
+            raise not_installed(structure)
+        return await self._structures.matcher(structure)
 
     def _text_stream(self, parsed: ParsedRequest) -> TextStream:
         return TextStream(

@@ -111,6 +111,7 @@ def test_every_supported_field_is_read() -> None:
             bad_words=("no", " not"),
         ),
         priority=-3,
+        structure=None,
         cache_salt=b"\0" * 64,
     )
 
@@ -178,6 +179,25 @@ def test_the_contract_has_no_other_sampling_fields() -> None:
     assert {field.name for field in pb.SamplingParams.DESCRIPTOR.fields} == RANGES.keys() | OTHERS
 
 
+@pytest.mark.parametrize(
+    ("structured", "expected"),
+    [
+        (pb.StructuredOutput(), ("MISSING_FIELD", "structured")),
+        (pb.StructuredOutput(json_object=False), ("MISSING_FIELD", "structured.json_object")),
+        (pb.StructuredOutput(regex=""), ("MISSING_FIELD", "structured.regex")),
+        (pb.StructuredOutput(choice=pb.Choices()), ("MISSING_FIELD", "structured.choice.texts")),
+        (pb.StructuredOutput(choice=pb.Choices(texts=["a", ""])), ("MISSING_FIELD", "structured.choice.texts")),
+        (pb.StructuredOutput(choice=pb.Choices(texts=["a"] * 1025)), ("TOO_MANY_VALUES", "structured.choice.texts")),
+        (pb.StructuredOutput(json_schema="x" * 65537), ("TOO_MANY_VALUES", "structured.json_schema")),
+        (pb.StructuredOutput(grammar="x" * 65537), ("TOO_MANY_VALUES", "structured.grammar")),
+    ],
+)
+def test_structures_without_sense_or_of_too_many_characters_are_refused(
+    structured: pb.StructuredOutput, expected: tuple[str, str]
+) -> None:
+    assert refusal(pb.GenerateRequest(text=TEXT, structured=structured)) == expected
+
+
 def test_the_least_may_not_be_more_than_the_most() -> None:
     assert parse(with_sampling(max_tokens=9, min_tokens=9)).sampling.params.min_tokens == 9
     assert refusal(with_sampling(max_tokens=9, min_tokens=10)) == ("VALUE_OUT_OF_RANGE", "sampling.min_tokens")
@@ -196,7 +216,6 @@ def test_other_classes_are_refused(priority: int) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("structured", pb.StructuredOutput()),
         ("lora", ""),
         ("resume_from", pb.ResumePoint()),
     ],

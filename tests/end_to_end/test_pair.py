@@ -1,5 +1,6 @@
 """Both services as real processes, over real sockets, with the demo model."""
 
+import json
 import random
 import threading
 import time
@@ -81,6 +82,32 @@ def test_completions_of_one_prompt_are_numbered_in_one_stream_and_agree_with_the
     assert [len(each.prompt_logprobs) for each in judged] == [alone.usage.prompt_tokens - 1, 0, 0]
     assert [each.token_ids for each in judged] == [each.token_ids for each in together[:3]]
     assert all(len(each.logprobs) == 30 for each in judged)
+
+
+def test_answers_about_pictures_keep_to_the_structure_that_was_asked_for(client: DiptychClient) -> None:
+    prompt, answer = question("number", 4)
+    assert client.complete(prompt, timeout=30, regex="[0-9]+").text == answer, "the model's own answer is in it"
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["n"],
+              "additionalProperties": False}  # fmt: skip
+    sampled: GenerateOptions = {"temperature": 1.0, "seed": 3, "max_tokens": 120, "json_schema": schema, "n": 3}
+    sampled["logprobs"] = 1
+    for done in client.complete_all(prompt, timeout=30, **sampled):
+        assert done.finish_reason == "stop"
+        assert 0 <= json.loads(done.text)["n"] <= 9
+        assert len(done.logprobs) == len(done.token_ids)
+    assert client.complete(prompt, timeout=30, choice=["circle", "square"]).text in ("circle", "square")
+    with ThreadPoolExecutor(max_workers=12) as threads:
+        texts = threads.map(lambda i: client.complete(prompt, timeout=30, regex=f"x{{{i}}}y").text, range(1, 13))
+    assert list(texts) == ["x" * i + "y" for i in range(1, 13)]
+    with pytest.raises(ClientError) as caught:
+        client.complete(prompt, timeout=30, regex="(a")
+    assert (caught.value.reason, caught.value.field) == ("STRUCTURE_INVALID", "structured.regex")
+    with pytest.raises(ClientError) as caught:
+        client.complete(prompt, timeout=30, regex="ab", min_tokens=20)
+    assert caught.value.reason == "NO_TOKEN_LEFT"
+    with pytest.raises(ClientError) as caught:
+        client.complete(prompt, timeout=30, regex="ab", ignore_eos=True)
+    assert caught.value.reason == "FIELDS_CONFLICT"
 
 
 def test_prompt_can_be_sent_as_tokens(client: DiptychClient) -> None:
