@@ -20,6 +20,7 @@ from torch import Tensor
 from common.checkpoint_files import CheckpointFormat
 from common.checkpoint_layout import stored_name
 from common.checkpoint_shapes import tensor_shapes
+from common.convert import convert_checkpoint
 from common.hf_config import hf_documents
 from common.model_config import MistralConfig, PixtralConfig, PixtralVisionConfig
 from common.preprocessing import Preprocessing, PreprocessingMode
@@ -120,6 +121,16 @@ def llama_twin(directory: Path) -> Path:
         (aside / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 1}))
         for file, document in spelling_tokenizer(config["vocab_size"]).items():
             (aside / file).write_text(json.dumps(document))
+        aside.replace(twin)
+    return twin
+
+
+def native_twin(directory: Path) -> Path:
+    """The same weights in Mistral's own format, for systems that need no processor then."""
+    twin = directory.with_name(f"{directory.name}-native")
+    if not twin.exists():
+        aside = twin.with_name(f"{twin.name}.{os.getpid()}")
+        convert_checkpoint(directory, aside, CheckpointFormat.NATIVE)
         aside.replace(twin)
     return twin
 

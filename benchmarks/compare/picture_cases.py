@@ -66,8 +66,8 @@ def picture_cases(folder: Path) -> list[PictureCase]:
                 arguments={"sizes": [[side, side]] * count, "max_tokens": 32},
                 num_items=count,
                 unit="requests/s",
-                peer_ops={"transformers": "answer"},
-                goals={"transformers": 1.5} if count == 8 else {},
+                peer_ops={"transformers": "answer", "vllm": "answer"},
+                goals={"vllm": 1.3, "transformers": 1.5} if count == 8 else {"vllm": 1.3},
             )
             for side, count in ((256, 1), (256, 8), (512, 1))
         ),

@@ -16,8 +16,8 @@ from benchmarks.compare.agreement import agreement
 from benchmarks.compare.picture_cases import PictureCase, encode_flops
 from benchmarks.compare.results import CaseResult, EngineResult
 from benchmarks.compare.text import Quietly
-from benchmarks.peers.environments import CEILINGS, OURS_VISION, VISION_PEER
-from benchmarks.peers.protocol import Worker
+from benchmarks.peers.environments import CEILINGS, OURS_VISION, VISION_PEERS
+from benchmarks.peers.protocol import PeerError, Worker
 from benchmarks.statistics import Spread, percentile
 from common.model_config import PixtralConfig
 
@@ -44,15 +44,16 @@ def run_picture_cases(
         return
     with ExitStack() as stack:
         ceilings = stack.enter_context(CEILINGS.start(folder, cores))
-        ours = stack.enter_context(OURS_VISION.start(folder, cores))
-        workers = {"diptych": ours}
-        if VISION_PEER.python(folder) is not None:
-            workers["transformers"] = stack.enter_context(VISION_PEER.start(folder, cores))
-        directory = str(checkpoints.checkpoint(cases[0].model))
-        versions = {
-            name: worker.ask("load", model=directory, max_requests=8, max_tokens=1280)["version"]
-            for name, worker in workers.items()
-        }
+        workers = {OURS_VISION.name: stack.enter_context(OURS_VISION.start(folder, cores))}
+        asked = {_engine(row) for case in cases for row in case.peer_ops}
+        not_run = {}
+        for peer in VISION_PEERS:
+            if peer.name in asked and peer.python(folder) is not None:
+                workers[peer.name] = stack.enter_context(peer.start(folder, cores))
+            elif peer.name in asked:
+                not_run[peer.name] = "not installed"
+        versions, failed = _load(workers, cases[0].model)
+        not_run |= failed
         with quietly():
             for worker in (ceilings, *workers.values()):
                 worker.set_niceness(niceness)
@@ -62,16 +63,36 @@ def run_picture_cases(
                 for entry in entries:
                     entry.check = entry.worker.ask(entry.op, **_arguments(case, 1))["check"]
                 _measure(case, entries, rounds)
-                limit = _limit(case, ours, ceiling)
+                limit = _limit(case, workers[OURS_VISION.name], ceiling)
                 sys.stderr.write(f"{case.name} is measured\n")
-                yield _result(case, entries, versions, limit, len(cores))
+                yield _result(case, entries, versions, limit, len(cores), not_run)
+
+
+def _load(workers: dict[str, Worker], model: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Load the model everywhere; those that cannot are taken out. Returns versions, and who failed and why."""
+    versions, failed = {}, {}
+    for name, worker in list(workers.items()):
+        directory = checkpoints.checkpoint(model)
+        path = checkpoints.native_twin(directory) if name == "vllm" else directory
+        try:
+            versions[name] = worker.ask("load", model=str(path), max_requests=8, max_tokens=1280)["version"]
+        except PeerError as error:
+            failed[name] = str(error)
+            del workers[name]
+        else:
+            sys.stderr.write(f"{name} has loaded {path.name}\n")
+    return versions, failed
 
 
 def _entries(case: PictureCase, workers: Mapping[str, Worker]) -> list[_Entry]:
-    entries = [_Entry("diptych", workers["diptych"], case.op)]
-    if "transformers" in workers:
-        entries += [_Entry(name, workers["transformers"], op) for name, op in case.peer_ops.items()]
-    return entries
+    ours = _Entry(OURS_VISION.name, workers[OURS_VISION.name], case.op)
+    rows = {row: op for row, op in case.peer_ops.items() if _engine(row) in workers}
+    return [ours, *(_Entry(row, workers[_engine(row)], op) for row, op in rows.items())]
+
+
+def _engine(row: str) -> str:
+    """The engine that a row of the table is about: its first word."""
+    return row.partition(" ")[0]
 
 
 def _arguments(case: PictureCase, seed: int) -> dict[str, Any]:
@@ -101,7 +122,12 @@ def _limit(case: PictureCase, ours: Worker, ceiling: Mapping[str, float]) -> flo
 
 
 def _result(
-    case: PictureCase, entries: Sequence[_Entry], versions: Mapping[str, str], limit: float | None, num_cores: int
+    case: PictureCase,
+    entries: Sequence[_Entry],
+    versions: Mapping[str, str],
+    limit: float | None,
+    num_cores: int,
+    not_run: dict[str, str],
 ) -> CaseResult:
     ours = entries[0]
     return CaseResult(
@@ -113,7 +139,7 @@ def _result(
         engines=[
             EngineResult(
                 engine=entry.name,
-                version=versions[entry.name.partition(" ")[0]],
+                version=versions[_engine(entry.name)],
                 rate=Spread.of(entry.rates),
                 processor_seconds=percentile(entry.costs, 50),
                 agreement=_agreement(ours.check, entry.check) if entry is not ours else "",
@@ -122,7 +148,7 @@ def _result(
             )
             for entry in entries
         ],
-        not_run={} if len(entries) > 1 else {"transformers": "not installed"},
+        not_run={engine: reason for engine, reason in not_run.items() if engine in map(_engine, case.peer_ops)},
     )
 
 

@@ -67,4 +67,7 @@ TEXT_PEERS = (
 )
 CEILINGS = Peer(name="ceilings", module="benchmarks.ceilings")
 OURS_VISION = Peer(name="diptych", module="benchmarks.peers.ours_vision")
-VISION_PEER = Peer(name="transformers", module="benchmarks.peers.transformers_vision", folder="transformers")
+VISION_PEERS = (
+    Peer(name="transformers", module="benchmarks.peers.transformers_vision", folder="transformers"),
+    Peer(name="vllm", module="benchmarks.peers.vllm_vision", folder="vllm", environment=_VLLM),
+)

