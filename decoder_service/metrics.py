@@ -4,6 +4,7 @@ Knows metric names and where their values are. Nothing of this is counted on the
 `request_metrics`. Called by the threads of the metrics port.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -11,6 +12,7 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from decoder_service.admission import Admission
 from decoder_service.engine_host import EngineHost
 from decoder_service.engine_stats import EngineStats
 from decoder_service.feature_store import FeatureStore
@@ -35,8 +37,17 @@ class Encoders(Protocol):
 class EngineCollector(Collector):
     """Exports the figures of the engine, of the feature store and of the vision replicas."""
 
-    def __init__(self, host: EngineHost, store: FeatureStore, encoders: Encoders | None, *, block_size: int) -> None:
+    def __init__(
+        self,
+        host: EngineHost,
+        store: FeatureStore,
+        encoders: Encoders | None,
+        *,
+        admission: Admission,
+        block_size: int,
+    ) -> None:
         """Take the parts; `encoders` is None for a model that takes no images."""
+        self._admission = admission
         self._host = host
         self._store = store
         self._encoders = encoders
@@ -49,6 +60,7 @@ class EngineCollector(Collector):
         stats, num_owned = between_steps or (self._last, None)
         self._last = stats
         yield from _request_metrics(stats)
+        yield from _admission_metrics(self._admission, busy_since=self._host.busy_since)
         yield from _block_metrics(stats, num_owned, self._block_size)
         yield from _prefix_cache_metrics(stats)
         yield from _image_metrics(stats, self._store)
@@ -71,6 +83,22 @@ def _request_metrics(stats: EngineStats) -> Iterator[Metric]:
     yield compute
     yield CounterMetricFamily(
         "diptych_near_ties", "Greedy choices so close that the batch may have decided.", stats.num_near_ties
+    )
+
+
+def _admission_metrics(admission: Admission, *, busy_since: float | None) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "diptych_requests_open", "Requests that were let in and have not ended.", admission.num_requests
+    )
+    yield GaugeMetricFamily(
+        "diptych_waiting_prompt_tokens",
+        "Tokens of the prompts that wait, as admission counts them.",
+        admission.num_waiting_tokens,
+    )
+    yield GaugeMetricFamily("diptych_picture_bytes", "Bytes of the pictures of open requests.", admission.picture_bytes)
+    age = 0.0 if busy_since is None else time.monotonic() - busy_since
+    yield GaugeMetricFamily(
+        "diptych_engine_busy_seconds", "How long the engine has been at its work under way; 0 while idle.", age
     )
 
 

@@ -89,7 +89,6 @@ class DecoderService:
         host = EngineHost(self._engine, on_fatal=lambda: _give_up(server), on_step=steps.observe)
         engine = self._config.engine
         store = FeatureStore(self._vision, budget_bytes=engine.feature_bytes, caching=engine.feature_caching)
-        registry.register(EngineCollector(host, store, self._vision, block_size=engine.block_size))
         structures = _structures(self._tokenizer, self._info)
         servicer = GenerationServicer(
             host=host,
@@ -111,6 +110,9 @@ class DecoderService:
                 max_seconds=self._config.requests.max_seconds,
                 max_priority=self._config.requests.max_priority,
             ),
+        )
+        registry.register(
+            EngineCollector(host, store, self._vision, admission=servicer.admission, block_size=engine.block_size)
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc)
         host.start()

@@ -91,7 +91,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._limits = limits
         self._metrics = metrics
         self._arrivals = itertools.count()
-        self._admission = Admission(limits.admission)
+        self.admission = Admission(limits.admission)
+        """What is open and what waits."""
         self._names = RequestNames()
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
 
@@ -175,7 +176,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     def _let_in(self, request: pb.GenerateRequest, parsed: ParsedRequest) -> Iterator[Place]:
         """Hold the request's name, and its place among those that are open, from before its prompt is laid out."""
         name = scoped_name(current_principal(), parsed.request_id)
-        place = self._admission.place(
+        place = self.admission.place(
             num_tokens=guess_num_tokens(parsed.prompt), picture_bytes=num_picture_bytes(parsed.prompt)
         )
         with self._names.held(name, request_digest(request)), place as held:
