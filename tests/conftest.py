@@ -8,8 +8,8 @@ from hypothesis import settings
 # thread, and on cores with other work every parallel region waits for the slowest one, ten times over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples in every run, so that a red run can be repeated; DIPTYCH_PROPERTY_OPERATIONS, which asks for a
+# The same examples in every run, so that a red run can be repeated; PROPERTY_OPERATIONS, which asks for a
 # longer hunt, also asks for new ones.
 settings.register_profile("repeatable", derandomize=True)
-if "DIPTYCH_PROPERTY_OPERATIONS" not in os.environ:
+if "PROPERTY_OPERATIONS" not in os.environ:
     settings.load_profile("repeatable")

@@ -80,7 +80,7 @@ def scaling_texts() -> dict[str, str]:
 def prometheus_folder() -> Path:
     """Where `prometheus` and `promtool` are; skips the test, aloud, where they are not to be had.
 
-    With DIPTYCH_REQUIRE_PROMETHEUS set, as in CI, that is a failure.
+    With REQUIRE_PROMETHEUS set, as in CI, that is a failure.
     """
     done = subprocess.run(  # noqa: S603
         [MONITORING / "fetch_prometheus"], capture_output=True, text=True, timeout=100, check=False
@@ -88,6 +88,6 @@ def prometheus_folder() -> Path:
     if done.returncode == 0:
         return Path(done.stdout.strip())
     reason = f"NOT RUN: Prometheus is not to be had here: {done.stderr.strip()}"
-    if os.environ.get("DIPTYCH_REQUIRE_PROMETHEUS"):
+    if os.environ.get("REQUIRE_PROMETHEUS"):
         pytest.fail(reason)
     pytest.skip(reason)

@@ -11,11 +11,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.native import build
 from common.setting_print import to_yaml
 from common.setting_sources import Loaded, add_config_arguments, from_sources, load
 from common.setting_values import SettingError
 from common.settings import Parser, read, setting, settings_of
 from decoder_service.config import DecoderConfig
+from diptych import connection
 from diptych.up_config import UpConfig
 from vision_service.config import VisionConfig
 
@@ -94,6 +96,11 @@ def test_a_file_gives_every_type(tmp_path: Path) -> None:
     assert config == Outer(
         inner=Inner(depth=3, colour=Colour.BLUE), model=Path("/m"), loud=True, share=1.0, names=("a", "b,c")
     )
+
+
+def test_variables_that_are_no_settings_are_left_alone() -> None:
+    environment = {"DIPTYCH_TOKEN": "t", build.CACHE_VARIABLE: "/kernels", connection.TOKEN_VARIABLE: "t"}
+    assert not loaded("--model", "m", environment=environment).config.loud
 
 
 def test_a_variable_names_the_file() -> None:

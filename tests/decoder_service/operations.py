@@ -4,7 +4,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-VARIABLE = "DIPTYCH_PROPERTY_OPERATIONS"
+VARIABLE = "PROPERTY_OPERATIONS"
 """Environment variable with the number for each machine; a million takes some twenty minutes each on a free core."""
 OPERATIONS_PER_EXAMPLE = 40
 
