@@ -32,6 +32,19 @@ class PictureCase:
     limit_goal: float | None = None
 
 
+SMOKE_PICTURE_CASES = [
+    PictureCase(
+        name="smoke pictures",
+        op="answer",
+        model="smoke-pixtral",
+        arguments={"sizes": [[32, 32]] * 2, "max_tokens": 2},
+        num_items=2,
+        unit="requests/s",
+        peer_ops={"transformers": "answer"},
+    )
+]
+
+
 def picture_cases(folder: Path) -> list[PictureCase]:
     """The cases; pictures to decode are written to the folder where they are not there yet."""
     return [

@@ -42,10 +42,12 @@ def results(path: Path) -> Any:  # noqa: ANN401 - what JSON may be
 
 def test_compare_runs_ourselves_and_names_the_peers_that_are_not_there(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    text = run("compare", "--cases", "smoke 2", "--peers", str(tmp_path), "--rounds", "1", "--json", str(file))
+    text = run(
+        "compare", "--cases", "smoke 2,smoke pictures", "--peers", str(tmp_path), "--rounds", "1", "--json", str(file)
+    )
     assert "Not run: vllm (not installed)." in text
     found = results(file)
-    assert [len(case["engines"]) for case in found] == [1]
+    assert [len(case["engines"]) for case in found] == [1, 1]
     assert all(case["engines"][0]["rate"]["median"] > 0 for case in found)
     assert run("table", "--files", str(file)).endswith(text)
 
