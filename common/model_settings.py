@@ -27,6 +27,13 @@ class ComputeChoice(Enum):
     NATIVE = "native"
 
 
+class Quantize(Enum):
+    """How the decoder's weights are kept."""
+
+    NONE = "none"
+    INT8 = "int8"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
     """What is served, and on what."""

@@ -6,11 +6,8 @@ Knows every implementation of `Compute` and what each asks for. Says in the log 
 import logging
 from importlib.util import find_spec
 
-import torch
-
-from common.model_settings import ComputeChoice, ModelSettings
-from common.native.build import NativeUnavailableError
-from common.native.opening import open_library
+from common.model_settings import ModelSettings, Quantize
+from common.native.opening import choose_library
 from decoder_service.compute import Compute, TorchCompute
 from decoder_service.decoder_model import DecoderModel
 from decoder_service.kv_cache import KVCache
@@ -21,40 +18,29 @@ _log = logging.getLogger(__name__)
 
 
 def choose_compute(
-    model: DecoderModel, kv_cache: KVCache, settings: ModelSettings, *, max_num_requests: int, max_model_len: int
+    model: DecoderModel,
+    kv_cache: KVCache,
+    settings: ModelSettings,
+    *,
+    max_num_requests: int,
+    max_model_len: int,
+    quantize: Quantize = Quantize.NONE,
 ) -> Compute:
     """What a service with these settings runs with. Raises ValueError where they ask for what cannot be."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    compute, reason = _kernels(model, kv_cache, settings)
-    if compute is None and settings.deterministic:
+    compute: Compute
+    library, reason = choose_library(settings, device=model.device, dtype=model.dtype)
+    if quantize is Quantize.INT8 and library is None:
+        raise ValueError(f"--quantize int8 needs the kernels: {reason}")
+    if library is not None:
+        compute = NativeCompute(model, kv_cache, library, bits=8 if quantize is Quantize.INT8 else 32)
+    elif settings.deterministic:
         compute = TiledCompute(model, kv_cache)
-    elif compute is None and model.device.type == "cuda" and find_spec("triton") is not None:
+    elif model.device.type == "cuda" and find_spec("triton") is not None:
         compute = _cuda_compute(model, kv_cache, max_num_requests=max_num_requests, max_model_len=max_model_len)
-    compute = compute or TorchCompute(model, kv_cache)
+    else:
+        compute = TorchCompute(model, kv_cache)
     extra = {"implementation": compute.name, "deterministic": settings.deterministic}
     _log.info("compute", extra=extra | ({"no_kernels": reason} if reason else {}))
-    return compute
-
-
-def _kernels(model: DecoderModel, kv_cache: KVCache, settings: ModelSettings) -> tuple[Compute | None, str]:
-    """The CPU's kernels, or why not."""
-    if settings.compute is ComputeChoice.TORCH:
-        return None, "not asked for"
-    try:
-        return _native(model, kv_cache), ""
-    except NativeUnavailableError as error:
-        if settings.compute is ComputeChoice.NATIVE:
-            raise ValueError(f"--compute native: {error}") from None
-        return None, str(error)
-
-
-def _native(model: DecoderModel, kv_cache: KVCache) -> Compute:
-    if model.device.type != "cpu" or model.dtype != torch.float32:
-        raise NativeUnavailableError(f"the kernels are for float32 on a CPU, not {model.dtype} on {model.device}")
-    compute = NativeCompute(model, kv_cache, open_library(threads=torch.get_num_threads()))
-    # What is left to torch is small, and its threads would stand in the way of ours.
-    torch.set_num_threads(1)
     return compute
 
 

@@ -69,6 +69,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         config.model,
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
+        quantize=engine.quantize,
     )
     runner = DecoderRunner(model, kv_cache, compute)
     runner.warm_up()

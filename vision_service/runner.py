@@ -15,6 +15,8 @@ from common.checkpoint_config import CheckpointError
 from common.checkpoint_layout import Part
 from common.errors import ResourceExhaustedError, UnavailableError
 from common.model_config import PixtralConfig
+from common.native.library import Library
+from common.native.modules import pack_linears
 from common.preprocessing import Preprocessing
 from vision_service.encoded_image import EncodedImage
 from vision_service.encoder import PixtralVisionModel, grid_positions
@@ -32,9 +34,16 @@ class EncoderRunner:
         device: torch.device,
         dtype: torch.dtype,
         deterministic: bool = False,
+        library: Library | None = None,
     ) -> None:
-        """Run `model`, whose weights are on `device` in `dtype`; every image alone where `deterministic`."""
+        """Run `model`, whose weights are on `device` in `dtype`; every image alone where `deterministic`.
+
+        With a `library`, products and attention are the kernels'; they take the model's weights over.
+        """
         self._model = model
+        self._attention = packed_attention if library is None else library.packed_attention
+        if library is not None:
+            pack_linears(model, library)
         self._deterministic = deterministic
         self._device = device
         self._dtype = dtype
@@ -51,6 +60,7 @@ class EncoderRunner:
         device: torch.device,
         dtype: torch.dtype,
         deterministic: bool = False,
+        library: Library | None = None,
     ) -> "EncoderRunner":
         """Load the encoder's weights, and nothing else, from a checkpoint. Raises CheckpointError."""
         if not isinstance(checkpoint.config, PixtralConfig):
@@ -58,7 +68,9 @@ class EncoderRunner:
         with torch.device("meta"):
             model = PixtralVisionModel(checkpoint.config.vision)
         checkpoint.load(Part.VISION, model, device=device, dtype=dtype)
-        return cls(model.eval(), preprocessing, device=device, dtype=dtype, deterministic=deterministic)
+        return cls(
+            model.eval(), preprocessing, device=device, dtype=dtype, deterministic=deterministic, library=library
+        )
 
     def warm_up(self, grids: Sequence[tuple[int, int]]) -> None:
         """Encode black images of these patch grids, so that the first real ones find everything in place."""
@@ -93,7 +105,7 @@ class EncoderRunner:
         scale = self._model.config.vision_attention_multiplier
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return packed_attention(query, key, value, lengths=lengths, causal=False, scale=scale)
+            return self._attention(query, key, value, lengths=lengths, causal=False, scale=scale)
 
         patches = torch.cat([self._patches(image) for image in images])
         rows, columns = grid_positions(grids, self._device)

@@ -18,6 +18,7 @@ from common.devices import find_device, find_dtype
 from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.model_settings import ModelSettings
+from common.native.opening import choose_library
 from common.wire_types import DTYPE_SIZES
 from vision_service.batcher import Batcher, Encode
 from vision_service.byte_budget import ByteBudget
@@ -55,7 +56,7 @@ class VisionService:
         checkpoint = open_checkpoint(model.model, verify_checksums=model.verify_checksums)
         self.info = _read_info(checkpoint, model, decode, dtype)
         _check_bytes(self.info, batch.max_pending_bytes)
-        runner = _load_runner(checkpoint, self.info, device, dtype, deterministic=model.deterministic)
+        runner = _load_runner(checkpoint, self.info, model, device=device, dtype=dtype)
         checkpoint.finish_checks()
         _warm_up(runner, checkpoint, self.info, device=device, dtype=dtype, batch=batch, cache=cache)
         self._decode_pool = _make_decode_pool(self.info, decode)
@@ -135,10 +136,20 @@ def _check_bytes(info: EncoderInfo, max_pending_bytes: int) -> None:
 
 
 def _load_runner(
-    checkpoint: Checkpoint, info: EncoderInfo, device: torch.device, dtype: torch.dtype, *, deterministic: bool
+    checkpoint: Checkpoint, info: EncoderInfo, settings: ModelSettings, *, device: torch.device, dtype: torch.dtype
 ) -> EncoderRunner:
-    runner = EncoderRunner.load(checkpoint, info.preprocessing, device=device, dtype=dtype, deterministic=deterministic)
-    _log.info("loaded", extra={"model": info.model_name, "device": str(device), "dtype": info.dtype})
+    library, reason = choose_library(settings, device=device, dtype=dtype)
+    runner = EncoderRunner.load(
+        checkpoint,
+        info.preprocessing,
+        device=device,
+        dtype=dtype,
+        deterministic=settings.deterministic,
+        library=library,
+    )
+    extra = {"model": info.model_name, "device": str(device), "dtype": info.dtype}
+    extra |= {"no_kernels": reason} if library is None else {"compute": library.name}
+    _log.info("loaded", extra=extra)
     return runner
 
 

@@ -1,9 +1,12 @@
 """Opens the kernels for a service: found or built for this processor, loaded, with its threads.
 
-Knows the order. Who asks decides what to do where there are none.
+Knows when they can be used, and sets how many threads compute. Who asks does without where there are none.
 """
 
-from common.native.build import cpu_level, default_cache, find_or_build
+import torch
+
+from common.model_settings import ComputeChoice, ModelSettings
+from common.native.build import NativeUnavailableError, cpu_level, default_cache, find_or_build
 from common.native.library import Library
 
 
@@ -11,3 +14,25 @@ def open_library(*, threads: int) -> Library:
     """The kernels, with so many threads. Raises NativeUnavailableError; the first time on a machine takes seconds."""
     level = cpu_level()
     return Library(find_or_build(default_cache(), level), level=level, threads=threads)
+
+
+def choose_library(settings: ModelSettings, *, device: torch.device, dtype: torch.dtype) -> tuple[Library | None, str]:
+    """The kernels where a service with these settings computes with them, or why it does not.
+
+    Raises ValueError where they are insisted on and cannot be had. Threads are given either to them or to torch.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.compute is ComputeChoice.TORCH:
+        return None, "plain torch is asked for"
+    try:
+        if device.type != "cpu" or dtype != torch.float32:
+            raise NativeUnavailableError(f"the kernels are for float32 on a CPU, not {dtype} on {device}")
+        library = open_library(threads=torch.get_num_threads())
+    except NativeUnavailableError as error:
+        if settings.compute is ComputeChoice.NATIVE:
+            raise ValueError(f"--compute native: {error}") from None
+        return None, str(error)
+    # What is left to torch is small, and its threads would stand in the way of the kernels' own.
+    torch.set_num_threads(1)
+    return library, ""

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from common.checkpoint import open_checkpoint
-from common.model_settings import ComputeChoice, ModelSettings
+from common.model_settings import ComputeChoice, ModelSettings, Quantize
+from common.native import opening
 from common.native.build import NativeUnavailableError
-from decoder_service import compute_choice
 from decoder_service.compute_choice import choose_compute
 from decoder_service.decoder_model import DecoderModel
 from decoder_service.kv_cache import KVCache
@@ -17,13 +17,15 @@ from tests.checkpoints import save_text
 CPU = torch.device("cpu")
 
 
-def choose(directory: Path, *, dtype: torch.dtype = torch.float32, **settings: object) -> str:
+def choose(
+    directory: Path, *, dtype: torch.dtype = torch.float32, quantize: Quantize = Quantize.NONE, **settings: object
+) -> str:
     model = DecoderModel.load(open_checkpoint(directory), device=CPU, dtype=dtype)
     cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=dtype)
     threads = torch.get_num_threads()
     try:
         wanted = ModelSettings(model=directory, **settings)  # type: ignore[arg-type]
-        return choose_compute(model, cache, wanted, max_num_requests=2, max_model_len=8).name
+        return choose_compute(model, cache, wanted, max_num_requests=2, max_model_len=8, quantize=quantize).name
     finally:
         torch.set_num_threads(threads)
 
@@ -35,6 +37,9 @@ def test_kernels_compute_where_they_can_and_torch_where_it_is_asked_for(tmp_path
     assert choose(directory, compute=ComputeChoice.TORCH) == "torch"
     assert choose(directory, compute=ComputeChoice.TORCH, deterministic=True) == "torch in tiles"
     assert choose(directory, dtype=torch.bfloat16) == "torch"
+    assert choose(directory, quantize=Quantize.INT8).endswith("int8")
+    with pytest.raises(ValueError, match="--quantize int8 needs the kernels: plain torch is asked for"):
+        choose(directory, compute=ComputeChoice.TORCH, quantize=Quantize.INT8)
 
 
 def test_without_kernels_torch_computes_and_whoever_insists_is_told_why(
@@ -43,7 +48,7 @@ def test_without_kernels_torch_computes_and_whoever_insists_is_told_why(
     def none(*, threads: int) -> None:
         raise NativeUnavailableError("there is no compiler")
 
-    monkeypatch.setattr(compute_choice, "open_library", none)
+    monkeypatch.setattr(opening, "open_library", none)
     directory = save_text(tmp_path)
     assert choose(directory) == "torch"
     assert choose(directory, deterministic=True) == "torch in tiles"

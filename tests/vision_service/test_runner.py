@@ -10,6 +10,7 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 
 from common.errors import ResourceExhaustedError, UnavailableError
 from common.model_config import PixtralVisionConfig
+from common.native.opening import open_library
 from common.preprocessing import PreprocessingMode
 from tests.pictures import LIMITS, noise, preprocessing, save
 from vision_service.encoded_image import EncodedImage
@@ -61,13 +62,16 @@ def reference() -> HfModel:
 
 
 def make_runner(
-    reference: HfModel, dtype: torch.dtype = torch.float32, *, deterministic: bool = False
+    reference: HfModel, dtype: torch.dtype = torch.float32, *, deterministic: bool = False, native: bool = False
 ) -> EncoderRunner:
     with torch.device("meta"):
         model = PixtralVisionModel(CONFIG)
     state = {name: tensor.to(dtype) for name, tensor in reference.state_dict().items()}
+    library = open_library(threads=2) if native else None
     model.load_state_dict(state, strict=True, assign=True)
-    return EncoderRunner(model.eval(), SHAPE, device=torch.device("cpu"), dtype=dtype, deterministic=deterministic)
+    return EncoderRunner(
+        model.eval(), SHAPE, device=torch.device("cpu"), dtype=dtype, deterministic=deterministic, library=library
+    )
 
 
 def decode(sizes: list[tuple[int, int]]) -> list[Pixels]:
@@ -82,20 +86,24 @@ def rows_of(image: EncodedImage, dtype: torch.dtype = torch.float32) -> NDArray[
     return values.float().view(image.num_rows, image.width).numpy()
 
 
+@pytest.mark.parametrize("native", [False, True], ids=["torch", "native"])
 @pytest.mark.parametrize("sizes", SETS)
-def test_features_are_those_of_transformers(reference: HfModel, sizes: list[tuple[int, int]]) -> None:
+def test_features_are_those_of_transformers(reference: HfModel, sizes: list[tuple[int, int]], *, native: bool) -> None:
     processor = PixtralImageProcessorPil(patch_size={"height": 8, "width": 8}, size={"longest_edge": 96})
     pictures = [noise(*size, seed=seed) for seed, size in enumerate(sizes)]
     inputs = processor(pictures, return_tensors="pt")
     with torch.inference_mode():
         expected = reference(inputs["pixel_values"].float(), image_sizes=inputs["image_sizes"]).last_hidden_state[0]
-    encoded = make_runner(reference).encode(decode(sizes))
+    encoded = make_runner(reference, native=native).encode(decode(sizes))
     np.testing.assert_allclose(np.concatenate([rows_of(image) for image in encoded]), expected.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("native", [False, True], ids=["torch", "native"])
 @pytest.mark.parametrize("sizes", SETS)
-def test_a_batch_gives_what_its_images_give_alone(reference: HfModel, sizes: list[tuple[int, int]]) -> None:
-    runner = make_runner(reference)
+def test_a_batch_gives_what_its_images_give_alone(
+    reference: HfModel, sizes: list[tuple[int, int]], *, native: bool
+) -> None:
+    runner = make_runner(reference, native=native)
     images = decode(sizes)
     together = runner.encode(images)
     alone = [runner.encode([image])[0] for image in images]
