@@ -38,13 +38,8 @@ struct ByteWeights {
   int64_t depth;
 
   typedef int8_t Stored;
-  typedef int8_t Bytes __attribute__((vector_size(kWidth)));
   const int8_t* panel(int64_t index, int64_t k) const { return data + (index * depth + k) * kPanel; }
-  static Floats vector(const int8_t* p) {
-    Bytes bytes;
-    std::memcpy(&bytes, p, sizeof bytes);
-    return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
-  }
+  static Floats vector(const int8_t* p) { return widen(p); }
   Floats scale(Floats sum, int64_t index, int half) const { return sum * load(scales + index * kPanel + half * kWidth); }
 };
 
@@ -62,7 +57,7 @@ static inline void tile(const Weights& w, int64_t panel, int64_t k, int64_t dept
     for (int p = 0; p < P; ++p) {
       weights[2 * p] = Weights::vector(from[p] + d * kPanel);
       weights[2 * p + 1] = Weights::vector(from[p] + d * kPanel + kWidth);
-      if (R <= 8) __builtin_prefetch(from[p] + d * kPanel + 16 * kPanel);
+      if (R <= 8) __builtin_prefetch(from[p] + d * kPanel + 2048 / sizeof(typename Weights::Stored));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {

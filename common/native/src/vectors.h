@@ -6,6 +6,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;  // floats in a vector
 constexpr int kMaxRows = 14;  // rows of a product that fit the registers beside two vectors of weights
@@ -35,6 +39,19 @@ static inline Ints lanes() {
   Ints v;
   for (int i = 0; i < kWidth; ++i) v[i] = i;
   return v;
+}
+
+// kWidth bytes as floats. Compilers take such a conversion apart, so it is named where the target has it.
+static inline Floats widen(const int8_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  Floats v;
+  for (int i = 0; i < kWidth; ++i) v[i] = p[i];
+  return v;
+#endif
 }
 
 // Sums of halves, always in the same order.
