@@ -10,94 +10,42 @@ import argparse
 import asyncio
 import itertools
 import signal
-import struct
 import sys
 import time
-import zlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
-import numpy as np
-from prometheus_client import CollectorRegistry
-
+from benchmarks.fake_vision import PATCH, fake_info, fake_replica, pictures
 from common.errors import DiptychError
 from common.features import FeatureSpec
-from common.image_header import ImageLimits
 from common.logs import set_up_logging
-from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
-from common.server import GrpcServer
 from common.server_config import ServerConfig
 from decoder_service.vision_client import VisionClient
 from decoder_service.vision_resolver import VisionResolver
-from diptych.v1 import vision_pb2, vision_pb2_grpc
-from vision_service.batcher import Batcher
-from vision_service.byte_budget import ByteBudget
-from vision_service.decode_pool import DecodePool
-from vision_service.encoded_image import EncodedImage
-from vision_service.feature_cache import FeatureCache
+from vision_service.encoded_image import HostImage
 from vision_service.image import Pixels
-from vision_service.image_metrics import ImageMetrics
-from vision_service.model_info import EncoderInfo
-from vision_service.servicer import VisionServicer
 
 SIDE = 128
 WIDTH = 64
 PORT = 50952
 SECONDS_PER_PATCH = 0.002
 """So slow that a fraction of a core does all the rest for four replicas."""
-PREPROCESSING = Preprocessing(
-    mode=PreprocessingMode.HF, patch_size=16, image_size=1024, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-)
-INFO = EncoderInfo(
-    model_name="timed",
-    weights_digest=b"t" * 32,
-    preprocessing=PREPROCESSING,
-    feature_width=WIDTH,
-    dtype="float32",
-    limits=ImageLimits(max_bytes=2**20, max_pixels=10**8),
-)
-SERVICE = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
+INFO = fake_info(width=WIDTH, dtype="float32")
 
 
-class BlackPool(DecodePool):
-    """Decodes every picture to black, without processes."""
-
-    def __init__(self) -> None:
-        """Start nothing."""
-
-    async def decode(self, image: bytes, *, grid: PatchGrid, field: str) -> Pixels:
-        """Black pixels of the right size."""
-        return np.zeros((grid.height * 16, grid.width * 16, 3), np.uint8)
-
-
-def encode_slowly(images: list[Pixels]) -> list[EncodedImage]:
+def encode_slowly(images: list[Pixels]) -> list[HostImage]:
     """Features of zeros, after as long as an encoder would have taken."""
-    lengths = [image.shape[0] * image.shape[1] // 256 for image in images]
+    lengths = [image.shape[0] * image.shape[1] // PATCH**2 for image in images]
     time.sleep(sum(lengths) * SECONDS_PER_PATCH)
-    return [
-        EncodedImage(rows=memoryview(bytes(length * WIDTH * 4)), num_rows=length, width=WIDTH) for length in lengths
-    ]
+    return [HostImage.from_rows(memoryview(bytes(length * WIDTH * 4))) for length in lengths]
 
 
 async def serve(host: str) -> None:
     """Be one replica until SIGTERM."""
-    batcher = Batcher(encode_slowly, max_batch_patches=128, max_pending_patches=65_536, max_wait=0.002)
-    budget = ByteBudget(2**30)
-    cache = FeatureCache(budget, max_kept_bytes=2**26)
-    server = GrpcServer(ServerConfig(host=host, port=PORT), registry=CollectorRegistry())
-    servicer = VisionServicer(
-        INFO,
-        budget=budget,
-        cache=cache,
-        decode_pool=BlackPool(),
-        batcher=batcher,
-        metrics=ImageMetrics(CollectorRegistry(), max_batch_patches=128),
-    )
-    vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, server.grpc)
-    batcher.start()
-    await server.start()
-    server.set_serving([SERVICE])
-    await server.wait_for_termination()
-    await batcher.close()
+    config = ServerConfig(host=host, port=PORT)
+    replica = fake_replica(INFO, encode_slowly, config=config, max_batch_patches=128, max_kept_bytes=2**26)
+    await replica.start()
+    await replica.server.wait_for_termination()
+    await replica.batcher.close()
 
 
 class Fleet:
@@ -141,11 +89,11 @@ class Load:
         self.num_done = 0
         self.failures: list[str] = []
         self._client = client
-        self._pictures = _pictures()
+        self._pictures = pictures(side=SIDE)
 
     async def run(self) -> None:
         """Ask until cancelled."""
-        grid = PREPROCESSING.patch_grid(SIDE, SIDE)
+        grid = INFO.preprocessing.patch_grid(SIDE, SIDE)
         for picture in self._pictures:
             spec = INFO.feature_spec(picture, grid=grid, salt=b"")
             await self._ask(picture, spec)
@@ -157,17 +105,6 @@ class Load:
             self.num_done += 1
         except DiptychError as error:
             self.failures.append(error.reason)
-
-
-def _pictures() -> Iterator[bytes]:
-    """Small PNG files that all differ."""
-    for number in itertools.count():
-        rows = b"".join(b"\0" + struct.pack(">Q", number) * (SIDE * 3 // 8) for _ in range(SIDE))
-        header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)
-        yield b"\x89PNG\r\n\x1a\n" + b"".join(
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-            for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
-        )
 
 
 async def measure(fleet: Fleet, load: Load, client: VisionClient, *, count: int, seconds: float) -> float:

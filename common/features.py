@@ -7,25 +7,27 @@ size of everything follows from the `FeatureSpec` that the receiver worked out b
 disagrees is refused before a byte is written, and each chunk must be exactly the next one.
 """
 
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from google.protobuf.message import DecodeError
+from zlib_ng.zlib_ng import crc32
 
 from common.errors import InternalError
+from common.feature_codec import Chunk, pack_chunk, unpack
 from common.identity import ImageHash
 from common.preprocessing import PatchGrid
 from common.wire_types import DTYPE_SIZES, dtype_to_proto, grid_to_proto
 from diptych.v1 import vision_pb2
 
 CHUNK_SIZE = 1 << 20
-"""Bytes in every chunk but the last. Between 1 and 2 MiB a stream is fastest; larger ones stall event loops."""
+"""Bytes in every chunk but the last; `benchmarks.transport` says why."""
 MAX_CHUNK_SIZE = 2 << 20
 MIN_CHUNK_SIZE = 64 << 10
 
-_EXPONENTS = {"float32": ("<u4", 0x7F800000), "bfloat16": ("<u2", 0x7F80), "float16": ("<u2", 0x7C00)}
-"""Unsigned view of a value and its exponent bits; they are all ones exactly in infinities and NaNs."""
+_EXPONENTS = {"float32": ("4", 0x7F800000), "bfloat16": ("2", 0x7F80), "float16": ("2", 0x7C00)}
+"""Bytes of a value and its exponent bits; they are all ones exactly in infinities and NaNs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,35 +56,70 @@ class EncodeTimings:
     encode: float
 
 
+def pack_rows(rows: memoryview) -> tuple[bytes, ...]:
+    """The chunks of a whole feature matrix, each an `EncodeResponse` in bytes."""
+    chunks = (rows[offset : offset + CHUNK_SIZE] for offset in range(0, len(rows), CHUNK_SIZE))
+    return tuple(pack_chunk(Chunk(index * CHUNK_SIZE, data, crc32(data))) for index, data in enumerate(chunks))
+
+
+def unpack_rows(chunks: Iterable[bytes]) -> Iterator[Chunk]:
+    """What `pack_rows` packed."""
+    for message in chunks:
+        chunk = unpack(message)
+        if isinstance(chunk, Chunk):
+            yield chunk
+
+
 def feature_messages(
-    spec: FeatureSpec, rows: memoryview, *, weights_digest: bytes, timings: EncodeTimings
-) -> Iterator[vision_pb2.EncodeResponse]:
-    """Send `rows` (`spec.num_bytes` bytes) as one header, chunks and one end."""
-    yield vision_pb2.EncodeResponse(
-        header=vision_pb2.FeaturesHeader(
-            image_hash=spec.image_hash,
-            grid=grid_to_proto(spec.grid),
-            rows=spec.grid.num_patches,
-            width=spec.width,
-            dtype=dtype_to_proto(spec.dtype),
-            weights_digest=weights_digest,
-        )
+    spec: FeatureSpec, chunks: Sequence[bytes], *, weights_digest: bytes, timings: EncodeTimings
+) -> Iterator[bytes]:
+    """Send what `pack_rows` gave as one header, chunks and one end; each an `EncodeResponse` in bytes."""
+    yield header_message(spec, weights_digest=weights_digest)
+    yield from chunks
+    yield end_message(len(chunks), timings=timings)
+
+
+def shared_feature_messages(
+    spec: FeatureSpec,
+    chunks: Sequence[bytes],
+    *,
+    region: vision_pb2.SharedRegion,
+    write: Callable[[int, memoryview], None],
+    weights_digest: bytes,
+    timings: EncodeTimings,
+) -> Iterator[bytes]:
+    """The same, with the rows in a region of shared memory; `write` puts bytes at a place in it."""
+    yield header_message(spec, weights_digest=weights_digest, shared=region)
+    for chunk in unpack_rows(chunks):
+        write(chunk.offset, chunk.data)
+        message = vision_pb2.FeaturesChunk(offset=chunk.offset, shared_size=len(chunk.data), crc32=chunk.crc32)
+        yield vision_pb2.EncodeResponse(chunk=message).SerializeToString()
+    yield end_message(len(chunks), timings=timings)
+
+
+def header_message(spec: FeatureSpec, *, weights_digest: bytes, shared: vision_pb2.SharedRegion | None = None) -> bytes:
+    """The first message of a stream."""
+    header = vision_pb2.FeaturesHeader(
+        image_hash=spec.image_hash,
+        grid=grid_to_proto(spec.grid),
+        rows=spec.grid.num_patches,
+        width=spec.width,
+        dtype=dtype_to_proto(spec.dtype),
+        weights_digest=weights_digest,
+        shared=shared,
     )
-    num_chunks = 0
-    for offset in range(0, len(rows), CHUNK_SIZE):
-        data = bytes(rows[offset : offset + CHUNK_SIZE])
-        num_chunks += 1
-        yield vision_pb2.EncodeResponse(
-            chunk=vision_pb2.FeaturesChunk(offset=offset, data=data, crc32=zlib.crc32(data))
-        )
-    yield vision_pb2.EncodeResponse(
-        end=vision_pb2.FeaturesEnd(
-            num_chunks=num_chunks,
-            queue_seconds=timings.queue,
-            preprocess_seconds=timings.preprocess,
-            encode_seconds=timings.encode,
-        )
+    return vision_pb2.EncodeResponse(header=header).SerializeToString()
+
+
+def end_message(num_chunks: int, *, timings: EncodeTimings) -> bytes:
+    """The last message of a stream."""
+    end = vision_pb2.FeaturesEnd(
+        num_chunks=num_chunks,
+        queue_seconds=timings.queue,
+        preprocess_seconds=timings.preprocess,
+        encode_seconds=timings.encode,
     )
+    return vision_pb2.EncodeResponse(end=end).SerializeToString()
 
 
 class FeatureReceiver:
@@ -93,30 +130,40 @@ class FeatureReceiver:
     not finite), EMBED_CORRUPT where the stream is broken.
     """
 
-    def __init__(self, spec: FeatureSpec, buffer: memoryview) -> None:
-        """Receive into `buffer`, `spec.num_bytes` bytes that nobody else touches. Raises ValueError."""
+    def __init__(self, spec: FeatureSpec, buffer: memoryview, *, shared: memoryview | None = None) -> None:
+        """Receive into `buffer`, `spec.num_bytes` bytes that nobody else touches. Raises ValueError.
+
+        `shared` is memory that the sender may use in place of the stream, where it was mapped.
+        """
         if buffer.nbytes != spec.num_bytes or buffer.readonly:
             raise ValueError(f"a writable buffer of {spec.num_bytes} bytes is needed, got {buffer.nbytes}")
         self._spec = spec
         self._buffer = buffer.cast("B")
+        self._shared = shared
+        self._region: memoryview | None = None
+        self.lease: int | None = None
+        """What to tell the sender when all is received, where the rows are in shared memory."""
         self._has_header = False
         self._received = 0
         self._num_chunks = 0
         self._complete = False
 
-    def receive(self, message: vision_pb2.EncodeResponse) -> None:
-        """Take the next message of the stream. Raises InternalError."""
+    def receive(self, message: bytes) -> None:
+        """Take the next message of the stream, an `EncodeResponse` in bytes. Raises InternalError."""
+        try:
+            part = unpack(message)
+        except DecodeError as error:
+            raise _corrupt("a message is malformed") from error
         if self._complete:
             raise _corrupt("a message follows the end")
-        match message.WhichOneof("part"):
-            case "header":
-                self._take_header(message.header)
-            case "chunk":
-                self._take_chunk(message.chunk)
-            case "end":
-                self._take_end(message.end)
-            case _:
-                raise _corrupt("a message is empty")
+        if isinstance(part, Chunk):
+            self._take_chunk(part)
+        elif part.HasField("header"):
+            self._take_header(part.header)
+        elif part.HasField("end"):
+            self._take_end(part.end)
+        else:
+            raise _corrupt("a message is empty")
 
     @property
     def is_complete(self) -> bool:
@@ -140,36 +187,54 @@ class FeatureReceiver:
             or header.dtype != dtype_to_proto(spec.dtype)
         ):
             raise InternalError("EMBED_INVALID", "the features are not those that were asked for")
+        if header.HasField("shared"):
+            self._take_region(header.shared)
         self._has_header = True
 
-    def _take_chunk(self, chunk: vision_pb2.FeaturesChunk) -> None:
+    def _take_region(self, region: vision_pb2.SharedRegion) -> None:
+        """Find the rows in shared memory. Nothing but their place is taken from the sender."""
+        size = self._spec.num_bytes
+        if self._shared is None or region.size != size or region.offset + size > len(self._shared):
+            raise InternalError("EMBED_INVALID", "the features are not where they are said to be")
+        self._region = self._shared[region.offset : region.offset + size]
+        self.lease = region.lease
+
+    def _take_chunk(self, chunk: Chunk) -> None:
         if not self._has_header:
             raise _corrupt("a chunk comes before the header")
-        data = chunk.data  # Every access makes a copy.
-        end = self._received + len(data)
+        size = len(chunk.data) if self._region is None else chunk.shared_size
+        end = self._received + size
+        if (chunk.shared_size > 0) != (self._region is not None) or (chunk.shared_size and chunk.data):
+            raise _corrupt("a chunk is not where the header says")
         if chunk.offset != self._received or end > len(self._buffer):
             raise _corrupt("a chunk is out of its place")
-        if len(data) > MAX_CHUNK_SIZE or (len(data) < MIN_CHUNK_SIZE and end != len(self._buffer)) or not data:
+        if size > MAX_CHUNK_SIZE or (size < MIN_CHUNK_SIZE and end != len(self._buffer)) or not size:
             raise _corrupt("a chunk is of a wrong size")
-        if zlib.crc32(data) != chunk.crc32:
+        # What is checked is what is kept: the bytes in their final place, which nobody else can change.
+        place = self._buffer[self._received : end]
+        place[:] = chunk.data if self._region is None else self._region[self._received : end]
+        if crc32(place) != chunk.crc32:
             raise _corrupt("a chunk does not match its checksum")
-        self._check_finite(data)
-        self._buffer[self._received : end] = data
+        # Chunk by chunk, so that an event loop is never held up by a whole image.
+        check_finite(place, self._spec.dtype)
         self._received = end
         self._num_chunks += 1
-
-    def _check_finite(self, data: bytes) -> None:
-        kind, exponent = _EXPONENTS[self._spec.dtype]
-        if len(data) % np.dtype(kind).itemsize:
-            raise _corrupt("a chunk splits a value")
-        # Chunk by chunk, so that an event loop is never held up by a whole image.
-        if ((np.frombuffer(data, kind) & exponent) == exponent).any():
-            raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
 
     def _take_end(self, end: vision_pb2.FeaturesEnd) -> None:
         if not self._has_header or self._received != len(self._buffer) or end.num_chunks != self._num_chunks:
             raise _corrupt("the end comes before all rows")
         self._complete = True
+
+
+def check_finite(values: memoryview, dtype: str) -> None:
+    """Raise InternalError where bytes are not whole values of a type, or one of them is infinite or no number."""
+    size, exponent = _EXPONENTS[dtype]
+    if len(values) % int(size):
+        raise _corrupt("a chunk splits a value")
+    # Read as whole numbers, what is not finite is largest: those with a sign unsigned, the others signed.
+    unsigned, signed = np.frombuffer(values, f"<u{size}"), np.frombuffer(values, f"<i{size}")
+    if signed.max() >= exponent or unsigned.max() >= exponent + (1 << 8 * int(size) - 1):
+        raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
 
 
 def _corrupt(what: str) -> InternalError:

@@ -62,7 +62,7 @@ class Setting:
     """Name of the field that holds its dataclass; "" for the config itself."""
     section_help: str
     name: str
-    """Of its field; no two settings of a config have the same."""
+    """Of its field."""
     bounds: Bounds
     hint: Any
     default: Any
@@ -74,8 +74,19 @@ class Setting:
         return flag(self.name)
 
 
-def settings_of(config_class: type[Any], section: str = "") -> Iterator[Setting]:
-    """All settings of a config: its own first, then those of each section."""
+def settings_of(config_class: type[Any]) -> Iterator[Setting]:
+    """All settings of a config: its own first, then those of each section.
+
+    What several sections have by one name is one setting, listed with the first and given to all.
+    """
+    seen = set()
+    for each in _settings_in(config_class, ""):
+        if each.name not in seen:
+            seen.add(each.name)
+            yield each
+
+
+def _settings_in(config_class: type[Any], section: str) -> Iterator[Setting]:
     sections = []
     words = (config_class.__doc__ or "").splitlines()[0]
     for field, hint in _fields(config_class):
@@ -87,7 +98,7 @@ def settings_of(config_class: type[Any], section: str = "") -> Iterator[Setting]
         elif dataclasses.is_dataclass(hint):
             sections.append((field.name, typing.cast(type[Any], hint)))
     for name, section_class in sections:
-        yield from settings_of(section_class, name)
+        yield from _settings_in(section_class, name)
 
 
 def add_arguments(parser: argparse.ArgumentParser, config_class: type[Any]) -> None:

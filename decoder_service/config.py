@@ -93,6 +93,7 @@ class DecoderConfig:
     vision_addresses: tuple[str, ...] = setting(
         (), help="HOST:PORT of each vision replica, or dns:///NAME:PORT for all behind a name"
     )
+    shared_memory: bool = setting(True, help="take features through memory that a vision service on this host offers")
     vision_hedge_seconds: float | None = setting(
         None, minimum=0.001, help="time after which a picture is sent to a second vision replica too; never where unset"
     )

@@ -15,6 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from common.errors import InvalidArgumentError
 from common.features import FeatureSpec
 from common.identity import ImageHash
@@ -172,11 +174,10 @@ class FeatureStore:
     def _start(self, image: PromptImage, *, salt: bytes, request_id: str) -> _Entry:
         if self._encoder is None:
             raise RuntimeError("an image reached a model that takes none")
-        features = ImageFeatures(spec=image.spec, data=bytearray(image.spec.num_bytes))
+        # Not cleared: 40 MB of zeros would hold up the event loop, and nobody reads what was not written.
+        features = ImageFeatures(spec=image.spec, data=np.empty(image.spec.num_bytes, np.uint8).data)
         encoding = asyncio.create_task(
-            self._encoder.encode(
-                image.data, salt=salt, spec=image.spec, buffer=memoryview(features.data), request_id=request_id
-            )
+            self._encoder.encode(image.data, salt=salt, spec=image.spec, buffer=features.data, request_id=request_id)
         )
         entry = _Entry(features=features, encoding=encoding)
         self.num_encoded += 1

@@ -29,7 +29,7 @@ class ImageFeatures:
     """Features of one image: rows of `spec.width` values of type `spec.dtype`."""
 
     spec: FeatureSpec
-    data: bytearray
+    data: memoryview
 
 
 class ImageEncoder(Protocol):
@@ -51,4 +51,20 @@ class ImageEncoder(Protocol):
 
         Cancelling the call stops the work. Raises a DiptychError.
         """
+        ...
+
+
+class ImageSource(ImageEncoder, Protocol):
+    """An encoder with a beginning and an end."""
+
+    async def start(self) -> None:
+        """Begin; returns soon."""
+        ...
+
+    async def wait_ready(self) -> None:
+        """Wait until `info` is there."""
+        ...
+
+    async def close(self) -> None:
+        """End; what is under way ends with UNAVAILABLE."""
         ...

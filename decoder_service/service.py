@@ -6,6 +6,7 @@ Knows every part and the order in which they start and stop. Does none of their 
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -17,11 +18,13 @@ from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.server import GrpcServer
 from common.tracing import make_tracer
+from common.version import API_VERSION
 from decoder_service.admission import AdmissionLimits
 from decoder_service.config import DecoderConfig
 from decoder_service.engine_builder import build_engine, build_run_config
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore
+from decoder_service.image_encoder import ImageSource
 from decoder_service.metrics import EngineCollector
 from decoder_service.model_info import ModelInfo
 from decoder_service.prompt import PromptBuilder, PromptLimits
@@ -30,11 +33,14 @@ from decoder_service.servicer import GenerationServicer, ServicerLimits
 from decoder_service.structure_compiler import Grammars, StructureCompiler
 from decoder_service.tokenizer import Tokenizer
 from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
+from decoder_service.vision_agreement import Expected
 from decoder_service.vision_client import VisionClient
 from decoder_service.vision_resolver import VisionResolver, name_of_all
 from decoder_service.watchdog import Watchdog
 from diptych.v1 import generation_pb2_grpc
 
+EncoderFactory = Callable[[Expected], ImageSource]
+"""Makes an encoder that is what a decoder expects. Raises ValueError."""
 SERVICE_NAME = "diptych.v1.GenerationService"
 
 _log = logging.getLogger(__name__)
@@ -43,8 +49,11 @@ _log = logging.getLogger(__name__)
 class DecoderService:
     """The loaded service; `run` serves until a signal comes."""
 
-    def __init__(self, config: DecoderConfig) -> None:
-        """Load everything. Raises ValueError, CheckpointError among them, with one line that says what is wrong."""
+    def __init__(self, config: DecoderConfig, *, make_encoder: EncoderFactory | None = None) -> None:
+        """Load everything; `make_encoder` gives an encoder to use in place of the vision services.
+
+        Raises ValueError, CheckpointError among them, with one line that says what is wrong.
+        """
         self._config = config
         self._tracer = make_tracer(config.tracing, service_name="diptych-decoder")
         checkpoint = open_checkpoint(config.model.model, verify_checksums=config.model.verify_checksums)
@@ -54,7 +63,7 @@ class DecoderService:
         run_config = build_run_config(config, checkpoint)
         self._engine = build_engine(config, checkpoint, run_config)
         self._tokenizer = tokenizer
-        self._vision = _vision_client(config, checkpoint)
+        self._vision = _image_source(config, checkpoint, make_encoder)
         checkpoint.finish_checks()
         self._prompts = PromptBuilder(
             tokenizer,
@@ -80,9 +89,12 @@ class DecoderService:
             vision_weights_digest=checkpoint.digest(Part.VISION) if image_token_id is not None else b"",
         )
 
-    async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT, then let running requests finish; returns the exit status."""
-        registry = CollectorRegistry()
+    async def run(self, registry: CollectorRegistry | None = None) -> int:
+        """Serve until SIGTERM or SIGINT, then let running requests finish; returns the exit status.
+
+        `registry` may have metrics of others that are to be served too.
+        """
+        registry = registry or CollectorRegistry()
         ProcessCollector(registry=registry)
         server = GrpcServer(self._config.server, registry=registry, service_names=[SERVICE_NAME], tracer=self._tracer)
         steps = StepMetrics(registry)
@@ -111,8 +123,10 @@ class DecoderService:
                 max_priority=self._config.requests.max_priority,
             ),
         )
+        # An encoder in this process has no replicas to count.
+        replicas = self._vision if isinstance(self._vision, VisionClient) else None
         registry.register(
-            EngineCollector(host, store, self._vision, admission=servicer.admission, block_size=engine.block_size)
+            EngineCollector(host, store, replicas, admission=servicer.admission, block_size=engine.block_size)
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc)
         host.start()
@@ -178,19 +192,29 @@ def _load_tokenizer(config: DecoderConfig, vocabulary_size: int, image_token_id:
     return tokenizer
 
 
-def _vision_client(config: DecoderConfig, checkpoint: Checkpoint) -> VisionClient | None:
+def _image_source(
+    config: DecoderConfig, checkpoint: Checkpoint, make_encoder: EncoderFactory | None
+) -> ImageSource | None:
     if not isinstance(checkpoint.config, PixtralConfig):
         if config.vision_addresses:
             raise ValueError("--vision-addresses is given, but the model takes no images")
         return None
+    expected = Expected(
+        weights_digest=checkpoint.digest(Part.VISION),
+        feature_width=checkpoint.config.vision.vision_hidden_size,
+        api_version=API_VERSION,
+    )
+    if make_encoder is not None:
+        return make_encoder(expected)
     if not config.vision_addresses:
         raise ValueError("--vision-addresses must be given: the model takes images")
     return VisionClient(
         VisionResolver(config.vision_addresses),
-        expected_digest=checkpoint.digest(Part.VISION),
-        expected_width=checkpoint.config.vision.vision_hidden_size,
+        expected_digest=expected.weights_digest,
+        expected_width=expected.feature_width,
         hedge_seconds=config.vision_hedge_seconds,
         tls=_vision_tls(config),
+        shared_memory=config.shared_memory,
     )
 
 

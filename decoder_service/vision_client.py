@@ -23,7 +23,8 @@ from common.version import API_VERSION
 from decoder_service.hedging import hedged
 from decoder_service.image_encoder import VisionInfo
 from decoder_service.retry_budget import RetryBudget
-from decoder_service.vision_fleet import Expected, VisionFleet
+from decoder_service.vision_agreement import Expected
+from decoder_service.vision_fleet import VisionFleet
 from decoder_service.vision_replica import ReplicaState, VisionReplica, is_bad_stream
 from decoder_service.vision_resolver import VisionResolver
 from decoder_service.vision_router import VisionRouter
@@ -46,13 +47,15 @@ class VisionClient:
         api_version: str = API_VERSION,
         tls: ChannelTlsFiles | None = None,
         hedge_seconds: float | None = None,
+        shared_memory: bool = True,
     ) -> None:
         """Talk to the replicas that `resolver` finds once `start` was called.
 
         An image that takes longer than `hedge_seconds` is asked for at a second replica too; None for never.
+        Without `shared_memory` features come over the network from replicas on this host too.
         """
         expected = Expected(weights_digest=expected_digest, feature_width=expected_width, api_version=api_version)
-        self._fleet = VisionFleet(resolver, expected=expected, tls=tls)
+        self._fleet = VisionFleet(resolver, expected=expected, tls=tls, shared_memory=shared_memory)
         self._router = VisionRouter()
         self._hedge_seconds = hedge_seconds
         self._retries = RetryBudget(now=time.monotonic())

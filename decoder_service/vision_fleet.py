@@ -10,10 +10,11 @@ by it. Does not know images.
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
 
 from common.client_tls import ChannelTlsFiles
 from decoder_service.image_encoder import VisionInfo
+from decoder_service.loop_turns import LoopTurns
+from decoder_service.vision_agreement import Expected
 from decoder_service.vision_replica import ReplicaState, VisionReplica
 from decoder_service.vision_resolver import VisionResolver
 
@@ -26,23 +27,18 @@ _LAST_PAUSE = 5.0
 """Pauses before a replica that is not ready is asked again double from the one to the other."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """What a replica must hold to be of use."""
-
-    weights_digest: bytes
-    feature_width: int
-    api_version: str
-
-
 class VisionFleet:
     """Watches the replicas that a resolver finds."""
 
-    def __init__(self, resolver: VisionResolver, *, expected: Expected, tls: ChannelTlsFiles | None) -> None:
+    def __init__(
+        self, resolver: VisionResolver, *, expected: Expected, tls: ChannelTlsFiles | None, shared_memory: bool
+    ) -> None:
         self._resolver = resolver
         self._expected = expected
         self._tls_files = tls
         self._tls = None if tls is None else tls.latest()
+        self._turns = LoopTurns()
+        self._shared_memory = shared_memory
         self._members: dict[str, VisionReplica] = {}
         self._watches: dict[VisionReplica, list[asyncio.Task[None]]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -94,7 +90,7 @@ class VisionFleet:
         self._notify()
 
     def _join(self, address: str) -> None:
-        replica = VisionReplica(address, tls=self._tls)
+        replica = VisionReplica(address, tls=self._tls, turns=self._turns, shared_memory=self._shared_memory)
         self._members[address] = replica
         self._watches[replica] = [
             asyncio.create_task(self._watch(replica), name=f"vision {address}"),
@@ -151,18 +147,9 @@ class VisionFleet:
 
     def _agree(self, api_version: str, info: VisionInfo) -> bool:
         """Whether a replica may be used; the first one that may decides what the others must say."""
-        expected = self._expected
-        if (
-            _major(api_version) != _major(expected.api_version)
-            or info.weights_digest != expected.weights_digest
-            or info.feature_width != expected.feature_width
-        ):
+        if not self._expected.accepts(api_version, info):
             return False
         if self.info is None:
             self.info = info
         same_pixels = info.preprocessing.fingerprint() == self.info.preprocessing.fingerprint()
         return same_pixels and info.dtype == self.info.dtype
-
-
-def _major(api_version: str) -> str:
-    return api_version.partition(".")[0]

@@ -26,8 +26,10 @@ from common.errors import DiptychError, InternalError, UnavailableError
 from common.features import FeatureReceiver, FeatureSpec
 from common.remote_errors import from_rpc_error
 from common.tracing import SpanKind
-from common.wire_types import dtype_from_proto, preprocessing_from_proto
+from decoder_service.arena_visit import ArenaGuest
 from decoder_service.image_encoder import VisionInfo
+from decoder_service.loop_turns import LoopTurns
+from decoder_service.vision_agreement import read_info
 from diptych.v1 import vision_pb2 as pb
 from diptych.v1 import vision_pb2_grpc
 
@@ -65,8 +67,13 @@ Matches = Callable[[str, VisionInfo], bool]
 class VisionReplica:
     """A replica at a fixed address; made on the event loop that uses it."""
 
-    def __init__(self, address: str, *, tls: ChannelTls | None) -> None:
+    def __init__(self, address: str, *, tls: ChannelTls | None, turns: LoopTurns, shared_memory: bool) -> None:
+        """Talk to `address`; chunks of features are checked in `turns`.
+
+        With `shared_memory` features come through memory that the replica shares, where it can.
+        """
         self.address = address
+        self._turns = turns
         self.state = ReplicaState.UNREACHABLE
         self.info: VisionInfo | None = None
         """What the replica said when it was last asked."""
@@ -74,6 +81,9 @@ class VisionReplica:
         """Set when an encode left the replica not ready, so that it is asked again at once."""
         self._channel = aio_channel(address, CLIENT_OPTIONS, tls)
         self._stub = vision_pb2_grpc.VisionServiceStub(self._channel)
+        # Answers in bytes: the receiver reads them without the copies that generated code makes.
+        self._encode: Any = self._channel.unary_stream(f"/{_SERVICE_NAME}/Encode", request_serializer=_serialize)
+        self._guest = ArenaGuest(wants_memory=shared_memory)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)  # its stubs do not know its methods
         self._is_serving = True
         self._slots = asyncio.Semaphore(_MAX_CALLS)
@@ -95,6 +105,7 @@ class VisionReplica:
 
     async def close(self) -> None:
         """Close the channel; calls under way end."""
+        self._guest.leave()
         await self._channel.close()
 
     async def wait_unused(self) -> None:
@@ -138,12 +149,13 @@ class VisionReplica:
             self._enter(ReplicaState.UNREACHABLE, error.code().name)
             return
         self._others_patches = max(0, load.pending_patches - self._own_patches)
-        self.info = _to_info(model)
+        self.info = read_info(model)
         if self.info is None or not matches(model.api_version, self.info):
             self._enter(ReplicaState.MISMATCH, model.api_version)
             return
         if self.is_bad:
             self._bad_streams = 0
+        await self._guest.meet(model.shared_memory_socket)
         self._enter(ReplicaState.READY if self._is_serving else ReplicaState.DRAINING, model.api_version)
 
     async def encode(self, request: pb.EncodeRequest, *, spec: FeatureSpec, buffer: memoryview) -> None:
@@ -157,7 +169,7 @@ class VisionReplica:
             async with self._slots:
                 if self.state is not ReplicaState.READY:
                     raise UnavailableError("REPLICA_LEFT", "the replica takes no more work")
-                await self._receive(request, FeatureReceiver(spec, buffer))
+                await self._receive(request, spec, buffer)
             self._bad_streams = 0
         except UnavailableError as error:
             if self.state is ReplicaState.READY:
@@ -172,12 +184,17 @@ class VisionReplica:
             self._num_calls -= 1
             self._left.set()
 
-    async def _receive(self, request: pb.EncodeRequest, receiver: FeatureReceiver) -> None:
+    async def _receive(self, request: pb.EncodeRequest, spec: FeatureSpec, buffer: memoryview) -> None:
+        visit = self._guest.visit
+        receiver = FeatureReceiver(spec, buffer, shared=visit.memory if visit else None)
         span = current_call().span.start(_ENCODE, kind=SpanKind.CLIENT)
-        call = self._stub.Encode(request, metadata=trace_metadata(span))
+        call = self._encode((request, visit.token if visit else b""), metadata=trace_metadata(span))
         try:
             async for message in call:
+                await self._turns.take()
                 receiver.receive(message)
+                if visit is not None and receiver.is_complete and receiver.lease is not None:
+                    visit.release(receiver.lease)
             receiver.finish()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
@@ -217,17 +234,8 @@ def is_bad_stream(error: DiptychError) -> bool:
     return error.reason in ("EMBED_CORRUPT", "EMBED_INVALID")
 
 
-def _to_info(model: pb.VisionServiceGetModelInfoResponse) -> VisionInfo | None:
-    """What a replica said; None where it speaks of things that we do not know."""
-    try:
-        return VisionInfo(
-            preprocessing=preprocessing_from_proto(model.preprocessing),
-            weights_digest=model.weights_digest,
-            feature_width=model.feature_width,
-            dtype=dtype_from_proto(model.dtype),
-            max_image_bytes=model.max_image_bytes,
-            max_image_pixels=model.max_image_pixels,
-            max_patches=model.max_patches,
-        )
-    except ValueError:
-        return None
+def _serialize(sent: tuple[pb.EncodeRequest, bytes]) -> bytes:
+    """A request with the token of the replica that it goes to: messages that follow each other are one message."""
+    request, token = sent
+    data = request.SerializeToString()
+    return data + pb.EncodeRequest(shared_memory_token=token).SerializeToString() if token else data

@@ -23,6 +23,8 @@ from diptych.up_config import ROLES, UpConfig, parse_devices, parse_dtypes
 _GRACE_SECONDS = 35.0
 """A little more than the services give their callers."""
 _LOOPBACK = "127.0.0.1"
+_SHARED_BYTES = 256 << 20
+"""Of each vision service, used as far as features are under way."""
 
 
 def share_cores(cores: int, vision_replicas: int) -> tuple[int, int]:
@@ -50,13 +52,14 @@ async def up(config: UpConfig) -> int:
     """Run the services until SIGINT, SIGTERM or the end of one of them; returns the exit status."""
     model = config.model or demo_model()
     try:
-        replicas = config.vision_replicas if understands_images(model) else 0
+        takes_images = understands_images(model)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"diptych up: {error}\n")
         return 2
+    replicas = config.vision_replicas if takes_images and not config.local_vision else 0
     for port, purpose in _ports(config, replicas):
         check_free(config.host, port, purpose=purpose)
-    services = _Services(config, model, replicas)
+    services = _Services(config, model, replicas, is_local=config.local_vision and takes_images)
     signals = _signals()
     running = asyncio.create_task(services.run())
     await _first(running, signals.get())
@@ -97,8 +100,9 @@ async def _outcome(running: asyncio.Task[None]) -> int:
 class _Services:
     """The processes, in the order in which they were started."""
 
-    def __init__(self, config: UpConfig, model: Path, replicas: int) -> None:
+    def __init__(self, config: UpConfig, model: Path, replicas: int, *, is_local: bool) -> None:
         self._config = config
+        self._is_local = is_local
         self._model = model
         self._replicas = replicas
         self._devices = parse_devices(config.device)
@@ -133,17 +137,24 @@ class _Services:
             child.kill()
 
     async def _start_vision(self, index: int, port: int) -> Child:
-        flags = ["--host", _LOOPBACK, "--port", str(port)]
+        flags = ["--host", _LOOPBACK, "--port", str(port), "--shared-memory-bytes", str(_SHARED_BYTES)]
         return await self._start("vision", f"vision service {index + 1}", flags, metrics_offset=index + 1)
 
     async def _start_decoder(self, vision_addresses: list[str]) -> Child:
         flags = ["--host", self._config.host, "--port", str(self._config.port), "--reflection"]
         if vision_addresses:
             flags += ["--vision-addresses", ",".join(vision_addresses)]
-        return await self._start("decoder", "decoder service", flags, metrics_offset=0)
+        if not self._is_local:
+            return await self._start("decoder", "decoder service", flags, metrics_offset=0)
+        for name, values in (("device", self._devices), ("dtype", self._dtypes)):
+            if "vision" in values:
+                flags += [f"--vision-{name}", values["vision"]]
+        return await self._start("decoder", "service", flags, metrics_offset=0, module="diptych.local")
 
-    async def _start(self, role: str, name: str, flags: list[str], *, metrics_offset: int) -> Child:
-        arguments = ["-m", f"{role}_service", "--model", str(self._model), *flags]
+    async def _start(
+        self, role: str, name: str, flags: list[str], *, metrics_offset: int, module: str | None = None
+    ) -> Child:
+        arguments = ["-m", module or f"{role}_service", "--model", str(self._model), *flags]
         if role in self._devices:
             arguments += ["--device", self._devices[role]]
         if role in self._dtypes:

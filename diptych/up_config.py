@@ -28,6 +28,7 @@ class UpConfig:
         maximum=65535,
     )
     vision_replicas: int = setting(1, help="vision services to start", minimum=1, maximum=64)
+    local_vision: bool = setting(False, help="encode pictures in the decoder's own process, for one GPU or few cores")
     device: str | None = setting(None, help="device of all services, or vision=DEVICE,decoder=DEVICE")
     dtype: str | None = setting(None, help="type of weights of all services, or vision=TYPE,decoder=TYPE")
     deterministic: bool = setting(
@@ -41,6 +42,8 @@ class UpConfig:
     def __post_init__(self) -> None:
         parse_devices(self.device)
         parse_dtypes(self.dtype)
+        if self.local_vision and (self.vision_replicas != 1 or self.vision_config is not None):
+            raise ValueError("--local-vision starts no vision service: leave out --vision-replicas and --vision-config")
 
 
 def parse_devices(text: str | None) -> Mapping[str, str]:

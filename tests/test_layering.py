@@ -48,9 +48,12 @@ POLICY = (
     "decoder_service.vision_resolver",
     "decoder_service.retry_budget",
     "decoder_service.hedging",
+    "decoder_service.loop_turns",
     "vision_service.batcher",
     "vision_service.byte_budget",
+    "vision_service.encoded_image",
     "vision_service.feature_cache",
+    "vision_service.pipeline",
     "vision_service.decode_pool",
     "vision_service.image",
 )

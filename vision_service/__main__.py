@@ -17,13 +17,14 @@ from common.process import tune_allocator
 from common.server import GrpcServer
 from common.setting_sources import add_config_arguments, from_sources
 from common.settings import Parser
+from common.shared_memory import SharedArena
 from common.tracing import make_tracer
-from diptych.v1 import vision_pb2, vision_pb2_grpc
+from vision_service.arena_door import ArenaDoor
 from vision_service.config import VisionConfig
 from vision_service.service import VisionService
+from vision_service.servicer import SERVICE_NAME, VisionServicer
 
 _log = logging.getLogger(__name__)
-_SERVICE_NAME = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
 
 
 def main() -> None:
@@ -53,19 +54,35 @@ async def serve(config: VisionConfig) -> int:
     except ValueError as error:
         sys.stderr.write(f"vision_service: {error}\n")
         return 2
-    server = GrpcServer(config.server, registry=registry, service_names=[_SERVICE_NAME], tracer=tracer)
-    vision_pb2_grpc.add_VisionServiceServicer_to_server(service.servicer, server.grpc)
+    server = GrpcServer(config.server, registry=registry, service_names=[SERVICE_NAME], tracer=tracer)
+    door = _open_door(config.shared_memory_bytes)
+    VisionServicer(service.pipeline, door=door).add_to_server(server.grpc)
     await service.start()
     watch = asyncio.create_task(_stop_when_lost(service))
     try:
         await server.start()
-        server.set_serving([_SERVICE_NAME])
+        server.set_serving([SERVICE_NAME])
         await server.wait_for_termination()
     finally:
         watch.cancel()
         await service.close()
+        if door is not None:
+            await door.close()
         await asyncio.to_thread(tracer.close)
     return 1 if service.device_lost.is_set() else 0
+
+
+def _open_door(num_bytes: int) -> ArenaDoor | None:
+    """Offer shared memory; a system that has none is no reason not to serve."""
+    if not num_bytes:
+        return None
+    try:
+        door = ArenaDoor(SharedArena(num_bytes))
+        door.start()
+    except (AttributeError, OSError) as error:
+        _log.warning("features cannot be passed through shared memory here", extra={"error": str(error)})
+        return None
+    return door
 
 
 async def _stop_when_lost(service: VisionService) -> None:

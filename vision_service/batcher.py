@@ -11,7 +11,7 @@ Knows patches, time and one encoder thread. Does not know pixels, tensors or cal
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from vision_service.image import Pixels
 
 _LOG = logging.getLogger(__name__)
 
-Encode = Callable[[list[Pixels]], list[EncodedImage]]
+Encode = Callable[[list[Pixels]], Sequence[EncodedImage]]
 """Encodes a batch; called in the encoder thread, one call at a time."""
 OnBatch = Callable[[int, int, float], None]
 

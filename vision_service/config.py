@@ -58,6 +58,9 @@ class VisionConfig:
     decode: DecodeConfig
     batch: BatchConfig
     cache: CacheConfig
+    shared_memory_bytes: int = setting(
+        0, minimum=0, maximum=2**36, help="memory offered to decoder services on this host to pass features; 0 for none"
+    )
     logs: LogSettings = field(default_factory=LogSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
 

@@ -18,7 +18,7 @@ from common.model_config import PixtralConfig
 from common.native.library import Library
 from common.native.modules import pack_linears
 from common.preprocessing import Preprocessing
-from vision_service.encoded_image import EncodedImage
+from vision_service.encoded_image import EncodedImage, HostImage
 from vision_service.encoder import PixtralVisionModel, grid_positions
 from vision_service.image import Pixels
 
@@ -47,6 +47,8 @@ class EncoderRunner:
         self._deterministic = deterministic
         self._device = device
         self._dtype = dtype
+        self.feature_width = model.config.vision_hidden_size
+        """Values in a row of features."""
         self._patch_size = preprocessing.patch_size
         self._mean = torch.tensor(preprocessing.mean, device=device)
         self._std = torch.tensor(preprocessing.std, device=device)
@@ -113,12 +115,9 @@ class EncoderRunner:
         # One copy off the device for the whole batch; numpy has no bfloat16, bytes will do.
         in_bytes = features.cpu().contiguous().view(torch.uint8).numpy()
         starts = [sum(lengths[:index]) for index in range(len(lengths))]
+        # Packed here, in the encoder's thread, and apart, so that one image keeps no other in memory.
         return [
-            EncodedImage(
-                rows=in_bytes[start : start + length].data.cast("B"),
-                num_rows=length,
-                width=features.shape[1],
-            )
+            HostImage.from_rows(in_bytes[start : start + length].data.cast("B"))
             for start, length in zip(starts, lengths, strict=True)
         ]
 

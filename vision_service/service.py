@@ -1,4 +1,4 @@
-"""The vision service put together: checkpoint, encoder, decode pool, batcher and servicer.
+"""The vision service put together: checkpoint, encoder, decode pool, batcher and the pipeline through them.
 
 Knows which part needs which. Does not know ports, signals or command lines (see `__main__`); whoever
 composes both services in one process uses this as it is.
@@ -6,7 +6,6 @@ composes both services in one process uses this as it is.
 
 import asyncio
 import logging
-from dataclasses import replace
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -20,20 +19,18 @@ from common.model_config import PixtralConfig
 from common.model_settings import ModelSettings
 from common.native.opening import choose_library
 from common.wire_types import DTYPE_SIZES
-from vision_service.batcher import Batcher, Encode
+from vision_service.batcher import Batcher
 from vision_service.byte_budget import ByteBudget
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
 from vision_service.decode_pool import DecodePool
 from vision_service.decode_worker import DecodeSettings
-from vision_service.encoded_image import EncodedImage
 from vision_service.feature_cache import FeatureCache
-from vision_service.image import Pixels
 from vision_service.image_metrics import ImageMetrics
 from vision_service.memory_plan import warm_up
 from vision_service.metrics import VisionCollector
 from vision_service.model_info import EncoderInfo
+from vision_service.pipeline import Pipeline
 from vision_service.runner import EncoderRunner
-from vision_service.servicer import VisionServicer
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +59,7 @@ class VisionService:
         self._decode_pool = _make_decode_pool(self.info, decode)
         metrics = ImageMetrics(registry, max_batch_patches=batch.max_batch_patches)
         self._batcher = Batcher(
-            separating(runner.encode),
+            runner.encode,
             max_batch_patches=batch.max_batch_patches,
             max_pending_patches=batch.max_pending_patches,
             max_wait=batch.max_batch_wait,
@@ -70,7 +67,7 @@ class VisionService:
         )
         budget = ByteBudget(batch.max_pending_bytes)
         features = FeatureCache(budget, max_kept_bytes=cache.feature_cache_bytes)
-        self.servicer = VisionServicer(
+        self.pipeline = Pipeline(
             self.info,
             budget=budget,
             cache=features,
@@ -96,18 +93,6 @@ class VisionService:
         """End both; whoever still waits gets UNAVAILABLE. No process, thread or task is left."""
         await self._decode_pool.close()
         await self._batcher.close()
-
-
-def separating(encode: Encode) -> Encode:
-    """The same encoder, but the features of one image keep no others of its batch in memory."""
-
-    def separate(images: list[Pixels]) -> list[EncodedImage]:
-        encoded = encode(images)
-        if len(encoded) == 1:
-            return encoded
-        return [replace(image, rows=memoryview(bytes(image.rows))) for image in encoded]
-
-    return separate
 
 
 def _read_info(checkpoint: Checkpoint, model: ModelSettings, decode: DecodeConfig, dtype: torch.dtype) -> EncoderInfo:

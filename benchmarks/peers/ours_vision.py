@@ -27,6 +27,7 @@ from decoder_service.engine import Engine
 from decoder_service.image_encoder import ImageFeatures
 from decoder_service.request import PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
+from vision_service.encoded_image import rows_of
 from vision_service.image import Pixels, decode_image
 from vision_service.runner import EncoderRunner
 
@@ -85,8 +86,8 @@ class Worker:
             request = self._request(width, height, seed + index, max_tokens)
             tokens[request.request_id] = []
             self._engine.submit(request)
-            data = ImageFeatures(spec=_spec(width, height, features.shape[1]), data=bytearray(features.tobytes()))
-            self._engine.features_arrived(request.request_id, 0, data)
+            spec, rows = _spec(width, height, features.shape[1]), memoryview(bytearray(features.tobytes()))
+            self._engine.features_arrived(request.request_id, 0, ImageFeatures(spec=spec, data=rows))
         while self._engine.has_work:
             for token in self._engine.step().tokens:
                 tokens[token.request_id].append(token.token_id)
@@ -109,7 +110,7 @@ class Worker:
         if self._encoder is None:
             raise ValueError("no model is loaded")
         encoded = self._encoder.encode(images)
-        return [np.frombuffer(each.rows, np.float32).reshape(each.num_rows, each.width) for each in encoded]
+        return [np.frombuffer(rows_of(each), np.float32).reshape(-1, self._encoder.feature_width) for each in encoded]
 
 
 def _spec(width: int, height: int, features: int) -> FeatureSpec:

@@ -1,7 +1,7 @@
 """Features arrive exactly as they were sent, or the stream is refused and nothing else is touched."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InternalError
-from common.features import CHUNK_SIZE, MIN_CHUNK_SIZE, EncodeTimings, FeatureReceiver, FeatureSpec, feature_messages
+from common.features import (
+    CHUNK_SIZE,
+    MIN_CHUNK_SIZE,
+    EncodeTimings,
+    FeatureReceiver,
+    FeatureSpec,
+    feature_messages,
+    pack_rows,
+    shared_feature_messages,
+)
 from common.identity import ImageHash
 from common.preprocessing import PatchGrid
 from diptych.v1 import types_pb2, vision_pb2
@@ -23,21 +32,60 @@ GUARD = 64
 Message = vision_pb2.EncodeResponse
 
 
+@pytest.fixture(autouse=True, params=["inline", "shared"])
+def memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether rows lie in the stream, or in shared memory with another's bytes on both sides."""
+    SHARED.clear()
+    if request.param == "shared":
+        SHARED.append(bytearray())
+    yield
+    SHARED.clear()
+
+
+SHARED: list[bytearray] = []
+OFFSET = 4096
+
+
 def sent(spec: FeatureSpec = SPEC, rows: bytes = ROWS) -> list[Message]:
-    return list(feature_messages(spec, memoryview(rows), weights_digest=b"d" * 32, timings=TIMINGS))
+    chunks = pack_rows(memoryview(rows))
+    if not SHARED:
+        messages = feature_messages(spec, chunks, weights_digest=b"d" * 32, timings=TIMINGS)
+        return [Message.FromString(message) for message in messages]
+    SHARED[0] = bytearray(b"x" * (len(rows) + 2 * OFFSET))
+    messages = shared_feature_messages(
+        spec,
+        chunks,
+        region=vision_pb2.SharedRegion(offset=OFFSET, size=len(rows), lease=7),
+        write=_write,
+        weights_digest=b"d" * 32,
+        timings=TIMINGS,
+    )
+    return [Message.FromString(message) for message in messages]
+
+
+def _write(offset: int, data: memoryview) -> None:
+    SHARED[0][OFFSET + offset : OFFSET + offset + len(data)] = data
+
+
+def view() -> memoryview | None:
+    return memoryview(SHARED[0]) if SHARED else None
 
 
 def chunk(offset: int, data: bytes) -> Message:
-    return Message(chunk=vision_pb2.FeaturesChunk(offset=offset, data=data, crc32=zlib.crc32(data)))
+    if not SHARED:
+        return Message(chunk=vision_pb2.FeaturesChunk(offset=offset, data=data, crc32=zlib.crc32(data)))
+    if offset < len(SHARED[0]):
+        _write(offset, memoryview(data))
+    return Message(chunk=vision_pb2.FeaturesChunk(offset=offset, shared_size=len(data), crc32=zlib.crc32(data)))
 
 
 def receive(messages: list[Message], spec: FeatureSpec = SPEC) -> bytes:
     """What arrives in a buffer that lies between two guards, which must not be touched."""
     memory = bytearray(b"g" * (spec.num_bytes + 2 * GUARD))
-    receiver = FeatureReceiver(spec, memoryview(memory)[GUARD:-GUARD])
+    receiver = FeatureReceiver(spec, memoryview(memory)[GUARD:-GUARD], shared=view())
     try:
         for message in messages:
-            receiver.receive(Message.FromString(message.SerializeToString()))
+            receiver.receive(message.SerializeToString())
         receiver.finish()
     finally:
         assert memory[:GUARD] == memory[-GUARD:] == b"g" * GUARD
@@ -56,7 +104,7 @@ def test_rows_arrive_as_they_were_sent() -> None:
     assert messages[0].header.rows == 900
     assert messages[-1].end.num_chunks == len(messages) - 2 == 4
     assert messages[-1].end.encode_seconds == 0.3
-    assert {len(message.chunk.data) for message in messages[1:-2]} == {CHUNK_SIZE}
+    assert {len(message.chunk.data) + message.chunk.shared_size for message in messages[1:-2]} == {CHUNK_SIZE}
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,9 +150,12 @@ def test_a_message_that_is_missing_or_doubled_is_refused(left_out: int, change: 
 @given(place=st.integers(0, CHUNK_SIZE - 1), bit=st.integers(0, 7), index=st.integers(1, 3))
 def test_a_flipped_bit_is_found(place: int, bit: int, index: int) -> None:
     messages = sent()
-    data = bytearray(messages[index].chunk.data)
-    data[place] ^= 1 << bit
-    messages[index].chunk.data = bytes(data)
+    if SHARED:
+        SHARED[0][OFFSET + (index - 1) * CHUNK_SIZE + place] ^= 1 << bit
+    else:
+        data = bytearray(messages[index].chunk.data)
+        data[place] ^= 1 << bit
+        messages[index].chunk.data = bytes(data)
     assert reason(messages) == "EMBED_CORRUPT"
 
 
@@ -151,12 +202,12 @@ def test_a_header_of_other_features_is_refused_before_anything_is_written(name: 
     messages = sent()
     WRONG_HEADERS[name](messages[0].header)
     memory = bytearray(SPEC.num_bytes)
-    receiver = FeatureReceiver(SPEC, memoryview(memory))
+    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view())
     with pytest.raises(InternalError) as caught:
-        receiver.receive(messages[0])
+        receiver.receive(messages[0].SerializeToString())
     assert caught.value.reason == "EMBED_INVALID"
     with pytest.raises(InternalError):
-        receiver.receive(messages[1])
+        receiver.receive(messages[1].SerializeToString())
     assert not any(memory)
 
 
@@ -179,3 +230,45 @@ def test_a_buffer_of_another_size_is_our_own_bug() -> None:
         FeatureReceiver(SPEC, memoryview(bytearray(SPEC.num_bytes - 1)))
     with pytest.raises(ValueError, match="buffer of"):
         FeatureReceiver(SPEC, memoryview(bytes(SPEC.num_bytes)))
+
+
+WRONG_REGIONS = {
+    "behind the end": vision_pb2.SharedRegion(offset=2 * OFFSET + 4, size=len(ROWS)),
+    "far behind the end": vision_pb2.SharedRegion(offset=2**64 - 1, size=len(ROWS)),
+    "smaller": vision_pb2.SharedRegion(offset=0, size=len(ROWS) - 4),
+    "larger": vision_pb2.SharedRegion(offset=0, size=len(ROWS) + 4),
+    "huge": vision_pb2.SharedRegion(offset=0, size=2**64 - 1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_REGIONS)
+def test_a_place_outside_the_shared_memory_is_refused(name: str) -> None:
+    messages = sent()
+    messages[0].header.shared.CopyFrom(WRONG_REGIONS[name])
+    assert reason(messages) == "EMBED_INVALID"
+
+
+def test_chunks_lie_where_the_header_says_and_nowhere_else() -> None:
+    messages = sent()
+    for data, shared_size in ((ROWS[:CHUNK_SIZE], 0), (b"", CHUNK_SIZE)):
+        other = [Message.FromString(message.SerializeToString()) for message in messages]
+        other[1].chunk.data, other[1].chunk.shared_size = data, shared_size
+        if bool(SHARED) == bool(data):
+            assert reason(other) == "EMBED_CORRUPT"
+        else:
+            assert receive(other) == ROWS
+    messages[1].chunk.data, messages[1].chunk.shared_size = ROWS[:CHUNK_SIZE], CHUNK_SIZE
+    assert reason(messages) == "EMBED_CORRUPT"
+
+
+def test_what_changes_after_it_was_copied_changes_nothing() -> None:
+    messages = sent()
+    memory = bytearray(SPEC.num_bytes)
+    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view())
+    for message in messages:
+        receiver.receive(message.SerializeToString())
+        if SHARED and message.HasField("chunk"):
+            _write(message.chunk.offset, memoryview(bytes(message.chunk.shared_size)))
+    receiver.finish()
+    assert bytes(memory) == ROWS
+    assert receiver.lease == (7 if SHARED else None)

@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -19,11 +19,12 @@ from common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from common.features import EncodeTimings, FeatureSpec, feature_messages
+from common.features import EncodeTimings, FeatureSpec, feature_messages, pack_rows, shared_feature_messages
 from common.identity import ImageHash
 from common.preprocessing import PatchGrid, PreprocessingMode
 from common.server import GrpcServer
 from common.server_config import ServerConfig
+from common.shared_memory import SharedArena
 from common.wire_types import preprocessing_to_proto
 from decoder_service.vision_client import VisionClient
 from decoder_service.vision_replica import ReplicaState
@@ -32,6 +33,7 @@ from decoder_service.vision_router import VisionRouter
 from diptych.v1 import types_pb2, vision_pb2_grpc
 from diptych.v1 import vision_pb2 as pb
 from tests.pictures import preprocessing
+from vision_service.arena_door import ArenaDoor
 
 DIGEST = b"d" * 32
 WIDTH = 1024
@@ -83,6 +85,17 @@ def failing(error: DiptychError, *, after: int = 0) -> Behaviour:
     return fail
 
 
+SHARES: list[bool] = []
+
+
+@pytest.fixture(autouse=True, params=["inline", "shared"])
+def _memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether rows lie in the stream or in shared memory."""
+    SHARES[:] = [True] if request.param == "shared" else []
+    yield
+    SHARES.clear()
+
+
 class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
     """A vision service without a model: the image's first byte fills its features."""
 
@@ -104,18 +117,34 @@ class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
         )
         self.address = "127.0.0.1:0"
         self._server: GrpcServer | None = None
+        self._door: ArenaDoor | None = None
 
     async def Encode(self, request: pb.EncodeRequest, context: object) -> AsyncIterator[pb.EncodeResponse]:
         self.num_encodes += 1
         name = request.image[:1]
-        spec, rows = spec_of(name, self.grid), memoryview(rows_of(name, self.grid))
-        messages = feature_messages(spec, rows, weights_digest=DIGEST, timings=TIMINGS)
-        try:
-            async for message in self.behaviour(list(messages)):
-                yield message
-        except asyncio.CancelledError:
-            self.num_cancelled += 1
-            raise
+        spec, chunks = spec_of(name, self.grid), pack_rows(memoryview(rows_of(name, self.grid)))
+        token = request.shared_memory_token
+        with self._door.lease(token, spec.num_bytes) if self._door and token else nullcontext() as lease:
+            messages = (
+                feature_messages(spec, chunks, weights_digest=DIGEST, timings=TIMINGS)
+                if lease is None
+                else shared_feature_messages(
+                    spec,
+                    chunks,
+                    region=lease.to_wire(),
+                    write=lease.write,
+                    weights_digest=DIGEST,
+                    timings=TIMINGS,
+                )
+            )
+            try:
+                async for message in self.behaviour([pb.EncodeResponse.FromString(message) for message in messages]):
+                    yield message
+                if lease is not None:
+                    await lease.done.wait()
+            except asyncio.CancelledError:
+                self.num_cancelled += 1
+                raise
 
     async def GetModelInfo(self, request: object, context: object) -> pb.VisionServiceGetModelInfoResponse:
         return self.info
@@ -125,6 +154,10 @@ class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
 
     async def start(self) -> None:
         """Listen; a second time at the same address."""
+        if SHARES:
+            self._door = ArenaDoor(SharedArena(2**26))
+            self._door.start()
+            self.info.shared_memory_socket = self._door.name
         port = int(self.address.partition(":")[2])
         self._server = GrpcServer(ServerConfig(port=port), registry=CollectorRegistry())
         vision_pb2_grpc.add_VisionServiceServicer_to_server(self, self._server.grpc)
@@ -139,6 +172,10 @@ class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
         if self._server is not None:
             await self._server.grpc.stop(None)
             self._server = None
+        if self._door is not None:
+            assert self._door.bytes_taken == 0
+            await self._door.close()
+            self._door = None
 
 
 class Names:

@@ -1,5 +1,6 @@
 """`diptych up` with small programs in place of the services; they are found first, in the working directory."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from common.process import num_cores
 from diptych.models import demo_model
 from diptych.up import reserved_ports, share_cores
 from diptych.up_config import parse_devices, parse_dtypes
@@ -235,3 +237,24 @@ def test_each_service_gets_its_own_file_and_none_of_our_variables(
     ports = [row[2][row[2].index("--health-port") + 1] for row in rows]
     assert len(set(ports)) == 3
     assert not any("DIPTYCH_" in name for row in rows for name in row[4])
+
+
+def test_local_vision_is_one_process_with_both_devices(folder: Path) -> None:
+    (folder / "diptych").mkdir()
+    (folder / "diptych" / "local.py").write_text(SERVICE.replace('sys.argv[0].split("/")[-2]', '"local"'))
+    with run_up(folder, "--local-vision", "--device", "vision=cuda:1,decoder=cuda:0", "--dtype", "bfloat16") as process:
+        ready_address(process)
+        ((name, _, flags, threads, _),) = started(folder)
+    assert name == "local"
+    assert "--vision-addresses" not in flags
+    pairs = dict(itertools.pairwise(flags))
+    assert (pairs["--device"], pairs["--vision-device"]) == ("cuda:0", "cuda:1")
+    assert (pairs["--dtype"], pairs["--vision-dtype"]) == ("bfloat16", "bfloat16")
+    assert int(threads) == num_cores()
+
+
+def test_local_vision_and_vision_replicas_exclude_each_other(folder: Path) -> None:
+    with run_up(folder, "--local-vision", "--vision-replicas", "2") as process:
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 2
+    assert "--local-vision" in errors

@@ -102,6 +102,17 @@ def faulty_decoder_service(fault_file: Path, *flags: str) -> Iterator[Service]:
             yield service
 
 
+@contextmanager
+def local_service(*flags: str, model: Path = DEMO_MODEL) -> Iterator[Service]:
+    """A decoder service with the encoder in its process, with metrics."""
+    metrics_port = free_port()
+    with _service(
+        "diptych.local", "--model", str(model), "--port", "0", "--metrics-port", str(metrics_port), *flags
+    ) as service:
+        service.metrics_port = metrics_port
+        yield service
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as probe:

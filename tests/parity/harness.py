@@ -168,7 +168,7 @@ class Harness:
         return [
             ImageFeatures(
                 spec=FeatureSpec(image_hash=ImageHash(b""), grid=grid, width=rows.shape[1], dtype="float32"),
-                data=bytearray(rows.numpy().tobytes()),
+                data=memoryview(bytearray(rows.numpy().tobytes())),
             )
             for grid, rows in zip(grids, packed.split(lengths), strict=True)
         ]

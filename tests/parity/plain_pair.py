@@ -22,6 +22,7 @@ from decoder_service.kv_cache import KVCache
 from decoder_service.runner import DecoderRunner
 from tests.pictures import LIMITS
 from tests.tiny_models import IMAGE
+from vision_service.encoded_image import rows_of
 from vision_service.image import decode_image
 from vision_service.runner import EncoderRunner
 
@@ -48,7 +49,7 @@ class PlainPair:
             return []
         pixels = [decode_image(data, preprocessing=self.preprocessing, limits=LIMITS, field="image") for data in files]
         return [
-            torch.frombuffer(bytearray(image.rows), dtype=self._dtype).view(image.num_rows, image.width)
+            torch.frombuffer(bytearray(rows_of(image)), dtype=self._dtype).view(-1, self.encoder.feature_width)
             for image in self.encoder.encode(pixels)
         ]
 
@@ -93,7 +94,7 @@ class PlainPair:
                 width=rows.shape[1],
                 dtype=str(rows.dtype).removeprefix("torch."),
             ),
-            data=bytearray(rows.view(torch.uint8).numpy().tobytes()),
+            data=memoryview(bytearray(rows.view(torch.uint8).numpy().tobytes())),
         )
 
 

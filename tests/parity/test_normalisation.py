@@ -14,6 +14,7 @@ from torch.nn import functional
 from common.model_config import PixtralVisionConfig
 from common.preprocessing import PreprocessingMode
 from tests.pictures import CLIP_MEAN, CLIP_STD, preprocessing
+from vision_service.encoded_image import rows_of
 from vision_service.encoder import PixtralVisionModel
 from vision_service.image import Pixels
 from vision_service.runner import EncoderRunner
@@ -46,7 +47,7 @@ def ours(image: Pixels, dtype: torch.dtype) -> Tensor:
     model.patch_conv.weight.data = weight().to(dtype)
     shape = preprocessing(PreprocessingMode.HF)
     (encoded,) = EncoderRunner(model, shape, device=torch.device("cpu"), dtype=dtype).encode([image])
-    return torch.frombuffer(bytearray(encoded.rows), dtype=dtype).view(encoded.num_rows, encoded.width)
+    return torch.frombuffer(bytearray(rows_of(encoded)), dtype=dtype).view(-1, CONFIG.vision_hidden_size)
 
 
 def folded(image: Pixels, dtype: torch.dtype) -> Tensor:

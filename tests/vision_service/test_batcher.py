@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.errors import DiptychError, InternalError, ResourceExhaustedError, UnavailableError
 from vision_service.batcher import Batcher, EncodeResult
-from vision_service.encoded_image import EncodedImage
+from vision_service.encoded_image import HostImage
 from vision_service.image import Pixels
 
 
@@ -26,7 +26,7 @@ class FakeEncoder:
         self.gate = threading.Event()
         self.gate.set()
 
-    def encode(self, images: list[Pixels]) -> list[EncodedImage]:
+    def encode(self, images: list[Pixels]) -> list[HostImage]:
         self.threads.add(threading.get_ident())
         assert self.gate.wait(5)
         names = [int(image[0, 0, 0]) for image in images]
@@ -35,7 +35,7 @@ class FakeEncoder:
             raise RuntimeError("secret path")
         if 254 in names:
             raise UnavailableError("DEVICE_LOST", "this replica lost its device")
-        return [EncodedImage(rows=memoryview(bytes([name])), num_rows=1, width=1) for name in names]
+        return [HostImage((bytes([name]),)) for name in names]
 
 
 @asynccontextmanager
@@ -86,7 +86,7 @@ def test_batches_are_the_longest_heads_of_the_queue_that_fit(sizes: list[int]) -
             await asyncio.sleep(0)
             encoder.gate.set()
             results = await asyncio.gather(first, *tasks)
-        assert [bytes(result.features.rows) for result in results] == [bytes([i]) for i in range(len(sizes) + 1)]
+        assert [result.features.chunks()[0] for result in results] == [bytes([i]) for i in range(len(sizes) + 1)]
         batches = encoder.batches[1:]
         assert [name for batch in batches for name in batch] == list(range(1, len(sizes) + 1))
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
@@ -159,7 +159,7 @@ async def test_only_the_image_at_fault_fails() -> None:
         assert isinstance(results[2], EncodeResult)
         assert isinstance(results[1], InternalError)
         assert "secret" not in results[1].message
-        assert bytes((await encode(batcher, 4)).features.rows) == b"\x04"
+        assert (await encode(batcher, 4)).features.chunks()[0] == b"\x04"
         assert not batcher.device_lost.is_set()
     assert encoder.batches == [[0], [1, 255, 3], [1], [255], [3], [4]]
 

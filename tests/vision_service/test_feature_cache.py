@@ -12,7 +12,7 @@ from common.identity import ImageHash
 from common.preprocessing import PatchGrid
 from vision_service.batcher import EncodeResult
 from vision_service.byte_budget import ByteBudget
-from vision_service.encoded_image import EncodedImage
+from vision_service.encoded_image import HostImage
 from vision_service.feature_cache import FeatureCache, Lease
 
 ROW = 4
@@ -41,7 +41,7 @@ class Encoder:
             raise
         finally:
             del self.running[name]
-        rows = EncodedImage(rows=memoryview(name.encode()), num_rows=1, width=1)
+        rows = HostImage((name.encode(),))
         return EncodeResult(features=rows, queue_seconds=0, encode_seconds=0)
 
 
@@ -58,7 +58,7 @@ class Cache:
 
     async def ask(self, name: str, num_patches: int = 1) -> bytes:
         with self.lease(name, num_patches) as lease:
-            return bytes((await lease.arrived()).features.rows)
+            return (await lease.arrived()).features.chunks()[0]
 
     def start(self, *names: str) -> list[asyncio.Task[bytes]]:
         return [asyncio.create_task(self.ask(name)) for name in names]

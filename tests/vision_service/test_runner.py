@@ -13,6 +13,7 @@ from common.model_config import PixtralVisionConfig
 from common.native.opening import open_library
 from common.preprocessing import PreprocessingMode
 from tests.pictures import LIMITS, noise, preprocessing, save
+from vision_service import encoded_image
 from vision_service.encoded_image import EncodedImage
 from vision_service.encoder import PixtralVisionModel
 from vision_service.image import Pixels, decode_image
@@ -82,8 +83,12 @@ def decode(sizes: list[tuple[int, int]]) -> list[Pixels]:
 
 
 def rows_of(image: EncodedImage, dtype: torch.dtype = torch.float32) -> NDArray[np.float32]:
-    values = torch.frombuffer(bytearray(image.rows), dtype=dtype)
-    return values.float().view(image.num_rows, image.width).numpy()
+    return (
+        torch.frombuffer(bytearray(encoded_image.rows_of(image)), dtype=dtype)
+        .float()
+        .view(-1, CONFIG.vision_hidden_size)
+        .numpy()
+    )
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["torch", "native"])
@@ -117,18 +122,19 @@ def test_a_batch_gives_what_its_images_give_alone(
 def test_deterministic_features_are_the_same_bits_in_any_batch(reference: HfModel) -> None:
     images = decode([(96, 40), (33, 64), (96, 96), (64, 33), (33, 64), (8, 8)])
     free, fixed = make_runner(reference), make_runner(reference, deterministic=True)
-    alone = [bytes(fixed.encode([image])[0].rows) for image in images]
+    alone = [encoded_image.rows_of(fixed.encode([image])[0]) for image in images]
     for batch in (range(6), (5, 4, 3, 2, 1, 0), (1, 4), (2, 5, 0)):
-        assert [bytes(each.rows) for each in fixed.encode([images[i] for i in batch])] == [alone[i] for i in batch]
+        together = fixed.encode([images[i] for i in batch])
+        assert [encoded_image.rows_of(each) for each in together] == [alone[i] for i in batch]
     # The negative control: without it some bit depends on the company.
-    assert [bytes(each.rows) for each in free.encode(images)] != alone
+    assert [encoded_image.rows_of(each) for each in free.encode(images)] != alone
 
 
 def test_bfloat16_rows_are_two_bytes_a_value_and_close(reference: HfModel) -> None:
     images = decode([(64, 48)])
     (exact,) = make_runner(reference).encode(images)
     (rough,) = make_runner(reference, torch.bfloat16).encode(images)
-    assert (rough.num_rows, rough.width, rough.rows.nbytes) == (48, 48, 48 * 48 * 2)
+    assert rows_of(rough, torch.bfloat16).shape == (48, 48)
     a, b = rows_of(exact).ravel(), rows_of(rough, torch.bfloat16).ravel()
     assert a @ b / np.sqrt((a @ a) * (b @ b)) > 0.999
 
@@ -141,7 +147,7 @@ def test_float_pixels_beyond_the_scale_are_encoded_as_they_are(reference: HfMode
 
 def test_arrays_that_cannot_be_written_are_encoded(reference: HfModel) -> None:
     image = np.frombuffer(bytes(8 * 8 * 3), np.uint8).reshape(8, 8, 3)
-    assert make_runner(reference).encode([image])[0].num_rows == 1
+    assert rows_of(make_runner(reference).encode([image])[0]).shape == (1, 48)
 
 
 def test_warming_up_leaves_no_trace(reference: HfModel) -> None:

@@ -25,11 +25,12 @@ from vision_service.batcher import Batcher
 from vision_service.byte_budget import ByteBudget
 from vision_service.decode_pool import DecodePool
 from vision_service.decode_worker import DecodeSettings
-from vision_service.encoded_image import EncodedImage
+from vision_service.encoded_image import HostImage
 from vision_service.feature_cache import FeatureCache
 from vision_service.image import Pixels
 from vision_service.image_metrics import ImageMetrics
 from vision_service.model_info import EncoderInfo
+from vision_service.pipeline import Pipeline
 from vision_service.servicer import VisionServicer
 
 WIDTH = 64
@@ -52,15 +53,15 @@ class FakeEncoder:
         self.gate = threading.Event()
         self.gate.set()
 
-    def encode(self, images: list[Pixels]) -> list[EncodedImage]:
+    def encode(self, images: list[Pixels]) -> list[HostImage]:
         assert self.gate.wait(5)
         self.num_images += len(images)
         return [self._encode(image) for image in images]
 
-    def _encode(self, image: Pixels) -> EncodedImage:
+    def _encode(self, image: Pixels) -> HostImage:
         num_rows = image.shape[0] * image.shape[1] // 256
         rows = np.full((num_rows, WIDTH), image.mean(), "<f4")
-        return EncodedImage(rows=memoryview(rows.tobytes()), num_rows=num_rows, width=WIDTH)
+        return HostImage.from_rows(memoryview(rows.tobytes()))
 
 
 class Service:
@@ -98,7 +99,7 @@ async def running(
     server = GrpcServer(ServerConfig(port=0, max_concurrent_streams=1000), registry=CollectorRegistry())
     budget = ByteBudget(max_pending_bytes)
     cache = FeatureCache(budget, max_kept_bytes=max_kept_bytes)
-    servicer = VisionServicer(
+    pipeline = Pipeline(
         INFO,
         budget=budget,
         cache=cache,
@@ -106,7 +107,7 @@ async def running(
         batcher=batcher,
         metrics=ImageMetrics(CollectorRegistry(), max_batch_patches=512),
     )
-    vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, server.grpc)
+    VisionServicer(pipeline).add_to_server(server.grpc)
     await pool.start()
     batcher.start()
     port = await server.start()
@@ -127,7 +128,7 @@ async def encode(service: Service, image: bytes = PICTURE, salt: bytes = b"") ->
     buffer = bytearray(spec.num_bytes)
     receiver = FeatureReceiver(spec, memoryview(buffer))
     async for message in service.stub.Encode(pb.EncodeRequest(image=image, salt=salt, request_id="r")):
-        receiver.receive(message)
+        receiver.receive(message.SerializeToString())
     receiver.finish()
     return bytes(buffer)
 

@@ -1,0 +1,261 @@
+"""Measures one stream of features against what gRPC can do: `python -m benchmarks.transport`.
+
+A second process serves three things: chunks of bytes from a bare grpc.aio server, made beforehand and read by a
+client that throws them away; the same as generated messages; and the vision service's own path, from a picture
+whose features are cached to checked rows in their final buffer, through the decoder service's own client, over the
+network and through shared memory. Rounds
+alternate between all of them, as a machine's speed changes with time. The last part has eight pictures arrive at once
+and tells how long the receiving event loop stood still at worst.
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+from benchmarks.fake_vision import PATCH, fake_info, fake_replica, picture
+from common.features import FeatureSpec
+from common.process import tune_allocator
+from common.server_config import ServerConfig
+from common.shared_memory import SharedArena
+from decoder_service.vision_client import VisionClient
+from decoder_service.vision_resolver import VisionResolver
+from diptych.v1 import vision_pb2
+from vision_service.arena_door import ArenaDoor
+from vision_service.encoded_image import HostImage
+from vision_service.image import Pixels
+
+SIDE = 1024
+SIZES = {8: 1024, 42: 5120}
+"""Megabytes of a picture's features, and the width in bfloat16 that makes them."""
+CHUNKS = (256 << 10, 1 << 20, 2 << 20, 4 << 20)
+LIMITS = (("grpc.max_receive_message_length", 64 << 20), ("grpc.so_reuseport", 0))
+
+Transfer = Callable[[], Awaitable[int]]
+"""Moves some bytes, and says how many."""
+
+
+def encoder_of(width: int) -> Callable[[list[Pixels]], list[HostImage]]:
+    """Features of a width, the same for every picture."""
+    rows = np.random.default_rng(0).normal(size=(SIDE // PATCH) ** 2 * width).astype("<f4").view("<u2")[1::2].tobytes()
+    return lambda images: [HostImage.from_rows(memoryview(rows)) for _ in images]
+
+
+async def serve() -> None:
+    """Serve all that is measured, and tell the ports in one line."""
+    bare = grpc.aio.server(options=LIMITS)
+    size = max(SIZES) * 2**20
+    pieces = {chunk: [bytes(chunk) for _ in range(size // chunk + 1)] for chunk in CHUNKS}
+
+    async def raw(request: bytes, context: object) -> AsyncIterator[bytes]:
+        total, chunk = (int(part) for part in request.split())
+        for piece in pieces[chunk][: total // chunk]:
+            yield piece
+
+    async def generated(request: bytes, context: object) -> AsyncIterator[vision_pb2.EncodeResponse]:
+        async for piece in raw(request, context):
+            yield vision_pb2.EncodeResponse(chunk=vision_pb2.FeaturesChunk(offset=1, data=piece, crc32=1))
+
+    handlers: dict[str, Any] = {
+        "raw": grpc.unary_stream_rpc_method_handler(raw),
+        "generated": grpc.unary_stream_rpc_method_handler(
+            generated, response_serializer=vision_pb2.EncodeResponse.SerializeToString
+        ),
+    }
+    bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare", handlers),))
+    ports = [bare.add_insecure_port("127.0.0.1:0")]
+    await bare.start()
+    door = ArenaDoor(SharedArena(2**29))
+    door.start()
+    replicas = [
+        fake_replica(
+            fake_info(width=width, dtype="bfloat16"),
+            encoder_of(width),
+            config=ServerConfig(port=0),
+            max_batch_patches=8192,
+            max_kept_bytes=2**29,
+            door=door,
+        )
+        for width in SIZES.values()
+    ]
+    ports += [await replica.start() for replica in replicas]
+    sys.stderr.write(" ".join(map(str, ports)) + "\n")
+    await asyncio.Event().wait()
+
+
+class Picture:
+    """A picture, its features' place, and how to get them there."""
+
+    def __init__(self, client: VisionClient, number: int, *, width: int) -> None:
+        info = fake_info(width=width, dtype="bfloat16")
+        self._client = client
+        self._image = picture(number, side=SIDE)
+        grid = info.preprocessing.patch_grid(SIDE, SIDE)
+        self._spec: FeatureSpec = info.feature_spec(self._image, grid=grid, salt=b"")
+        self._buffer = memoryview(bytearray(self._spec.num_bytes))
+
+    async def fetch(self) -> int:
+        """Get the features; returns their bytes."""
+        await self._client.encode(
+            self._image, salt=b"", spec=self._spec, buffer=self._buffer, request_id=self._spec.image_hash.hex()
+        )
+        return self._spec.num_bytes
+
+
+async def client_of(port: int, *, width: int, shared_memory: bool) -> VisionClient:
+    """A client that has met its replica."""
+    resolver = VisionResolver([f"127.0.0.1:{port}"])
+    client = VisionClient(resolver, expected_digest=b"t" * 32, expected_width=width, shared_memory=shared_memory)
+    await client.start()
+    await client.wait_ready()
+    return client
+
+
+def bare_transfer(channel: grpc.aio.Channel, method: str, *, total: int, chunk: int) -> Transfer:
+    """A stream of chunks from the bare server."""
+    deserializer = vision_pb2.EncodeResponse.FromString if method == "generated" else None
+    call: Any = channel.unary_stream(f"/bare/{method}", response_deserializer=deserializer)
+
+    async def transfer() -> int:
+        received = 0
+        async for piece in call(b"%d %d" % (total, chunk)):
+            received += len(piece.chunk.data if method == "generated" else piece)
+        return received
+
+    return transfer
+
+
+async def speed(transfer: Transfer, *, seconds: float) -> float:
+    """Megabytes a second."""
+    begin, received = time.perf_counter(), 0
+    while (now := time.perf_counter()) < begin + seconds:
+        received += await transfer()
+    return received / (time.perf_counter() - begin) / 1e6 if now else 0.0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Stall:
+    """A time in which an event loop did nothing new, in milliseconds."""
+
+    wall: float
+    own: float
+    """Processor time of the loop's thread meanwhile; the rest of the time others had its core."""
+
+
+async def worst_stall(work: Awaitable[object]) -> Stall:
+    """The longest time by which the event loop was late while something was done."""
+    worst = Stall(0.0, 0.0)
+
+    async def watch() -> None:
+        nonlocal worst
+        while True:
+            begin, own = time.perf_counter(), time.thread_time()
+            await asyncio.sleep(0.001)
+            late = time.perf_counter() - begin - 0.001
+            worst = max(worst, Stall(1e3 * late, 1e3 * (time.thread_time() - own)))
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(0.01)
+    await work
+    await asyncio.sleep(0.01)
+    watching.cancel()
+    with suppress(asyncio.CancelledError):
+        await watching
+    return worst
+
+
+async def compare(transfers: Mapping[str, Transfer], *, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Speeds of all, round by round."""
+    found: dict[str, list[float]] = {name: [] for name in transfers}
+    for transfer in transfers.values():
+        await transfer()
+    for _ in range(rounds):
+        for name, transfer in transfers.items():
+            found[name].append(await speed(transfer, seconds=seconds))
+    return found
+
+
+def report(megabytes: int, found: Mapping[str, list[float]]) -> bool:
+    """Print a table; returns whether ours reaches 80% of the best bare one."""
+    medians = {name: statistics.median(speeds) for name, speeds in found.items()}
+    best = max(value for name, value in medians.items() if name.startswith("bare"))
+    for name, value in medians.items():
+        low, high = min(found[name]), max(found[name])
+        print(f"{megabytes:3} MB  {name:28} {value:7.0f} MB/s  ({low:.0f} to {high:.0f})  {value / best:5.0%}")
+    return medians["service"] >= 0.8 * best
+
+
+async def report_stalls(megabytes: int, pictures: Sequence[Picture], how: str) -> bool:
+    """Have pictures arrive at once, several times; returns whether the event loop went on well enough."""
+    await asyncio.gather(*(each.fetch() for each in pictures))
+    stalls = [await worst_stall(asyncio.gather(*(each.fetch() for each in pictures))) for _ in range(12)]
+    idle = [await worst_stall(asyncio.sleep(0.1)) for _ in range(12)]
+    for name, each in ((f"{len(pictures)} at once{how}", stalls), ("idle", idle)):
+        own = max(stall.own for stall in each)
+        print(
+            f"{megabytes:3} MB  {name}: worst stall {statistics.median_low(each).wall:.1f} ms "
+            f"({min(each).wall:.1f} to {max(each).wall:.1f}), at most {own:.1f} ms of it the loop's own work"
+        )
+    return max(stalls).wall <= 10
+
+
+async def measure(ports: list[int], *, rounds: int, seconds: float) -> bool:
+    """Measure all; returns whether the goals are reached."""
+    reached = True
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}", options=LIMITS) as channel:
+        for (megabytes, width), port in zip(SIZES.items(), ports[1:], strict=True):
+            client, sharing = [await client_of(port, width=width, shared_memory=shared) for shared in (False, True)]
+            total = (SIDE // PATCH) ** 2 * width * 2
+            transfers: dict[str, Transfer] = {
+                f"bare, {method}, {chunk >> 10} KiB": bare_transfer(channel, method, total=total, chunk=chunk)
+                for method, chunk in (*(("raw", chunk) for chunk in CHUNKS), ("generated", 1 << 20))
+            }
+            transfers["service"] = Picture(client, 0, width=width).fetch
+            transfers["service, shared memory"] = Picture(sharing, 0, width=width).fetch
+            reached &= report(megabytes, await compare(transfers, rounds=rounds, seconds=seconds))
+            for how, each in (("", client), (", shared memory", sharing)):
+                eight = [Picture(each, number, width=width) for number in range(8)]
+                reached &= await report_stalls(megabytes, eight, how)
+                await each.close()
+    return reached
+
+
+async def run(*, rounds: int, seconds: float) -> int:
+    """Start the server, measure, stop it; returns the exit status."""
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.transport", "--serve"),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        line = await server.stderr.readline() if server.stderr else b""
+        return 0 if await measure([int(port) for port in line.split()], rounds=rounds, seconds=seconds) else 1
+    finally:
+        server.kill()
+        await server.wait()
+
+
+def main() -> None:
+    """Run as the command line says."""
+    parser = argparse.ArgumentParser(description="Measures one stream of features against what gRPC can do.")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=20, help="measurements of each kind")
+    parser.add_argument("--seconds", type=float, default=0.1, help="time of a measurement")
+    options = parser.parse_args()
+    tune_allocator()
+    if options.serve:
+        asyncio.run(serve())
+    else:
+        sys.exit(asyncio.run(run(rounds=options.rounds, seconds=options.seconds)))
+
+
+if __name__ == "__main__":
+    main()

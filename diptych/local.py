@@ -1,0 +1,87 @@
+"""`python -m diptych.local`: the decoder service with the encoder in its own process, for those who have one GPU.
+
+Knows how the two are put together. Does not know what either does; `diptych up --local-vision` starts it.
+"""
+
+import asyncio
+import sys
+from dataclasses import dataclass, replace
+
+from prometheus_client import CollectorRegistry
+
+from common.logs import set_up_logging
+from common.model_settings import DtypeChoice, ModelSettings
+from common.preflight import check_server
+from common.process import tune_allocator
+from common.setting_sources import add_config_arguments, from_sources
+from common.settings import Parser, setting
+from decoder_service.config import DecoderConfig
+from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalConfig(DecoderConfig):
+    """The decoder service's settings and the encoder's; what both have is given once."""
+
+    decode: DecodeConfig
+    batch: BatchConfig
+    cache: CacheConfig
+    vision_device: str | None = setting(None, help="device of the encoder; the decoder's where unset")
+    vision_dtype: DtypeChoice | None = setting(None, help="type of the encoder's weights; the decoder's where unset")
+
+    def __post_init__(self) -> None:
+        if self.vision_addresses:
+            raise ValueError("--vision-addresses is given, but the encoder is in this process")
+
+    @property
+    def vision_model(self) -> ModelSettings:
+        """What the encoder runs, and on what."""
+        device, dtype = self.vision_device or self.model.device, self.vision_dtype or self.model.dtype
+        # The checksums are checked once, beside the decoder's loading.
+        return replace(self.model, device=device, dtype=dtype, verify_checksums=False)
+
+
+def main() -> None:
+    """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and a status that is not 0."""
+    tune_allocator()
+    parser = Parser(prog="diptych.local", description="The decoder service with the encoder in its own process.")
+    add_config_arguments(parser, LocalConfig)
+    config = from_sources(LocalConfig, parser.parse_args())
+    set_up_logging(config.logs)
+    try:
+        check_server(config.server)
+    except ValueError as error:
+        sys.stderr.write(f"diptych.local: {error}\n")
+        sys.exit(2)
+    sys.exit(run(config))
+
+
+def run(config: LocalConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status."""
+    # Imported late: torch takes seconds, and a wrong flag should not.
+    from decoder_service.service import DecoderService
+    from decoder_service.vision_agreement import Expected
+    from diptych.local_encoder import LocalEncoder
+    from vision_service.service import VisionService
+
+    registry = CollectorRegistry()
+    encoders: list[VisionService] = []
+
+    def make_encoder(expected: Expected) -> LocalEncoder:
+        encoder = VisionService(
+            config.vision_model, decode=config.decode, batch=config.batch, cache=config.cache, registry=registry
+        )
+        encoders.append(encoder)
+        return LocalEncoder(encoder, expected=expected)
+
+    try:
+        service = DecoderService(config, make_encoder=make_encoder)
+    except ValueError as error:
+        sys.stderr.write(f"diptych.local: {error}\n")
+        return 2
+    status = asyncio.run(service.run(registry))
+    return 1 if any(encoder.device_lost.is_set() for encoder in encoders) else status
+
+
+if __name__ == "__main__":
+    main()

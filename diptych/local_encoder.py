@@ -1,0 +1,86 @@
+"""An encoder in the decoder's own process, as the decoder sees it.
+
+Knows both services' parts: it is an `ImageEncoder` for the one, over the pipeline of the other. The features take the
+same steps as over the wire, but for the wire: the same identity, header, checksums and checks. Does not know settings
+or servers.
+"""
+
+import asyncio
+import logging
+import signal
+from contextlib import suppress
+
+from common.errors import UnavailableError
+from common.features import FeatureReceiver, FeatureSpec, feature_messages
+from decoder_service.image_encoder import VisionInfo
+from decoder_service.loop_turns import LoopTurns
+from decoder_service.vision_agreement import Expected, read_info
+from vision_service.service import VisionService
+
+_log = logging.getLogger(__name__)
+
+
+class LocalEncoder:
+    """An `ImageSource` without a network."""
+
+    def __init__(self, service: VisionService, *, expected: Expected) -> None:
+        """Use a loaded service. Raises ValueError where its encoder is not the expected one."""
+        self._service = service
+        self._turns = LoopTurns()
+        message = service.info.to_wire()
+        info = read_info(message)
+        if info is None or not expected.accepts(message.api_version, info):
+            raise ValueError("the encoder and the decoder are not of one model")
+        self._agreed = info
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def info(self) -> VisionInfo | None:
+        """What the encoder said of itself; None before it was started."""
+        return self._agreed if self._watching is not None else None
+
+    def require_info(self) -> VisionInfo:
+        """The same, for a request that needs it. Raises UnavailableError."""
+        if self.info is None:
+            raise UnavailableError("VISION_UNAVAILABLE", "the encoder is not ready", retry_after=1.0)
+        return self.info
+
+    async def start(self) -> None:
+        """Start what decodes and encodes."""
+        await self._service.start()
+        self._watching = asyncio.create_task(self._stop_when_lost(), name="local encoder")
+
+    async def wait_ready(self) -> None:
+        """Return: what was started is ready."""
+
+    async def close(self) -> None:
+        """End all; whoever still waits gets UNAVAILABLE."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+            self._watching = None
+        await self._service.close()
+
+    async def encode(
+        self, image: bytes, *, salt: bytes, spec: FeatureSpec, buffer: memoryview, request_id: str
+    ) -> None:
+        """Fill `buffer` with the features of one picture file. Cancelling the call stops the work.
+
+        Raises a DiptychError, and no other error: what fails, fails for this image alone.
+        """
+        async with self._service.pipeline.features(image, salt=salt, request_id=request_id) as features:
+            receiver = FeatureReceiver(spec, buffer)
+            digest = self._agreed.weights_digest
+            for message in feature_messages(
+                features.spec, features.chunks, weights_digest=digest, timings=features.timings
+            ):
+                await self._turns.take()
+                receiver.receive(message)
+            receiver.finish()
+
+    async def _stop_when_lost(self) -> None:
+        """A lost device comes back with a new process only, and the decoder may well be on it."""
+        await self._service.device_lost.wait()
+        _log.critical("the encoder's device is lost; stopping")
+        signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,253 @@
+"""Features go through shared memory between two processes' parts, and nothing of it is left or trusted."""
+
+import asyncio
+import mmap
+import os
+import random
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from common import arena_greeting
+from common.arena_greeting import GREETING, socket_address
+from common.shared_memory import Region, SharedArena, map_arena
+from decoder_service.arena_visit import ArenaGuest, ArenaVisit
+from vision_service import arena_door
+from vision_service.arena_door import ArenaDoor
+
+SIZE = 1 << 20
+
+
+@asynccontextmanager
+async def door_of(size: int = SIZE) -> AsyncIterator[ArenaDoor]:
+    door = ArenaDoor(SharedArena(size))
+    door.start()
+    try:
+        yield door
+    finally:
+        await door.close()
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "arena door"]
+
+
+async def visit_of(door: ArenaDoor) -> ArenaVisit:
+    visit = await asyncio.to_thread(ArenaVisit.open, door.name)
+    assert visit is not None
+    return visit
+
+
+async def settle() -> None:
+    await asyncio.sleep(0.05)
+
+
+def test_regions_never_overlap_and_the_first_that_fits_is_used_again() -> None:
+    arena = SharedArena(4 * 4096)
+    first, second, third = (arena.take(4096) for _ in range(3))
+    assert [first, second, third] == [Region(0, 4096), Region(4096, 4096), Region(8192, 4096)]
+    assert arena.take(2 * 4096) is None
+    assert second is not None
+    arena.give(second)
+    assert arena.take(5000) is None
+    assert arena.take(100) == Region(4096, 100)
+    assert arena.take(4096) == Region(3 * 4096, 4096)
+    arena.close()
+
+
+def test_whatever_is_taken_and_given_no_byte_has_two_owners() -> None:
+    rng, arena, taken = random.Random(0), SharedArena(64 * 4096), list[Region]()
+    for _ in range(2000):
+        if taken and rng.random() < 0.5:
+            arena.give(taken.pop(rng.randrange(len(taken))))
+        elif region := arena.take(rng.randint(1, 9 * 4096)):
+            assert region.offset >= 0
+            assert region.end <= arena.size
+            assert all(region.end <= other.offset or other.end <= region.offset for other in taken)
+            taken.append(region)
+        assert arena.bytes_taken == sum(region.size for region in taken)
+    arena.close()
+
+
+def test_readers_can_neither_write_nor_shrink() -> None:
+    arena = SharedArena(SIZE)
+    region = arena.take(8)
+    assert region is not None
+    arena.write(region, 0, memoryview(b"features"))
+    memory = map_arena(arena.fd, size=SIZE)
+    assert (bytes(memory[:8]), memory.readonly) == (b"features", True)
+    with pytest.raises(PermissionError):
+        mmap.mmap(arena.fd, SIZE)
+    with pytest.raises(PermissionError):
+        os.ftruncate(arena.fd, 0)
+    with pytest.raises(ValueError, match="do not fit"):
+        arena.write(region, 4, memoryview(b"more than that"))
+    arena.close()
+    assert bytes(memory[:8]) == b"features", "a reader keeps what it has mapped"
+
+
+def test_memory_that_could_shrink_or_is_of_another_size_is_not_mapped() -> None:
+    fd = os.memfd_create("other", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, SIZE)
+    for size in (SIZE, SIZE + 1, 0):
+        with pytest.raises(ValueError, match="memory"):
+            map_arena(fd, size=size)
+    os.close(fd)
+
+
+async def test_a_lease_is_read_and_given_back() -> None:
+    async with door_of() as door:
+        visit = await visit_of(door)
+        await settle()
+        with door.lease(visit.token, 100) as lease:
+            assert lease is not None
+            lease.write(10, memoryview(b"rows"))
+            assert bytes(visit.memory[lease.region.offset + 10 :][:4]) == b"rows"
+            visit.release(lease.number + 1)  # Nobody's.
+            await settle()
+            assert not lease.done.is_set()
+            visit.release(lease.number)
+            async with asyncio.timeout(2):
+                await lease.done.wait()
+            assert door.bytes_taken == 100
+        assert door.bytes_taken == 0
+        visit.close()
+
+
+async def test_strangers_and_those_for_whom_there_is_no_room_get_none() -> None:
+    async with door_of() as door:
+        visit = await visit_of(door)
+        await settle()
+        for token in (b"", b"x" * 16, visit.token[:-1]):
+            with door.lease(token, 10) as lease:
+                assert lease is None
+        with door.lease(visit.token, SIZE) as all_of_it, door.lease(visit.token, 1) as more:
+            assert all_of_it is not None
+            assert more is None
+        visit.close()
+        await settle()
+        with door.lease(visit.token, 10) as lease:
+            assert lease is None, "a token ends with its reader"
+
+
+async def test_another_user_is_turned_away_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with door_of() as door:
+        with monkeypatch.context() as other:
+            other.setattr(arena_door, "is_same_user", lambda connection: False)
+            assert await asyncio.to_thread(ArenaVisit.open, door.name) is None
+        with monkeypatch.context() as other:
+            other.setattr("decoder_service.arena_visit.is_same_user", lambda connection: False)
+            assert await asyncio.to_thread(ArenaVisit.open, door.name) is None
+    left, right = socket.socketpair()
+    assert arena_greeting.is_same_user(left)
+    monkeypatch.setattr(os, "geteuid", lambda: -2)
+    assert not arena_greeting.is_same_user(left)
+    for end in (left, right):
+        end.close()
+
+
+@pytest.mark.parametrize("name", ["", "diptych-", "../../etc/passwd", "diptych-" + "0" * 32 + "\0", "x" * 40])
+def test_names_that_are_none_are_not_followed(name: str) -> None:
+    assert ArenaVisit.open(name) is None
+    with pytest.raises(ValueError, match="malformed"):
+        socket_address(name)
+
+
+async def test_a_lying_door_is_left_alone() -> None:
+    """Sizes that are not the memory's, no descriptor, a pipe in its place, half a greeting."""
+    arena, name = SharedArena(SIZE), arena_greeting.new_name()
+    pipe = os.pipe()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(socket_address(name))
+    listener.listen()
+    for message, fds in (
+        (GREETING.pack(b"t" * 16, SIZE * 2), [arena.fd]),
+        (GREETING.pack(b"t" * 16, 2**63), [arena.fd]),
+        (GREETING.pack(b"t" * 16, SIZE), []),
+        (GREETING.pack(b"t" * 16, SIZE), [pipe[0]]),
+        (b"half", [arena.fd]),
+    ):
+        opening = asyncio.create_task(asyncio.to_thread(ArenaVisit.open, name))
+        connection, _ = await asyncio.to_thread(listener.accept)
+        socket.send_fds(connection, [message], fds)
+        assert await opening is None
+        connection.close()
+    listener.close()
+    arena.close()
+    for end in pipe:
+        os.close(end)
+
+
+async def test_a_new_name_is_a_new_process_and_none_is_none() -> None:
+    async with door_of() as first, door_of() as second:
+        guest = ArenaGuest(wants_memory=True)
+        await guest.meet(first.name)
+        before = guest.visit
+        await guest.meet(first.name)
+        assert guest.visit is before is not None
+        await guest.meet(second.name)
+        assert guest.visit is not before
+        await guest.meet("")
+        assert guest.visit is None
+        unwilling = ArenaGuest(wants_memory=False)
+        await unwilling.meet(first.name)
+        assert unwilling.visit is None
+
+
+READER = """
+import sys, time
+from decoder_service.arena_visit import ArenaVisit
+visit = ArenaVisit.open(sys.argv[1])
+print(visit.token.hex(), flush=True)
+time.sleep(60)
+"""
+OWNER = """
+import asyncio
+from common.shared_memory import SharedArena
+from vision_service.arena_door import ArenaDoor
+async def main():
+    door = ArenaDoor(SharedArena(1 << 20))
+    door.start()
+    print(door.name, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+@asynccontextmanager
+async def process_of(program: str, *arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    try:
+        yield process, (await process.stdout.readline()).decode().strip()
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_a_killed_reader_frees_its_leases() -> None:
+    async with door_of() as door, process_of(READER, door.name) as (process, token):
+        await settle()
+        with door.lease(bytes.fromhex(token), 100) as lease:
+            assert lease is not None
+            process.kill()
+            async with asyncio.timeout(5):
+                await lease.done.wait()
+        assert door.bytes_taken == 0
+
+
+async def test_nothing_is_left_of_a_killed_owner_and_its_reader_reads_on() -> None:
+    async with process_of(OWNER) as (process, name):
+        visit = await asyncio.to_thread(ArenaVisit.open, name)
+        assert visit is not None
+        process.kill()
+        await process.wait()
+        assert bytes(visit.memory[-8:]) == bytes(8)
+        assert await asyncio.to_thread(ArenaVisit.open, name) is None
+        visit.release(1)
+        visit.close()

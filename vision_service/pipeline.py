@@ -1,0 +1,118 @@
+"""The way of one picture through the service: from its file to its features.
+
+    header -> admission in bytes -> feature cache -----------------------------> features
+                                        |                                           ^
+                                        '-> admission in patches -> decode pool -> batcher
+
+Knows the order of the stages. Does not know messages, Pillow, tensors or how a stage works. A caller that leaves
+cancels whatever stage its image is in.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from common.errors import InvalidArgumentError
+from common.features import EncodeTimings, FeatureSpec
+from common.image_header import read_image_header
+from common.preprocessing import PatchGrid
+from vision_service.batcher import Batcher, EncodeResult
+from vision_service.byte_budget import ByteBudget
+from vision_service.decode_pool import DecodePool
+from vision_service.feature_cache import FeatureCache
+from vision_service.image_metrics import ImageMetrics
+from vision_service.model_info import EncoderInfo
+
+_MAX_SALT_BYTES = 64
+_MAX_REQUEST_ID_CHARS = 64
+_SMALL_FILE = 128 << 10
+"""Bytes that are hashed in less time than a thread takes to begin."""
+_NO_TIMINGS = EncodeTimings(queue=0.0, preprocess=0.0, encode=0.0)
+"""Of features that were there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureFeatures:
+    """Features of one picture."""
+
+    spec: FeatureSpec
+    chunks: tuple[bytes, ...]
+    """The rows, as the messages that carry them."""
+    timings: EncodeTimings
+
+
+class Pipeline:
+    """Takes pictures through the stages of one encoder."""
+
+    def __init__(
+        self,
+        info: EncoderInfo,
+        *,
+        budget: ByteBudget,
+        cache: FeatureCache,
+        decode_pool: DecodePool,
+        batcher: Batcher,
+        metrics: ImageMetrics,
+    ) -> None:
+        self.info = info
+        self.batcher = batcher
+        self._budget = budget
+        self._cache = cache
+        self._decode_pool = decode_pool
+        self._metrics = metrics
+
+    @asynccontextmanager
+    async def features(self, image: bytes, *, salt: bytes, request_id: str) -> AsyncIterator[PictureFeatures]:
+        """Hold the features of a picture file while inside. Raises a DiptychError.
+
+        What they take counts as long: a slow reader counts for what it makes us keep.
+        """
+        with self._metrics.watching() as watch:
+            _check_length("salt", len(salt), _MAX_SALT_BYTES)
+            _check_length("request_id", len(request_id), _MAX_REQUEST_ID_CHARS)
+            watch.named(request_id)
+            header = read_image_header(image, self.info.limits, field="image")
+            grid = self.info.preprocessing.patch_grid(header.width, header.height)
+            # Twice: the caller's message lives as long as its call does, and so does the copy.
+            with self._budget.hold(2 * len(image)):
+                spec = await self._spec(image, grid=grid, salt=salt)
+                with self._cache.lease(spec, lambda: self._encode(image, grid)) as lease:
+                    was_there = lease.has_arrived
+                    result = await lease.arrived()
+                    timings = _NO_TIMINGS if was_there else _timings(result)
+                    watch.encoded(None if was_there else timings)
+                    features = result.features
+                    chunks = features.chunks() if features.is_on_host else await asyncio.to_thread(features.chunks)
+                    yield PictureFeatures(spec=spec, chunks=chunks, timings=timings)
+                    watch.sent(spec.num_bytes)
+
+    async def _spec(self, image: bytes, *, grid: PatchGrid, salt: bytes) -> FeatureSpec:
+        if len(image) <= _SMALL_FILE:
+            return self.info.feature_spec(image, grid=grid, salt=salt)
+        # In a thread: a 20 MiB file takes longer to hash than an event loop should stand still.
+        return await asyncio.to_thread(self.info.feature_spec, image, grid=grid, salt=salt)
+
+    async def _encode(self, image: bytes, grid: PatchGrid) -> EncodeResult:
+        """Features of one picture that nobody has yet."""
+        with self.batcher.admit(grid.num_patches):
+            loop = asyncio.get_running_loop()
+            start = loop.time()
+            pixels = await self._decode_pool.decode(image, grid=grid, field="image")
+            seconds = loop.time() - start
+            result = await self.batcher.encode(pixels, num_patches=grid.num_patches)
+        return replace(result, preprocess_seconds=seconds)
+
+
+def _timings(result: EncodeResult) -> EncodeTimings:
+    return EncodeTimings(queue=result.queue_seconds, preprocess=result.preprocess_seconds, encode=result.encode_seconds)
+
+
+def _check_length(field: str, length: int, limit: int) -> None:
+    if length > limit:
+        raise InvalidArgumentError(
+            "FIELD_TOO_LONG",
+            f"{field} has length {length}; at most {limit} is accepted",
+            field=field,
+            metadata={"limit": limit, "got": length},
+        )
