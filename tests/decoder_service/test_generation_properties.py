@@ -77,6 +77,8 @@ class Asked:
     task: asyncio.Task[str]
     ends_early: bool
     """Whether the last completion is ended as by a stop text."""
+    reads: asyncio.Event
+    """Set while the caller takes what comes."""
 
 
 class GenerationMachine(RuleBasedStateMachine):
@@ -171,20 +173,28 @@ class GenerationMachine(RuleBasedStateMachine):
             n=min(n, self.engine.capacity.max_num_requests),
         )
         token_ids: list[list[int]] = [[] for _ in range(request.sampling.n)]
-        task = self.loop.create_task(self._listen(request, salt, token_ids, ends_early=ends_early))
-        self.asked.append(Asked(request, token_ids, task, ends_early))
+        reads = asyncio.Event()
+        reads.set()
+        task = self.loop.create_task(self._listen(request, salt, token_ids, reads, ends_early=ends_early))
+        self.asked.append(Asked(request, token_ids, task, ends_early, reads))
         self.settle()
 
-    async def _listen(self, request: Request, salt: bytes, token_ids: list[list[int]], *, ends_early: bool) -> str:
+    async def _listen(
+        self, request: Request, salt: bytes, token_ids: list[list[int]], reads: asyncio.Event, *, ends_early: bool
+    ) -> str:
         """Run a request to its end, its last completion perhaps only to its second token; what it ended with."""
         last = len(token_ids) - 1
         try:
-            async with Generation(self.host, self.store, request, images=_images(request), salt=salt) as generation:
+            generation = Generation(
+                self.host, self.store, request, images=_images(request), salt=salt, max_unread_tokens=1
+            )
+            async with generation:
                 async for tokens in generation.tokens(deadline=NEVER):
                     for token in tokens:
                         token_ids[token.index].append(token.token_id)
                     if ends_early and len(token_ids[last]) > 1:
                         generation.end(last)
+                    await reads.wait()
             for index in range(request.sampling.n):
                 times = generation.timings(index)
                 assert min(times.queue, times.encode_wait, times.prefill, times.decode) >= 0
@@ -227,6 +237,26 @@ class GenerationMachine(RuleBasedStateMachine):
     def become_not_finite(self, data: st.DataObject) -> None:
         self.runner.not_finite.add(data.draw(st.sampled_from(self.live)).request.request_id)
 
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def stop_reading(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.live)).reads.clear()
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def read_on(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.live)).reads.set()
+        self.settle()
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def become_a_culprit(self, data: st.DataObject) -> None:
+        self.runner.culprits.add(data.draw(st.sampled_from(self.live)).request.request_id)
+
+    @rule(most_tokens=st.sampled_from([None, None, 1, 5]))
+    def change_memory(self, most_tokens: int | None) -> None:
+        self.runner.most_tokens = most_tokens
+
     @rule()
     def raise_in_the_next_step(self) -> None:
         self.runner.error = RuntimeError("planted")
@@ -237,6 +267,8 @@ class GenerationMachine(RuleBasedStateMachine):
                 self._end()
 
     def _end(self) -> None:
+        for asked in self.asked:
+            asked.reads.set()
         for _ in range(100 + 100 * len(self.asked)):
             if not self.live:
                 break
