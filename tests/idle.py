@@ -1,0 +1,116 @@
+"""What must be left when a test is over: an engine without requests, and a process as it was before.
+
+Engines, hosts and feature stores are noted when they are made. What a test left running is aborted first, as when its
+caller leaves; whatever is then still held was leaked.
+"""
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from decoder_service.engine import Engine
+from decoder_service.feature_store import FeatureStore
+
+LIBRARY_THREADS = (
+    "pytest_timeout",
+    "tqdm_monitor",
+    "asyncio_",
+    "ThreadPoolExecutor-",
+    "grpc",
+    "tokenizers",
+    "OTel",
+    "Thread-",
+)
+"""Beginnings of names of threads that libraries keep for as long as the process lives."""
+SECONDS_TO_END = 3.0
+DESCRIPTORS = Path("/proc/self/fd")
+TCP = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
+
+
+def check_engine(engine: Engine) -> None:
+    """End what still runs; then every block must be free and nobody may hold or await anything."""
+    for request_id in {request.request_id for request in engine._completions.all()}:
+        engine.abort(request_id)
+    engine.check_integrity()
+    stats = engine.stats()
+    assert (stats.num_waiting, stats.num_running) == (0, 0), "requests are left"
+    assert stats.num_free_blocks == stats.num_blocks, "blocks are left"
+
+
+def check_store(store: FeatureStore) -> None:
+    """No request may hold features."""
+    assert store.bytes_held == 0, f"{store.bytes_held} bytes of features are left"
+
+
+@contextmanager
+def leaves_nothing() -> Iterator[None]:
+    """Check after what is inside that nothing of it is left. Raises AssertionError."""
+    engines: list[Engine] = []
+    stores: list[FeatureStore] = []
+    threads, files = set(threading.enumerate()), _open_files()
+    with pytest.MonkeyPatch.context() as patch:
+        _note(patch, Engine, engines)
+        _note(patch, FeatureStore, stores)
+        yield
+    for engine in engines:
+        check_engine(engine)
+    for store in stores:
+        check_store(store)
+    _check_threads(threads)
+    _check_files(files)
+
+
+def _note(patch: pytest.MonkeyPatch, kind: type, made: list) -> None:  # type: ignore[type-arg]
+    init = vars(kind)["__init__"]
+
+    def noting(self: object, *arguments: object, **options: object) -> None:
+        init(self, *arguments, **options)
+        made.append(self)
+
+    patch.setattr(kind, "__init__", noting)
+
+
+def _check_threads(before: set[threading.Thread]) -> None:
+    end = time.monotonic() + SECONDS_TO_END
+    while time.monotonic() < end and _new_threads(before):
+        time.sleep(0.01)
+    assert not _new_threads(before), f"threads are left: {_new_threads(before)}"
+
+
+def _new_threads(before: set[threading.Thread]) -> list[str]:
+    new = (thread.name for thread in set(threading.enumerate()) - before)
+    return [name for name in new if not name.startswith(LIBRARY_THREADS)]
+
+
+def _check_files(before: set[tuple[str, str]]) -> None:
+    end = time.monotonic() + SECONDS_TO_END
+    while time.monotonic() < end and _open_files() - before:
+        gc.collect()  # What only waits for the collector, or for a library's own thread, is not lost.
+        time.sleep(0.01)
+    assert not _open_files() - before, f"files are left open: {_open_files() - before}"
+
+
+def _open_files() -> set[tuple[str, str]]:
+    """Descriptors of files, pipes and connections over TCP, with what they are."""
+    found = set()
+    connections = _connections()
+    for entry in DESCRIPTORS.iterdir() if DESCRIPTORS.is_dir() else ():
+        try:
+            what = str(entry.readlink())
+        except OSError:
+            continue
+        is_other = what.startswith(("anon_inode", "/dev/", "/proc/"))
+        if not is_other and (not what.startswith("socket:") or what in connections):
+            found.add((entry.name, what))
+    return found
+
+
+def _connections() -> set[str]:
+    """Sockets of TCP; others are what event loops wake themselves with, and live as long as these."""
+    lines = [line for path in TCP if path.exists() for line in path.read_text().splitlines()[1:]]
+    return {f"socket:[{line.split()[9]}]" for line in lines}
