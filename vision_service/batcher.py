@@ -57,10 +57,15 @@ class Batcher:
         max_pending_patches: int,
         max_wait: float,
         on_batch: OnBatch | None = None,
+        make_room: Callable[[], None] | None = None,
     ) -> None:
-        """Take an encoder; `on_batch` hears of each batch that it encoded: images, patches, seconds."""
+        """Take an encoder; `on_batch` hears of each batch that it encoded: images, patches, seconds.
+
+        `make_room` is called where a batch was too much for the encoder's memory, before less is tried.
+        """
         self._encode = encode
         self._on_batch = on_batch
+        self._make_room = make_room
         self._max_batch_patches = max_batch_patches
         self._max_pending_patches = max_pending_patches
         self._max_wait = max_wait
@@ -183,7 +188,7 @@ class Batcher:
             batch.append(waiting)
         return batch, num_patches >= self._max_batch_patches
 
-    async def _encode_batch(self, batch: list[_Waiting]) -> None:
+    async def _encode_batch(self, batch: list[_Waiting], *, is_repeated: bool = False) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         images = [waiting.pixels for waiting in batch]
@@ -192,7 +197,7 @@ class Batcher:
             if len(features) != len(batch):
                 raise RuntimeError(f"the encoder returned {len(features)} images for {len(batch)}")
         except Exception as error:
-            await self._after_failure(batch, error)
+            await self._after_failure(batch, error, is_repeated=is_repeated)
             return
         seconds = loop.time() - start
         self.num_encoded_images += len(batch)
@@ -207,15 +212,24 @@ class Batcher:
                     EncodeResult(features=image, queue_seconds=start - waiting.arrival, encode_seconds=seconds)
                 )
 
-    async def _after_failure(self, batch: list[_Waiting], error: Exception) -> None:
-        """Try the images of a failed batch one by one, so that only the one at fault fails."""
+    async def _after_failure(self, batch: list[_Waiting], error: Exception, *, is_repeated: bool) -> None:
+        """Try the images of a failed batch one by one, so that only the one at fault fails.
+
+        One that was alone is tried again where memory was short, which there is more of now; each image once.
+        """
+        is_short = isinstance(error, ResourceExhaustedError)
+        if is_short and self._make_room is not None:
+            self._make_room()
         if isinstance(error, UnavailableError):
             self.device_lost.set()
         elif len(batch) > 1:
             _LOG.warning("a batch of %d images failed and is tried one by one", len(batch), exc_info=error)
             for waiting in batch:
                 if not waiting.result.done():
-                    await self._encode_batch([waiting])
+                    await self._encode_batch([waiting], is_repeated=True)
+            return
+        elif is_short and not is_repeated:
+            await self._encode_batch(batch, is_repeated=True)
             return
         if not isinstance(error, DiptychError):
             _LOG.error("the encoder failed", exc_info=error)

@@ -4,6 +4,7 @@ Knows names, defaults and bounds. Does not know the model: what is bounded by it
 """
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from common.logs import LogSettings
 from common.model_settings import ModelSettings
@@ -40,12 +41,22 @@ class BatchConfig:
     max_batch_wait: float = setting(0.002, minimum=0.0, maximum=1.0, help="longest wait for company, in seconds")
 
 
+class FeaturePlace(Enum):
+    """Where features stay."""
+
+    HOST = "host"
+    DEVICE = "device"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
     """What is kept of the features that were made."""
 
     feature_cache_bytes: int = setting(
-        512 * 2**20, minimum=0, help="host memory for features of pictures that may come again; 0 keeps none"
+        512 * 2**20, minimum=0, help="memory for features of pictures that may come again; 0 keeps none"
+    )
+    feature_cache_place: FeaturePlace = setting(
+        FeaturePlace.HOST, help="whose memory that is: the host's, or the device's, for which sending then waits"
     )
 
 

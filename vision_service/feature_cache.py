@@ -6,7 +6,7 @@
                                      v                                                      v
                                    gone                                       least recently used: gone
 
-Knows identities, bytes and tasks; lives on the event loop, in the host's memory. Does not know how features are
+Knows identities, bytes and tasks; lives on the event loop. Does not know how features are
 made. Every byte is counted in exactly one place: in the budget of bytes under way while an image is being
 encoded or read, else among the kept ones, whose sum never passes `max_kept_bytes`.
 """
@@ -102,6 +102,12 @@ class FeatureCache:
             yield lease
         finally:
             self._let_go(lease)
+
+    def drop_kept(self) -> None:
+        """Let go of everything that nobody uses now."""
+        self.counts.evictions += len(self._kept)
+        self._kept.clear()
+        self._kept_bytes = 0
 
     def _count_found(self, lease: Lease) -> None:
         if lease.has_arrived:

@@ -27,8 +27,11 @@ def warm_up(
     dtype: torch.dtype,
     max_batch_patches: int,
     host_bytes: int,
+    device_bytes: int = 0,
 ) -> None:
     """Have the encoder work once, and prove that the largest batch fits beside `host_bytes` of other buffers.
+
+    On another device than the host there must be `device_bytes` left beside it, for features that stay there.
 
     Raises ValueError, naming need, room and setting.
     """
@@ -45,6 +48,8 @@ def warm_up(
             f"a batch of {num_images * largest.num_patches} patches does not fit into the memory of {device}; "
             "lower --max-batch-patches"
         ) from None
+    if device_bytes > (room := free_bytes(device)):
+        raise ValueError(f"--feature-cache-bytes {device_bytes} is more than {device} has left, {room}")
 
 
 def batch_bytes(config: PixtralVisionConfig, dtype: torch.dtype, *, num_patches: int) -> int:

@@ -5,6 +5,7 @@ batch share every matrix product but never attention, so a batch gives what its 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from common.model_config import PixtralConfig
 from common.native.library import Library
 from common.native.modules import pack_linears
 from common.preprocessing import Preprocessing
-from vision_service.encoded_image import EncodedImage, HostImage
+from vision_service.encoded_image import DeviceImage, EncodedImage, HostImage
 from vision_service.encoder import PixtralVisionModel, grid_positions
 from vision_service.image import Pixels
 
@@ -35,11 +36,14 @@ class EncoderRunner:
         dtype: torch.dtype,
         deterministic: bool = False,
         library: Library | None = None,
+        keeps_on_device: bool = False,
     ) -> None:
         """Run `model`, whose weights are on `device` in `dtype`; every image alone where `deterministic`.
 
-        With a `library`, products and attention are the kernels'; they take the model's weights over.
+        With a `library`, products and attention are the kernels'; they take the model's weights over. With
+        `keeps_on_device` features stay where they were made until they are sent.
         """
+        self._keeps_on_device = keeps_on_device
         self._model = model
         self._attention = packed_attention if library is None else library.packed_attention
         if library is not None:
@@ -63,6 +67,7 @@ class EncoderRunner:
         dtype: torch.dtype,
         deterministic: bool = False,
         library: Library | None = None,
+        keeps_on_device: bool = False,
     ) -> "EncoderRunner":
         """Load the encoder's weights, and nothing else, from a checkpoint. Raises CheckpointError."""
         if not isinstance(checkpoint.config, PixtralConfig):
@@ -71,7 +76,13 @@ class EncoderRunner:
             model = PixtralVisionModel(checkpoint.config.vision)
         checkpoint.load(Part.VISION, model, device=device, dtype=dtype)
         return cls(
-            model.eval(), preprocessing, device=device, dtype=dtype, deterministic=deterministic, library=library
+            model.eval(),
+            preprocessing,
+            device=device,
+            dtype=dtype,
+            deterministic=deterministic,
+            library=library,
+            keeps_on_device=keeps_on_device,
         )
 
     def warm_up(self, grids: Sequence[tuple[int, int]]) -> None:
@@ -112,12 +123,16 @@ class EncoderRunner:
         patches = torch.cat([self._patches(image) for image in images])
         rows, columns = grid_positions(grids, self._device)
         features: Tensor = self._model(patches, rows, columns, attend)
-        # One copy off the device for the whole batch; numpy has no bfloat16, bytes will do.
-        in_bytes = features.cpu().contiguous().view(torch.uint8).numpy()
-        starts = [sum(lengths[:index]) for index in range(len(lengths))]
+        if self._keeps_on_device:
+            # Copies, so that one image keeps no other of its batch in memory.
+            return [DeviceImage(partial(_to_host, rows.clone())) for rows in features.split(lengths)]
+        # One copy off the device for the whole batch.
+        in_bytes = _to_host(features)
+        row_bytes = features.shape[1] * features.dtype.itemsize
+        starts = [sum(lengths[:index]) * row_bytes for index in range(len(lengths))]
         # Packed here, in the encoder's thread, and apart, so that one image keeps no other in memory.
         return [
-            HostImage.from_rows(in_bytes[start : start + length].data.cast("B"))
+            HostImage.from_rows(in_bytes[start : start + length * row_bytes])
             for start, length in zip(starts, lengths, strict=True)
         ]
 
@@ -129,3 +144,8 @@ class EncoderRunner:
         height, width = pixels.shape[0] // self._patch_size, pixels.shape[1] // self._patch_size
         split = pixels.view(height, self._patch_size, width, self._patch_size, 3)
         return split.permute(0, 2, 4, 1, 3).reshape(height * width, -1).to(self._dtype)
+
+
+def _to_host(rows: Tensor) -> memoryview:
+    """The bytes of rows of features; numpy has no bfloat16, bytes will do."""
+    return rows.cpu().contiguous().view(torch.uint8).numpy().data.cast("B")

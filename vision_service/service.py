@@ -21,7 +21,7 @@ from common.native.opening import choose_library
 from common.wire_types import DTYPE_SIZES
 from vision_service.batcher import Batcher
 from vision_service.byte_budget import ByteBudget
-from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
+from vision_service.config import BatchConfig, CacheConfig, DecodeConfig, FeaturePlace
 from vision_service.decode_pool import DecodePool
 from vision_service.decode_worker import DecodeSettings
 from vision_service.feature_cache import FeatureCache
@@ -53,20 +53,28 @@ class VisionService:
         checkpoint = open_checkpoint(model.model, verify_checksums=model.verify_checksums)
         self.info = _read_info(checkpoint, model, decode, dtype)
         _check_bytes(self.info, batch.max_pending_bytes)
-        runner = _load_runner(checkpoint, self.info, model, device=device, dtype=dtype)
+        runner = _load_runner(
+            checkpoint,
+            self.info,
+            model,
+            device=device,
+            dtype=dtype,
+            keeps_on_device=cache.feature_cache_place is FeaturePlace.DEVICE,
+        )
         checkpoint.finish_checks()
         _warm_up(runner, checkpoint, self.info, device=device, dtype=dtype, batch=batch, cache=cache)
         self._decode_pool = _make_decode_pool(self.info, decode)
         metrics = ImageMetrics(registry, max_batch_patches=batch.max_batch_patches)
+        budget = ByteBudget(batch.max_pending_bytes)
+        features = FeatureCache(budget, max_kept_bytes=cache.feature_cache_bytes)
         self._batcher = Batcher(
             runner.encode,
             max_batch_patches=batch.max_batch_patches,
             max_pending_patches=batch.max_pending_patches,
             max_wait=batch.max_batch_wait,
             on_batch=metrics.batch_encoded,
+            make_room=features.drop_kept if cache.feature_cache_place is FeaturePlace.DEVICE else None,
         )
-        budget = ByteBudget(batch.max_pending_bytes)
-        features = FeatureCache(budget, max_kept_bytes=cache.feature_cache_bytes)
         self.pipeline = Pipeline(
             self.info,
             budget=budget,
@@ -121,7 +129,13 @@ def _check_bytes(info: EncoderInfo, max_pending_bytes: int) -> None:
 
 
 def _load_runner(
-    checkpoint: Checkpoint, info: EncoderInfo, settings: ModelSettings, *, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    info: EncoderInfo,
+    settings: ModelSettings,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    keeps_on_device: bool,
 ) -> EncoderRunner:
     library, reason = choose_library(settings, device=device, dtype=dtype)
     runner = EncoderRunner.load(
@@ -131,6 +145,7 @@ def _load_runner(
         dtype=dtype,
         deterministic=settings.deterministic,
         library=library,
+        keeps_on_device=keeps_on_device,
     )
     extra = {"model": info.model_name, "device": str(device), "dtype": info.dtype}
     extra |= {"no_kernels": reason} if library is None else {"compute": library.name}
@@ -150,6 +165,7 @@ def _warm_up(
 ) -> None:
     if not isinstance(checkpoint.config, PixtralConfig):
         raise CheckpointError("the model takes no pictures")
+    on_device = cache.feature_cache_place is FeaturePlace.DEVICE and device.type != "cpu"
     warm_up(
         runner,
         checkpoint.config.vision,
@@ -157,7 +173,8 @@ def _warm_up(
         device=device,
         dtype=dtype,
         max_batch_patches=batch.max_batch_patches,
-        host_bytes=batch.max_pending_bytes + cache.feature_cache_bytes,
+        host_bytes=batch.max_pending_bytes + (0 if on_device else cache.feature_cache_bytes),
+        device_bytes=cache.feature_cache_bytes if on_device else 0,
     )
 
 

@@ -164,6 +164,58 @@ async def test_only_the_image_at_fault_fails() -> None:
     assert encoder.batches == [[0], [1, 255, 3], [1], [255], [3], [4]]
 
 
+class SmallEncoder(FakeEncoder):
+    """Has room for so many images at once; more with each time that room was made."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.num_made = 0
+
+    def encode(self, images: list[Pixels]) -> list[HostImage]:
+        encoded = super().encode(images)
+        if len(images) > self.room:
+            raise ResourceExhaustedError("ENCODER_OUT_OF_MEMORY", "no room", retry_after=1.0)
+        return encoded
+
+    def make_room(self) -> None:
+        self.num_made += 1
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+async def test_where_memory_is_short_room_is_made_and_less_is_tried_once(room: int) -> None:
+    encoder = SmallEncoder(room)
+    batcher = Batcher(
+        encoder.encode, max_batch_patches=10, max_pending_patches=100, max_wait=0.0, make_room=encoder.make_room
+    )
+    batcher.start()
+    tasks = start(batcher, (1, 1), (2, 1))
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    encoder.room = 1
+    alone = await encode(batcher, 3)
+    await batcher.close()
+    assert alone.features.chunks() == (b"\x03",)
+    if room == 0:
+        assert [getattr(result, "reason", None) for result in results] == ["ENCODER_OUT_OF_MEMORY"] * 2
+    else:
+        assert all(isinstance(result, EncodeResult) for result in results)
+    assert encoder.batches[:-1] == ([[1, 2]] if room == 2 else [[1, 2], [1], [2]])
+    assert encoder.num_made == {0: 3, 1: 1, 2: 0}[room]
+
+
+async def test_an_image_alone_is_tried_again_once_where_room_was_made() -> None:
+    encoder = SmallEncoder(room=0)
+
+    def make_room() -> None:
+        encoder.room = 1
+
+    batcher = Batcher(encoder.encode, max_batch_patches=10, max_pending_patches=100, max_wait=0.0, make_room=make_room)
+    batcher.start()
+    assert (await encode(batcher, 7)).features.chunks() == (b"\x07",)
+    await batcher.close()
+    assert encoder.batches == [[7], [7]]
+
+
 async def test_a_lost_device_fails_the_batch_and_is_told() -> None:
     encoder = FakeEncoder()
     async with batcher_of(encoder) as batcher:

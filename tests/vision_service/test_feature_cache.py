@@ -101,6 +101,17 @@ async def test_kept_features_are_not_encoded_again_and_the_oldest_goes_first() -
     assert cache.cache.kept_bytes == 3 * ROW
 
 
+async def test_what_is_kept_can_be_dropped_and_what_is_used_stays() -> None:
+    cache = Cache()
+    await cache.fill("a", "b")
+    with cache.lease("a") as lease:
+        cache.cache.drop_kept()
+        assert (cache.cache.num_kept, cache.cache.kept_bytes, cache.cache.counts.evictions) == (0, 0, 1)
+        assert (await lease.arrived()).features.chunks() == (b"a",)
+    await cache.fill("a", "b")
+    assert cache.encoder.started == ["a", "b", "b"]
+
+
 async def test_without_a_budget_nothing_is_kept() -> None:
     cache = Cache(max_kept_bytes=0)
     await cache.fill("a", "a")

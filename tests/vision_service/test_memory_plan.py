@@ -49,7 +49,9 @@ class FakeRunner(EncoderRunner):
         return []
 
 
-def plan(runner: FakeRunner, device: str, *, max_batch_patches: int, host_bytes: int = 0) -> None:
+def plan(
+    runner: FakeRunner, device: str, *, max_batch_patches: int, host_bytes: int = 0, device_bytes: int = 0
+) -> None:
     warm_up(
         runner,
         CONFIG,
@@ -58,10 +60,19 @@ def plan(runner: FakeRunner, device: str, *, max_batch_patches: int, host_bytes:
         dtype=torch.float32,
         max_batch_patches=max_batch_patches,
         host_bytes=host_bytes,
+        device_bytes=device_bytes,
     )
 
 
-def test_a_gpu_encodes_the_largest_batch_before_it_is_needed() -> None:
+def test_features_that_stay_on_a_gpu_must_fit_beside_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 1000)
+    plan(FakeRunner(room=48), "cuda", max_batch_patches=48, device_bytes=1000)
+    with pytest.raises(ValueError, match=r"--feature-cache-bytes 1001 .* 1000"):
+        plan(FakeRunner(room=48), "cuda", max_batch_patches=48, device_bytes=1001)
+
+
+def test_a_gpu_encodes_the_largest_batch_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 0)
     runner = FakeRunner(room=48)
     plan(runner, "cuda", max_batch_patches=50)
     assert runner.batches == [1, 48]

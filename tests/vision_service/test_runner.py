@@ -63,7 +63,12 @@ def reference() -> HfModel:
 
 
 def make_runner(
-    reference: HfModel, dtype: torch.dtype = torch.float32, *, deterministic: bool = False, native: bool = False
+    reference: HfModel,
+    dtype: torch.dtype = torch.float32,
+    *,
+    deterministic: bool = False,
+    native: bool = False,
+    keeps_on_device: bool = False,
 ) -> EncoderRunner:
     with torch.device("meta"):
         model = PixtralVisionModel(CONFIG)
@@ -71,7 +76,13 @@ def make_runner(
     library = open_library(threads=2) if native else None
     model.load_state_dict(state, strict=True, assign=True)
     return EncoderRunner(
-        model.eval(), SHAPE, device=torch.device("cpu"), dtype=dtype, deterministic=deterministic, library=library
+        model.eval(),
+        SHAPE,
+        device=torch.device("cpu"),
+        dtype=dtype,
+        deterministic=deterministic,
+        library=library,
+        keeps_on_device=keeps_on_device,
     )
 
 
@@ -128,6 +139,17 @@ def test_deterministic_features_are_the_same_bits_in_any_batch(reference: HfMode
         assert [encoded_image.rows_of(each) for each in together] == [alone[i] for i in batch]
     # The negative control: without it some bit depends on the company.
     assert [encoded_image.rows_of(each) for each in free.encode(images)] != alone
+
+
+def test_features_that_stay_on_the_device_are_the_same_bytes_when_they_are_sent(reference: HfModel) -> None:
+    images = decode([(64, 48), (8, 8), (24, 40)])
+    host, device = make_runner(reference), make_runner(reference, keeps_on_device=True)
+    kept = device.encode(images)
+    assert [image.is_on_host for image in kept] == [False] * 3
+    device.encode(images[::-1])
+    for one, other in zip(host.encode(images), kept, strict=True):
+        assert one.is_on_host
+        assert one.chunks() == other.chunks()
 
 
 def test_bfloat16_rows_are_two_bytes_a_value_and_close(reference: HfModel) -> None:
