@@ -11,50 +11,23 @@ nothing had been answered. `timeout` is in seconds; without one the server's own
 that uses OpenTelemetry a call is part of the current trace.
 """
 
-import json
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import aclosing, closing, contextmanager
 from typing import Final, Self, Unpack
 
 import grpc
 
-from common.channel_options import CLIENT_OPTIONS
 from common.client_messages import GenerateOptions, Prompt, generate_request, tokenize_request
+from common.client_options import SERVICE, channel_options
 from common.client_trace import Metadata, traced
-from common.client_types import Completion, CompletionBuilder, to_client_error
+from common.client_types import ClientError, Completion, CompletionBuilder, to_client_error
+from common.resuming import Progress
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 
-SERVICE: Final = "diptych.v1.GenerationService"
 _GENERATE: Final = f"{SERVICE}/Generate"
-_SERVICE_CONFIG: Final = {
-    # One of several addresses that goes away takes only those calls along that it has answered.
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": SERVICE}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    # Retries stop while more than about one call in ten fails, so that they cannot multiply an overload.
-    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-}
-_OPTIONS: Final[dict[str, int | str]] = {
-    **dict(CLIENT_OPTIONS),
-    "grpc.enable_retries": 1,
-    "grpc.service_config": json.dumps(_SERVICE_CONFIG),
-    # A proxy for web pages, which the environment may name, is no way to a server of this kind.
-    "grpc.enable_http_proxy": 0,
-    # The server says what is too large.
-    "grpc.max_send_message_length": -1,
-    "grpc.max_receive_message_length": -1,
-}
 
 
 class DiptychClient:
@@ -67,13 +40,18 @@ class DiptychClient:
         credentials: grpc.ChannelCredentials | None = None,
         server_name: str = "",
         token: str | None = None,
+        resumes: bool = True,
     ) -> None:
         """Connect to HOST:PORT when first used; without credentials in plain text, the token included.
 
-        `server_name` must stand in the server's certificate, where it is not HOST.
+        `server_name` must stand in the server's certificate, where it is not HOST. Unless `resumes` is False, a
+        stream of one completion that breaks with UNAVAILABLE goes on in another call, three times at most and within
+        its timeout; random sampling gets a seed for it. Several servers are given as `ipv4:HOST:PORT,HOST:PORT`, or
+        as `dns:///NAME:PORT`.
         """
         self._metadata = _metadata(token)
-        options = _options(server_name)
+        self._resumes = resumes
+        options = channel_options(server_name)
         self._channel = (
             grpc.insecure_channel(address, options)
             if credentials is None
@@ -85,11 +63,20 @@ class DiptychClient:
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Generator[pb.GenerateResponse, None, None]:
         """Stream `prompt`, then `delta`s, then a `finish` for each completion. Closing the iterator cancels it."""
-        request = generate_request(prompt, options)
-        with traced(_GENERATE, self._metadata) as metadata, _client_errors():
-            call = self._stub.Generate(request, timeout=timeout, metadata=metadata)
-            with _cancelled(call):
-                yield from call
+        progress = Progress(generate_request(prompt, options), resumes=self._resumes)
+        end = None if timeout is None else time.monotonic() + timeout
+        with traced(_GENERATE, self._metadata) as metadata:
+            while True:
+                try:
+                    call = self._stub.Generate(progress.request(), timeout=_left(end), metadata=metadata)
+                    with _client_errors(), _cancelled(call):
+                        yield from filter(progress.take, call)
+                    return
+                except ClientError as error:
+                    pause = progress.pause_after(error)
+                    if pause is None or (end is not None and time.monotonic() + pause >= end):
+                        raise
+                time.sleep(pause)
 
     def complete(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
@@ -139,13 +126,18 @@ class AsyncDiptychClient:
         credentials: grpc.ChannelCredentials | None = None,
         server_name: str = "",
         token: str | None = None,
+        resumes: bool = True,
     ) -> None:
         """Connect to HOST:PORT when first used; without credentials in plain text, the token included.
 
-        `server_name` must stand in the server's certificate, where it is not HOST.
+        `server_name` must stand in the server's certificate, where it is not HOST. Unless `resumes` is False, a
+        stream of one completion that breaks with UNAVAILABLE goes on in another call, three times at most and within
+        its timeout; random sampling gets a seed for it. Several servers are given as `ipv4:HOST:PORT,HOST:PORT`, or
+        as `dns:///NAME:PORT`.
         """
         self._metadata = _metadata(token)
-        options = _options(server_name)
+        self._resumes = resumes
+        options = channel_options(server_name)
         self._channel = (
             grpc.aio.insecure_channel(address, options)
             if credentials is None
@@ -160,12 +152,22 @@ class AsyncDiptychClient:
 
         Closing the iterator cancels it; `break` alone closes it late, so use `contextlib.aclosing`.
         """
-        request = generate_request(prompt, options)
-        with traced(_GENERATE, self._metadata) as metadata, _client_errors():
-            call = self._stub.Generate(request, timeout=timeout, metadata=metadata)
-            with _cancelled(call):
-                async for response in call:
-                    yield response
+        progress = Progress(generate_request(prompt, options), resumes=self._resumes)
+        end = None if timeout is None else time.monotonic() + timeout
+        with traced(_GENERATE, self._metadata) as metadata:
+            while True:
+                try:
+                    call = self._stub.Generate(progress.request(), timeout=_left(end), metadata=metadata)
+                    with _client_errors(), _cancelled(call):
+                        async for response in call:
+                            if progress.take(response):
+                                yield response
+                    return
+                except ClientError as error:
+                    pause = progress.pause_after(error)
+                    if pause is None or (end is not None and time.monotonic() + pause >= end):
+                        raise
+                await asyncio.sleep(pause)
 
     async def complete(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
@@ -206,8 +208,8 @@ class AsyncDiptychClient:
         await self.close()
 
 
-def _options(server_name: str) -> tuple[tuple[str, int | str], ...]:
-    return (*_OPTIONS.items(), *((("grpc.ssl_target_name_override", server_name),) if server_name else ()))
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - time.monotonic())
 
 
 def _metadata(token: str | None) -> Metadata:

@@ -46,6 +46,10 @@ class Answer:
             if own:
                 yield from self._tell(index, self._texts[index].feed(own))
 
+    def goes_on(self, piece: TextPiece) -> Iterator[pb.GenerateResponse]:
+        """What the caller of the only completion lacks of the tokens that it has."""
+        yield from self._tell(0, piece)
+
     def _tell(self, index: int, piece: TextPiece) -> Iterator[pb.GenerateResponse]:
         yield from self._replies.deltas(piece, index=index)
         if piece.finish_reason is None:

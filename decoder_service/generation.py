@@ -132,7 +132,8 @@ class Generation:
     @property
     def num_cached_tokens(self) -> int:
         """Tokens of the prompt that the prefix cache held; certain from the first token on."""
-        return self._request.num_saved_tokens
+        # Of a completion that was taken up its own tokens may be cached too.
+        return min(self._request.num_saved_tokens, self._request.num_prompt_tokens)
 
     @property
     def num_images_not_encoded(self) -> int:

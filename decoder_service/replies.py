@@ -10,6 +10,7 @@ from common.wire_types import grid_to_proto
 from decoder_service.logprobs import Logprobs
 from decoder_service.prompt import Prompt
 from decoder_service.request_status import FinishReason
+from decoder_service.resumption import Resumption
 from decoder_service.text_stream import TextPiece
 from decoder_service.timings import Timings
 from diptych.v1 import generation_pb2 as pb
@@ -23,11 +24,12 @@ _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FI
 class Replies:
     """Makes the messages in the order of the contract: one prompt, deltas, one finish for each completion."""
 
-    def __init__(self, request_id: str, prompt: Prompt) -> None:
+    def __init__(self, request_id: str, prompt: Prompt, *, resumption: Resumption | None = None) -> None:
+        """Begin a stream, or go on with one."""
         self._request_id = request_id
         self._prompt = prompt
-        self._seq = 0
-        self._completion_tokens: Counter[int] = Counter()
+        self._seq = resumption.num_messages if resumption else 0
+        self._completion_tokens: Counter[int] = Counter({0: len(resumption.token_ids) if resumption else 0})
 
     @property
     def num_completion_tokens(self) -> int:

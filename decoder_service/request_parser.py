@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from common.errors import InvalidArgumentError
 from decoder_service.field_checks import Range, check_count, missing, present_fields
 from decoder_service.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TextPrompt, TokenPrompt
+from decoder_service.resume_parser import parse_resumption
+from decoder_service.resumption import Resumption
 from decoder_service.sampling_parser import ParsedSampling, parse_sampling
 from decoder_service.structure import Structure
 from decoder_service.structure_parser import parse_structure
@@ -27,7 +29,17 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
 MIN_PRIORITY, MAX_PRIORITY = -10, 10
 
-_REQUEST_FIELDS = {"request_id", "chat", "text", "token_ids", "sampling", "structured", "priority", "cache_salt"}
+_REQUEST_FIELDS = {
+    "request_id",
+    "chat",
+    "text",
+    "token_ids",
+    "sampling",
+    "structured",
+    "priority",
+    "cache_salt",
+    "resume_from",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +52,8 @@ class ParsedRequest:
     priority: int
     structure: Structure | None
     """What the completions are kept inside."""
+    resumption: Resumption | None
+    """What the caller has of the completion already."""
     cache_salt: bytes
 
 
@@ -53,6 +67,7 @@ def parse_generate_request(request: pb.GenerateRequest, *, vocabulary_size: int,
         prompt=parse_prompt(request),
         sampling=parse_sampling(request.sampling, vocabulary_size=vocabulary_size),
         structure=parse_structure(request),
+        resumption=parse_resumption(request, vocabulary_size=vocabulary_size),
         priority=request.priority,
         cache_salt=request.cache_salt,
     )

@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 import grpc
 
 from common.errors import DeadlineExceededError
-from common.features import FeatureSpec
-from common.identity import image_hash
 from common.principal import charge_tokens, current_principal
 from common.wire_types import grid_to_proto
 from decoder_service.admission import Admission, AdmissionLimits, Place
@@ -27,7 +25,8 @@ from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore, PromptImage
 from decoder_service.genai import request_attributes
 from decoder_service.generation import Generation
-from decoder_service.image_encoder import ImageEncoder, VisionInfo
+from decoder_service.image_encoder import ImageEncoder
+from decoder_service.layout import lay_out
 from decoder_service.model_info import ModelInfo
 from decoder_service.prompt import Prompt, PromptBuilder
 from decoder_service.prompt_spec import PromptSpec, TextPrompt, guess_num_tokens, has_images, num_picture_bytes
@@ -37,6 +36,7 @@ from decoder_service.request_metrics import RequestMetrics
 from decoder_service.request_names import RequestNames
 from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt, request_digest
 from decoder_service.request_watch import RequestWatch, watching
+from decoder_service.resumption import take_up
 from decoder_service.structure import Matcher, Structure
 from decoder_service.structure_compiler import StructureCompiler, not_installed
 from decoder_service.text_stream import TextStream
@@ -149,9 +149,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         engine_request = replace(self._request(parsed, prompt, images), matcher=matcher)
         self._store.check_fits(images)
         place.laid_out(len(prompt.token_ids))
-        replies = Replies(parsed.request_id, prompt)
+        replies = Replies(parsed.request_id, prompt, resumption=parsed.resumption)
         texts = [self._text_stream(parsed) for _ in range(engine_request.sampling.n)]
-        async with Generation(
+        generation = Generation(
             self._host,
             self._store,
             engine_request,
@@ -160,10 +160,20 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             gaps=self._metrics.inter_token_latency,
             on_begun=place.begun,
             max_unread_tokens=self._limits.max_unread_tokens,
-        ) as generation:
+        )
+        answer = Answer(replies, texts, prompt=prompt, generation=generation, watch=watch)
+        lacking = None if parsed.resumption is None else take_up(engine_request, texts[0], parsed.resumption)
+        if lacking is not None and lacking.finish_reason is not None:
             watch.admitted(prompt_tokens=len(prompt.token_ids), num_images=len(images))
-            answer = Answer(replies, texts, prompt=prompt, generation=generation, watch=watch)
-            yield replies.prompt(cached_tokens=generation.num_cached_tokens)
+            for message in answer.goes_on(lacking):
+                yield message
+            return
+        async with generation:
+            watch.admitted(prompt_tokens=len(prompt.token_ids), num_images=len(images))
+            if parsed.resumption is None or not parsed.resumption.num_messages:
+                yield replies.prompt(cached_tokens=generation.num_cached_tokens)
+            for message in answer.goes_on(lacking) if lacking is not None and lacking.text else ():
+                yield message
             async for tokens in generation.tokens(deadline=deadline):
                 watch.first_token()
                 charge_tokens(len(tokens))
@@ -191,7 +201,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Token ids, and the images with the features that they will get."""
         info = self._encoder.require_info() if self._encoder and has_images(spec) else None
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _lay_out, self._prompts, spec, info, salt)
+        return await loop.run_in_executor(self._threads, lay_out, self._prompts, spec, info, salt)
 
     async def _matcher(self, structure: Structure) -> Matcher:
         if self._structures is None:
@@ -213,6 +223,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if parsed.sampling.max_tokens is None:
             room = capacity.max_tokens(len(prompt.token_ids), n=sampling.n)
             sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
+        if parsed.resumption is not None:
+            # They came before the first token.
+            sampling = replace(sampling, prompt_logprobs=None)
         if parsed.sampling.bad_words:
             sequences = bad_token_sequences(parsed.sampling.bad_words, self._tokenizer.encode_text)
             sampling = replace(sampling, bad_token_sequences=sequences)
@@ -229,19 +242,3 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             priority=parsed.priority,
             tenant=tenant_of(current_principal(), parsed.cache_salt),
         )
-
-
-def _lay_out(
-    prompts: PromptBuilder, spec: PromptSpec, info: VisionInfo | None, salt: bytes
-) -> tuple[Prompt, tuple[PromptImage, ...]]:
-    prompt = prompts.build(spec, preprocessing=info.preprocessing if info else None)
-    if info is None:
-        return prompt, ()
-    images = []
-    for data, span in zip(prompt.images, prompt.placeholders, strict=True):
-        identity = image_hash(
-            data, preprocessing=info.preprocessing, weights_digest=info.weights_digest, dtype=info.dtype, salt=salt
-        )
-        spec_ = FeatureSpec(image_hash=identity, grid=span.grid, width=info.feature_width, dtype=info.dtype)
-        images.append(PromptImage(data=data, spec=spec_))
-    return prompt, tuple(images)

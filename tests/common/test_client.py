@@ -96,8 +96,23 @@ async def test_a_call_that_has_begun_to_answer_is_not_repeated(
     service: tuple[FakeGeneration, str], complete: Complete
 ) -> None:
     with pytest.raises(ClientError):
-        await complete(service[1], raw_text("x some UnavailableError"))
+        await complete(service[1], raw_text("x some UnavailableError"), n=2)
     assert service[0].num_attempts == 1
+
+
+async def test_a_stream_that_breaks_goes_on_in_a_few_more_calls_with_what_has_come(
+    service: tuple[FakeGeneration, str], complete: Complete
+) -> None:
+    with pytest.raises(ClientError) as raised:
+        await complete(service[1], raw_text("x some UnavailableError"), temperature=1.0)
+    assert raised.value.code == grpc.StatusCode.UNAVAILABLE
+    first, *others = service[0].requests
+    assert len(others) == 3
+    assert first.sampling.HasField("seed")
+    for request in others:
+        assert request.sampling == first.sampling
+        assert (list(request.resume_from.token_ids), request.resume_from.num_characters) == ([4], 5)
+        assert request.resume_from.num_messages == 2
 
 
 @pytest.mark.parametrize("flaw", ["gap", "end"])

@@ -112,6 +112,7 @@ def test_every_supported_field_is_read() -> None:
         ),
         priority=-3,
         structure=None,
+        resumption=None,
         cache_salt=b"\0" * 64,
     )
 
@@ -217,7 +218,6 @@ def test_other_classes_are_refused(priority: int) -> None:
     ("name", "value"),
     [
         ("lora", ""),
-        ("resume_from", pb.ResumePoint()),
     ],
 )
 def test_request_fields_that_are_not_built_are_refused_when_present(name: str, value: object) -> None:
