@@ -131,6 +131,10 @@ def native_twin(directory: Path) -> Path:
     if not twin.exists():
         aside = twin.with_name(f"{twin.name}.{os.getpid()}")
         convert_checkpoint(directory, aside, CheckpointFormat.NATIVE)
+        tokenizer = json.loads(TOKENIZER.read_text())
+        # By this, and not by the model's own parameter, readers of this format scale pictures down.
+        tokenizer["image"]["max_image_size"] = PREPROCESSING.image_size
+        (aside / TOKENIZER.name).write_text(json.dumps(tokenizer))
         aside.replace(twin)
     return twin
 
