@@ -73,6 +73,12 @@ def load(
     return Loaded(config=read(config_class, given, labels=labels), origins=origins)
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what a config would be read from, for a process that has another one."""
+    kept = {_variable(name) for name in _OTHERS - {_CONFIG}}
+    return {name: value for name, value in environment.items() if not name.startswith(_PREFIX) or name in kept}
+
+
 _Found = tuple[str, Given, str, str]
 """Name of a setting, its value, what to call it in a message, and where it stands."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.ports import address, check_free
 from common.process import num_cores
+from common.setting_sources import without_settings
 from diptych.child import Child, ChildError
 from diptych.models import demo_model, understands_images
 from diptych.up_config import ROLES, UpConfig, parse_devices, parse_dtypes
@@ -179,7 +180,7 @@ class _Services:
 
     def _environment(self, role: str) -> dict[str, str]:
         """Ours without the settings in it, which are not the services'."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("DIPTYCH_")}
+        inherited = without_settings(os.environ)
         # A number of threads that the user has set already stands.
         return {"OMP_NUM_THREADS": str(self._threads[role]), "no_grpc_proxy": _LOOPBACK, **inherited}
 
