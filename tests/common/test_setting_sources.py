@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.native import build
@@ -184,6 +184,7 @@ def test_what_is_printed_says_where_each_value_comes_from(tmp_path: Path) -> Non
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     model=TEXT.filter(lambda text: "\0" not in text),
     loud=st.booleans(),
