@@ -162,6 +162,8 @@ def test_callers_send_no_bytes_but_pictures_and_a_salt() -> None:
         "diptych.v1.GenerateRequest.cache_salt",
         "diptych.v1.EncodeRequest.image",
         "diptych.v1.EncodeRequest.salt",
+        # Proves that the decoder can read the shared memory that it asks to have filled; never a tensor.
+        "diptych.v1.EncodeRequest.shared_memory_token",
     }
 
 
