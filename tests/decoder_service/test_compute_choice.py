@@ -1,5 +1,7 @@
 """What computes: chosen once, by what there is and what is asked for."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,20 @@ def test_without_kernels_torch_computes_and_whoever_insists_is_told_why(
     assert choose(directory, deterministic=True) == "torch in tiles"
     with pytest.raises(ValueError, match="--compute native: there is no compiler"):
         choose(directory, compute=ComputeChoice.NATIVE)
+
+
+def test_loading_a_model_imports_no_compiler() -> None:
+    """In a fresh interpreter: torch's takes more than a second and 150 MB."""
+    script = """
+import sys, torch
+from pathlib import Path
+from common.checkpoint import open_checkpoint
+from decoder_service.decoder_model import DecoderModel
+DecoderModel.load(open_checkpoint(Path("models/demo")), device=torch.device("cpu"), dtype=torch.float32)
+print(sorted({"torch._dynamo", "torch._inductor", "transformers", "sympy"} & set(sys.modules)))
+"""
+    root = Path(__file__).parents[2]
+    path = f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'build/gen')!r}]\n"
+    command = [sys.executable, "-c", path + script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)  # noqa: S603
+    assert done.stdout == "[]\n"
