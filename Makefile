@@ -11,8 +11,9 @@
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# Which build of torch: cpu where one lies in pip's folder of wheels, else PyPI's, which brings CUDA's libraries on Linux.
-TORCH ?= $(if $(wildcard $(addsuffix /torch-*+cpu-*.whl,$(PIP_FIND_LINKS))),cpu,cuda)
+# Which build of torch: cpu where one lies in a folder of pip's, else PyPI's, which brings CUDA's libraries on Linux.
+WHEELS := $(PIP_FIND_LINKS) $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
+TORCH ?= $(if $(wildcard $(addsuffix /torch-*+cpu-*.whl,$(WHEELS))),cpu,cuda)
 BIN := .venv/bin
 STUBS := build/gen/.stamp
 # The folders too, so that a removed file counts as a change.

@@ -131,7 +131,8 @@ async def join(requests: AsyncIterator[bytes], context: Context) -> bytes:
 
 
 async def relay(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-    async for request in requests:
+    # All are received first: a status that comes while the caller still sends may reach it as a broken stream.
+    for request in [each async for each in requests]:
         yield _judged(request)
 
 
