@@ -74,6 +74,8 @@ TENSOR_FILES = (
     "common.graph_recorder",
     "common.checkpoint",
     "vision_service.encoder",
+    "vision_service.encoder_graphs",
+    "vision_service.segment_attention",
     "vision_service.runner",
     "decoder_service.model",
     "decoder_service.projector",

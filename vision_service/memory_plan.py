@@ -11,8 +11,10 @@ import torch
 
 from common.devices import free_bytes
 from common.errors import ResourceExhaustedError
+from common.graph_recorder import GraphRecorder
 from common.model_config import PixtralVisionConfig
 from common.preprocessing import PatchGrid, Preprocessing
+from vision_service.image import Pixels
 from vision_service.runner import EncoderRunner
 
 _log = logging.getLogger(__name__)
@@ -28,28 +30,33 @@ def warm_up(
     max_batch_patches: int,
     host_bytes: int,
     device_bytes: int = 0,
+    recorder: GraphRecorder | None = None,
 ) -> None:
     """Have the encoder work once, and prove that the largest batch fits beside `host_bytes` of other buffers.
 
-    On another device than the host there must be `device_bytes` left beside it, for features that stay there.
+    On another device than the host there must be `device_bytes` left beside it, for features that stay there. With a
+    `recorder` passes are recorded first, and given up again where the largest batch does not fit beside them.
 
     Raises ValueError, naming need, room and setting.
     """
     runner.warm_up([(1, 1)])
     largest = preprocessing.patch_grid(preprocessing.image_size, preprocessing.image_size)
     num_images = max(1, max_batch_patches // largest.num_patches)
+    num_patches = num_images * largest.num_patches
     if device.type == "cpu":
-        _check_host(config, dtype, num_patches=num_images * largest.num_patches, host_bytes=host_bytes)
+        _check_host(config, dtype, num_patches=num_patches, host_bytes=host_bytes)
         return
+    if recorder is not None:
+        sizes = runner.record(recorder, max_batch_patches=max_batch_patches)
+        _log.info("passes of the encoder recorded", extra={"num_patches": list(sizes)})
+    images = [_black(largest, preprocessing.patch_size)] * num_images
     try:
-        runner.encode([_black(largest, preprocessing.patch_size)] * num_images)
-    except ResourceExhaustedError:
-        raise ValueError(
-            f"a batch of {num_images * largest.num_patches} patches does not fit into the memory of {device}; "
-            "lower --max-batch-patches"
-        ) from None
-    if device_bytes > (room := free_bytes(device)):
-        raise ValueError(f"--feature-cache-bytes {device_bytes} is more than {device} has left, {room}")
+        _try_device(runner, images, num_patches=num_patches, device=device, device_bytes=device_bytes)
+    except ValueError as error:
+        if not runner.forget_recorded():
+            raise
+        _log.warning("passes of the encoder run unrecorded: no memory beside them", extra={"reason": str(error)})
+        _try_device(runner, images, num_patches=num_patches, device=device, device_bytes=device_bytes)
 
 
 def batch_bytes(config: PixtralVisionConfig, dtype: torch.dtype, *, num_patches: int) -> int:
@@ -57,6 +64,19 @@ def batch_bytes(config: PixtralVisionConfig, dtype: torch.dtype, *, num_patches:
     pixels = 3 * config.patch_size**2
     row = 8 * config.vision_hidden_size + 3 * config.vision_intermediate_size
     return num_patches * (2 * pixels * 4 + row * dtype.itemsize)
+
+
+def _try_device(
+    runner: EncoderRunner, images: list[Pixels], *, num_patches: int, device: torch.device, device_bytes: int
+) -> None:
+    try:
+        runner.encode(images)
+    except ResourceExhaustedError:
+        raise ValueError(
+            f"a batch of {num_patches} patches does not fit into the memory of {device}; lower --max-batch-patches"
+        ) from None
+    if device_bytes > (room := free_bytes(device)):
+        raise ValueError(f"--feature-cache-bytes {device_bytes} is more than {device} has left, {room}")
 
 
 def _check_host(config: PixtralVisionConfig, dtype: torch.dtype, *, num_patches: int, host_bytes: int) -> None:
@@ -71,5 +91,5 @@ def _check_host(config: PixtralVisionConfig, dtype: torch.dtype, *, num_patches:
         _log.warning("--feature-cache-bytes and --max-pending-bytes may need more memory than is free", extra=extra)
 
 
-def _black(grid: PatchGrid, patch_size: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+def _black(grid: PatchGrid, patch_size: int) -> Pixels:
     return np.zeros((grid.height * patch_size, grid.width * patch_size, 3), np.uint8)

@@ -6,6 +6,7 @@ batch share every matrix product but never attention, so a batch gives what its 
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,13 +16,17 @@ from common.checkpoint import Checkpoint
 from common.checkpoint_config import CheckpointError
 from common.checkpoint_layout import Part
 from common.errors import ResourceExhaustedError, UnavailableError
+from common.graph_recorder import GraphRecorder
+from common.layers import Attend
 from common.model_config import PixtralConfig
 from common.native.library import Library
 from common.native.modules import pack_linears
 from common.preprocessing import Preprocessing
 from vision_service.encoded_image import DeviceImage, EncodedImage, HostImage
 from vision_service.encoder import PixtralVisionModel, grid_positions
+from vision_service.encoder_graphs import EncoderGraphs, pack_sizes
 from vision_service.image import Pixels
+from vision_service.segment_attention import SegmentAttention
 
 
 class EncoderRunner:
@@ -37,12 +42,16 @@ class EncoderRunner:
         deterministic: bool = False,
         library: Library | None = None,
         keeps_on_device: bool = False,
+        segment_attention: SegmentAttention | None = None,
     ) -> None:
         """Run `model`, whose weights are on `device` in `dtype`; every image alone where `deterministic`.
 
         With a `library`, products and attention are the kernels'; they take the model's weights over. With
-        `keeps_on_device` features stay where they were made until they are sent.
+        `keeps_on_device` features stay where they were made until they are sent. `segment_attention` serves packs
+        of several sizes, and passes that are recorded.
         """
+        self._segment_attention = segment_attention
+        self._graphs: EncoderGraphs | None = None
         self._keeps_on_device = keeps_on_device
         self._model = model
         self._attention = packed_attention if library is None else library.packed_attention
@@ -68,6 +77,7 @@ class EncoderRunner:
         deterministic: bool = False,
         library: Library | None = None,
         keeps_on_device: bool = False,
+        segment_attention: SegmentAttention | None = None,
     ) -> "EncoderRunner":
         """Load the encoder's weights, and nothing else, from a checkpoint. Raises CheckpointError."""
         if not isinstance(checkpoint.config, PixtralConfig):
@@ -83,7 +93,31 @@ class EncoderRunner:
             deterministic=deterministic,
             library=library,
             keeps_on_device=keeps_on_device,
+            segment_attention=segment_attention,
         )
+
+    @torch.inference_mode()
+    def record(self, recorder: GraphRecorder, *, max_batch_patches: int) -> tuple[int, ...]:
+        """Record passes for packs of up to `max_batch_patches`; returns their sizes, none where they are of no use.
+
+        A deterministic encoder records none: the rows that fill a pack up would belong to its images' company.
+        """
+        if self._segment_attention is None or self._deterministic:
+            return ()
+        sizes = pack_sizes(max_batch_patches)
+        graphs = EncoderGraphs(
+            self._model, self._segment_attention, recorder, sizes=sizes, device=self._device, dtype=self._dtype
+        )
+        self._graphs = graphs if graphs.sizes else None
+        return graphs.sizes
+
+    def forget_recorded(self) -> bool:
+        """Give the memory of recorded passes back; whether there were any."""
+        had_any = self._graphs is not None
+        self._graphs = None
+        if had_any and self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return had_any
 
     def warm_up(self, grids: Sequence[tuple[int, int]]) -> None:
         """Encode black images of these patch grids, so that the first real ones find everything in place."""
@@ -115,16 +149,15 @@ class EncoderRunner:
         patch = self._patch_size
         grids = [(image.shape[0] // patch, image.shape[1] // patch) for image in images]
         lengths = [height * width for height, width in grids]
-        scale = self._model.config.vision_attention_multiplier
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return self._attention(query, key, value, lengths=lengths, causal=False, scale=scale)
-
         patches = torch.cat([self._patches(image) for image in images])
         rows, columns = grid_positions(grids, self._device)
-        features: Tensor = self._model(patches, rows, columns, attend)
+        features: Tensor
+        if self._graphs is not None and (size := self._graphs.size_for(lengths)) is not None:
+            features = self._graphs.features(patches, rows, columns, lengths=lengths, size=size)
+        else:
+            features = self._model(patches, rows, columns, self._attend_to(lengths))
         if self._keeps_on_device:
-            # Copies, so that one image keeps no other of its batch in memory.
+            # Copies, so that one image keeps no other of its batch in memory, and the next batch overwrites none.
             return [DeviceImage(partial(_to_host, rows.clone())) for rows in features.split(lengths)]
         # One copy off the device for the whole batch.
         in_bytes = _to_host(features)
@@ -135,6 +168,17 @@ class EncoderRunner:
             HostImage.from_rows(in_bytes[start : start + length * row_bytes])
             for start, length in zip(starts, lengths, strict=True)
         ]
+
+    def _attend_to(self, lengths: Sequence[int]) -> Attend:
+        """Attention that keeps images of these lengths apart."""
+        scale, segments = self._model.config.vision_attention_multiplier, self._segment_attention
+        if segments is None or len(set(lengths)) == 1:
+            return lambda layer, query, key, value: self._attention(
+                query, key, value, lengths=lengths, causal=False, scale=scale
+            )
+        starts = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32).to(self._device)
+        longest = max(lengths)
+        return lambda layer, query, key, value: segments(query, key, value, starts=starts, longest=longest, scale=scale)
 
     def _patches(self, image: Pixels) -> Tensor:
         """Normalised patches [num_patches, 3 * patch_size ** 2] in (channel, row, column) order."""

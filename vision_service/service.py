@@ -14,6 +14,7 @@ from common.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint_config import CheckpointError, read_preprocessing
 from common.checkpoint_layout import Part
 from common.devices import find_device, find_dtype
+from common.graph_recorder import CudaGraphRecorder
 from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.model_settings import ModelSettings
@@ -31,6 +32,7 @@ from vision_service.metrics import VisionCollector
 from vision_service.model_info import EncoderInfo
 from vision_service.pipeline import Pipeline
 from vision_service.runner import EncoderRunner
+from vision_service.segment_attention import choose_segment_attention
 
 _log = logging.getLogger(__name__)
 
@@ -146,6 +148,7 @@ def _load_runner(
         deterministic=settings.deterministic,
         library=library,
         keeps_on_device=keeps_on_device,
+        segment_attention=choose_segment_attention(device, dtype),
     )
     extra = {"model": info.model_name, "device": str(device), "dtype": info.dtype}
     extra |= {"no_kernels": reason} if library is None else {"compute": library.name}
@@ -175,6 +178,7 @@ def _warm_up(
         max_batch_patches=batch.max_batch_patches,
         host_bytes=batch.max_pending_bytes + (0 if on_device else cache.feature_cache_bytes),
         device_bytes=cache.feature_cache_bytes if on_device else 0,
+        recorder=CudaGraphRecorder() if device.type == "cuda" else None,
     )
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from common.errors import ResourceExhaustedError
+from common.graph_recorder import GraphRecorder
 from common.model_config import PixtralVisionConfig
 from common.preprocessing import PreprocessingMode
 from tests.pictures import preprocessing
+from tests.replayer import Replayer
 from vision_service import memory_plan
 from vision_service.encoded_image import EncodedImage
 from vision_service.image import Pixels
@@ -32,11 +34,21 @@ SHAPE = preprocessing(PreprocessingMode.HF, image_size=64)
 
 
 class FakeRunner(EncoderRunner):
-    """Has room for so many patches."""
+    """Has room for so many patches; recorded passes take some of it."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, recorded: int = 0) -> None:
         self.room = room
+        self.recorded = recorded
+        self.is_recorded = False
         self.batches: list[int] = []
+
+    def record(self, recorder: GraphRecorder, *, max_batch_patches: int) -> tuple[int, ...]:
+        self.is_recorded = True
+        return (max_batch_patches,)
+
+    def forget_recorded(self) -> bool:
+        had_any, self.is_recorded = self.is_recorded, False
+        return had_any
 
     def warm_up(self, grids: Sequence[tuple[int, int]]) -> None:
         self.batches += [height * width for height, width in grids]
@@ -44,13 +56,19 @@ class FakeRunner(EncoderRunner):
     def encode(self, images: Sequence[Pixels]) -> list[EncodedImage]:
         num_patches = sum(image.shape[0] * image.shape[1] // 256 for image in images)
         self.batches.append(num_patches)
-        if num_patches > self.room:
+        if num_patches > self.room - self.recorded * self.is_recorded:
             raise ResourceExhaustedError("ENCODER_OUT_OF_MEMORY", "no room")
         return []
 
 
 def plan(
-    runner: FakeRunner, device: str, *, max_batch_patches: int, host_bytes: int = 0, device_bytes: int = 0
+    runner: FakeRunner,
+    device: str,
+    *,
+    max_batch_patches: int,
+    host_bytes: int = 0,
+    device_bytes: int = 0,
+    recorder: GraphRecorder | None = None,
 ) -> None:
     warm_up(
         runner,
@@ -61,6 +79,7 @@ def plan(
         max_batch_patches=max_batch_patches,
         host_bytes=host_bytes,
         device_bytes=device_bytes,
+        recorder=recorder,
     )
 
 
@@ -78,6 +97,27 @@ def test_a_gpu_encodes_the_largest_batch_before_it_is_needed(monkeypatch: pytest
     assert runner.batches == [1, 48]
     with pytest.raises(ValueError, match=r"a batch of 64 patches does not fit .* lower --max-batch-patches"):
         plan(runner, "cuda", max_batch_patches=64)
+
+
+def test_recorded_passes_give_way_where_the_largest_batch_does_not_fit_beside_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 0)
+    roomy, tight = FakeRunner(room=64, recorded=16), FakeRunner(room=63, recorded=16)
+    plan(roomy, "cuda", max_batch_patches=48, recorder=Replayer())
+    assert (roomy.is_recorded, roomy.batches) == (True, [1, 48])
+    with caplog.at_level(logging.WARNING):
+        plan(tight, "cuda", max_batch_patches=48, recorder=Replayer())
+    assert (tight.is_recorded, tight.batches) == (False, [1, 48, 48])
+    assert "unrecorded" in caplog.text
+    with pytest.raises(ValueError, match="a batch of 64 patches does not fit"):
+        plan(FakeRunner(room=63, recorded=16), "cuda", max_batch_patches=64, recorder=Replayer())
+
+
+def test_on_a_cpu_nothing_is_recorded() -> None:
+    runner = FakeRunner(room=0)
+    plan(runner, "cpu", max_batch_patches=16, recorder=Replayer())
+    assert not runner.is_recorded
 
 
 def test_an_image_larger_than_a_batch_must_fit_alone() -> None:

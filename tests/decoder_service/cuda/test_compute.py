@@ -5,30 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.graph_recorder import Run
 from decoder_service.compute import Compute
 from decoder_service.cuda.compute import CudaCompute
 from decoder_service.cuda.decode_graphs import batch_sizes
 from decoder_service.decoder_model import DecoderModel
 from decoder_service.kv_cache import KVCache
 from tests.parity.harness import Harness
+from tests.replayer import Replayer
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, reference_logits, save
-
-
-class Replayer:
-    """Stands for recorded graphs: the work is done again, on whatever its tensors hold now."""
-
-    def __init__(self) -> None:
-        self.num_runs = 0
-
-    def record(self, work: Run) -> Run:
-        work()
-
-        def run() -> None:
-            self.num_runs += 1
-            work()
-
-        return run
 
 
 @pytest.mark.parametrize(("window", "token_budget"), [(9, 7), (None, 200)])
