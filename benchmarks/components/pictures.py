@@ -8,15 +8,13 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 
 import numpy as np
-import torch
 from PIL import Image
 
 from benchmarks import checkpoints
 from benchmarks.components.timing import Measurement, scaled, seconds_per_call
-from common.checkpoint import open_checkpoint
+from benchmarks.peers.ours_vision import in_process_encoder
 from common.image_header import ImageLimits
 from vision_service.image import Pixels, decode_image
-from vision_service.runner import EncoderRunner
 
 _LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)
 
@@ -47,12 +45,7 @@ def measure_decoding(seconds: float, *, sizes: Sequence[tuple[int, int]]) -> Ite
 
 def measure_encoder(model: str, seconds: float, *, sides: Sequence[int]) -> Iterator[Measurement]:
     """Milliseconds of encoding one square picture, by its side."""
-    runner = EncoderRunner.load(
-        open_checkpoint(checkpoints.checkpoint(model)),
-        checkpoints.PREPROCESSING,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    runner = in_process_encoder(checkpoints.checkpoint(model))
     for side in sides:
         pixels = random_pixels(side, side)
 

@@ -21,6 +21,8 @@ from common.checkpoint import open_checkpoint
 from common.features import FeatureSpec
 from common.identity import ImageHash
 from common.image_header import ImageLimits
+from common.model_settings import ModelSettings
+from common.native.opening import choose_library
 from common.process import tune_allocator
 from common.version import server_version
 from decoder_service.engine import Engine
@@ -32,6 +34,14 @@ from vision_service.image import Pixels, decode_image
 from vision_service.runner import EncoderRunner
 
 _LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)
+
+
+def in_process_encoder(model: Path) -> EncoderRunner:
+    """An encoder in float32, computed by what the vision service would choose."""
+    device, dtype = torch.device("cpu"), torch.float32
+    library, _ = choose_library(ModelSettings(model=model), device=device, dtype=dtype)
+    checkpoint = open_checkpoint(model)
+    return EncoderRunner.load(checkpoint, PREPROCESSING, device=device, dtype=dtype, library=library)
 
 
 class Worker:
@@ -48,7 +58,7 @@ class Worker:
         tune_allocator()
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         checkpoint = open_checkpoint(Path(model))
-        self._encoder = EncoderRunner.load(checkpoint, PREPROCESSING, device=torch.device("cpu"), dtype=torch.float32)
+        self._encoder = in_process_encoder(Path(model))
         self._vocab_size = checkpoint.text_config.vocab_size
         self._engine = in_process_engine(Path(model), max_requests=max_requests, max_tokens=max_tokens)
         return {"version": f"diptych {server_version()}, torch {torch.__version__}"}
