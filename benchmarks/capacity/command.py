@@ -26,6 +26,7 @@ class CapacityConfig:
     output_tokens: int = setting(150, minimum=1, help="tokens of an answer")
     spared_ratio: float = setting(0.0, minimum=0, maximum=1, help="part of the pictures that caches spare")
     max_tpot_ms: float = setting(50.0, minimum=0.001, help="longest mean time per output token")
+    batch: int | None = setting(None, minimum=1, help="requests that a decoder works on; the most that keep the limit")
     utilisation: float = setting(0.7, minimum=0.01, maximum=1, help="how busy a replica may be in the mean")
     rates: tuple[str, ...] = setting(("1", "10", "100", "1000", "10000"), help="requests a second of the fleets")
     encoder_cost: float | None = setting(
@@ -53,9 +54,15 @@ def run(options: argparse.Namespace) -> int:
     config = from_arguments(CapacityConfig, options)
     try:
         profile = _with_costs(read_profile(config.profile), config)
-        one = capacity(profile, config.workload)
+        one = capacity(profile, config.workload, batch=config.batch)
         fleets = [
-            fleet(profile, config.workload, requests_per_second=float(rate), utilisation=config.utilisation)
+            fleet(
+                profile,
+                config.workload,
+                requests_per_second=float(rate),
+                utilisation=config.utilisation,
+                batch=config.batch,
+            )
             for rate in config.rates
         ]
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -97,9 +97,16 @@ def capacity(profile: Profile, workload: Workload, *, batch: int | None = None) 
     )
 
 
-def fleet(profile: Profile, workload: Workload, *, requests_per_second: float, utilisation: float) -> Fleet:
+def fleet(
+    profile: Profile,
+    workload: Workload,
+    *,
+    requests_per_second: float,
+    utilisation: float,
+    batch: int | None = None,
+) -> Fleet:
     """Replicas for a rate, none of them busier than `utilisation` in the mean."""
-    one = capacity(profile, workload)
+    one = capacity(profile, workload, batch=batch)
     decoders = math.ceil(requests_per_second / (one.requests_per_decoder * utilisation))
     images = requests_per_second * workload.images * (1 - workload.spared_ratio)
     encoders = math.ceil(images / (one.images_per_encoder * utilisation))

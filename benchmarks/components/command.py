@@ -19,6 +19,7 @@ from benchmarks.components.texts import measure_texts
 from benchmarks.components.timing import Measurement
 from benchmarks.exclusive import exclusive
 from benchmarks.report import save
+from common.process import tune_allocator
 from common.settings import from_arguments, setting
 
 PARTS = ("steps", "blocks", "texts", "decoding", "encoder", "decode", "prefill")
@@ -44,6 +45,7 @@ class ComponentsConfig:
 def run(options: argparse.Namespace) -> int:
     """Measure, print as it goes, write the files."""
     config = from_arguments(ComponentsConfig, options)
+    tune_allocator()
     cores = {int(core) for core in config.cores.split(",")}
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
