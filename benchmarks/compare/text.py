@@ -59,8 +59,8 @@ def run_text_cases(
                 for case in of_model:
                     limits = ceilings.ask("measure")
                     failed = _check(case, engines)
+                    failed |= _measure(case, [each for each in engines if each.peer.name not in failed], rounds)
                     alive = [engine for engine in engines if engine.peer.name not in failed]
-                    _measure(case, alive, rounds)
                     sys.stderr.write(f"{case.name} is measured\n")
                     yield _result(case, alive, limits, len(cores), not_run | failed)
 
@@ -104,14 +104,25 @@ def _check(case: TextCase, engines: Sequence[_Running]) -> dict[str, str]:
     return failed
 
 
-def _measure(case: TextCase, engines: Sequence[_Running], rounds: int) -> None:
-    """Every engine once a round, each round with new prompts and beginning with another engine."""
+def _measure(case: TextCase, engines: Sequence[_Running], rounds: int) -> dict[str, str]:
+    """Every engine once a round, each round with new prompts and beginning with another engine.
+
+    Returns the peers that failed, and why; ours may not. Raises PeerError.
+    """
+    failed: dict[str, str] = {}
     for engine in engines:
         engine.rates, engine.costs = [], []
     for number in range(rounds):
         first = number % len(engines)
         for engine in (*engines[first:], *engines[:first]):
-            _take_turn(case, engine, number)
+            try:
+                if engine.peer.name not in failed:
+                    _take_turn(case, engine, number)
+            except PeerError as error:
+                if engine.peer is OURS:
+                    raise
+                failed[engine.peer.name] = str(error)
+    return failed
 
 
 def _take_turn(case: TextCase, engine: _Running, number: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.peers.protocol import ROOT, Worker
 
 LOGS = ROOT / "build/benchmarks/logs"
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
 _VLLM = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     # The process is pinned already; one process, so that its processor time and ours mean the same.
@@ -63,7 +63,13 @@ TEXT_PEERS = (
     Peer(name="transformers paged", module="benchmarks.peers.transformers_paged", folder="transformers"),
     Peer(name="llama.cpp", module="benchmarks.peers.llama_cpp", folder="llamacpp"),
     Peer(name="vllm", module="benchmarks.peers.vllm", folder="vllm", environment=_VLLM),
-    Peer(name="max", module="benchmarks.peers.max", folder="max", wants_llama=True),
+    Peer(
+        name="max",
+        module="benchmarks.peers.max",
+        folder="max",
+        environment={"MAX_SERVE_DISABLE_TELEMETRY": "1", "MODULAR_TELEMETRY_ENABLED": "false"},
+        wants_llama=True,
+    ),
 )
 CEILINGS = Peer(name="ceilings", module="benchmarks.ceilings")
 OURS_VISION = Peer(name="diptych", module="benchmarks.peers.ours_vision")
