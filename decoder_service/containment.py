@@ -4,13 +4,14 @@ Knows how a batch is cut. Does not know what a runner does, or what becomes of t
 
 A batch that raises is cut in two and each half is run again, and so on down to the requests that raise alone. That is
 sound because a step writes keys and values only behind the tokens that count as computed, where the next try writes
-again, and because a request's tokens do not depend on its company. It takes about 2 k log2(n / k) tries for k culprits
+again, because the blocks that it copies were copied once and before, and because a request's tokens do not depend on
+its company. It takes about 2 k log2(n / k) tries for k culprits
 among n, against n one by one; a fault that does not come again costs nobody anything. Where memory runs out, the
 tokens of a single request are cut too, and run one half after the other.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from decoder_service.device_errors import DeviceLostError, DeviceMemoryError
@@ -36,6 +37,20 @@ def run_contained(
     Each part is to be accounted for before the next is asked for. `on_no_memory` hears of each batch that there was no
     memory for. Raises DeviceLostError, as then no part can pass.
     """
+    requests: Sequence[ScheduledRequest] = batch.requests
+    if batch.copies:
+        requests, error = _copy(runner, batch, error_id)
+        if error is not None:
+            yield from (Part(batch.part([each]), error) for each in batch.requests if each not in requests)
+            requests = _live(requests)
+    if requests:
+        yield from _run_parts(runner, batch.part(requests), error_id, on_no_memory)
+
+
+def _run_parts(
+    runner: Runner, batch: ScheduledBatch, error_id: str, on_no_memory: Callable[[ScheduledBatch], None]
+) -> Iterator[Part]:
+    """Run a batch whose copies are made, and what it is cut into where it raises."""
     try:
         result = _checked(runner.execute(batch), batch)
     except DeviceLostError:
@@ -53,10 +68,8 @@ def run_contained(
         yield Part(batch, failure)
     for part in parts:
         # With the first half of its tokens, or another completion of its prompt, a request may have failed by now.
-        live = [each for each in part.requests if each.request.status is not RequestStatus.FINISHED]
-        if live:
-            rest = part if len(live) == len(part.requests) else part.part(live)
-            yield from run_contained(runner, rest, error_id=error_id, on_no_memory=on_no_memory)
+        if live := _live(part.requests):
+            yield from _run_parts(runner, part.part(live), error_id, on_no_memory)
 
 
 def _cut(batch: ScheduledBatch, *, is_too_large: bool) -> Iterator[ScheduledBatch]:
@@ -69,8 +82,27 @@ def _cut(batch: ScheduledBatch, *, is_too_large: bool) -> Iterator[ScheduledBatc
         (scheduled,) = batch.requests
         num_first = batch.num_tokens // 2
         yield batch.part([ScheduledRequest(scheduled.request, num_first)])
-        # Without copies: they are made with the first half, which writes to them.
-        yield ScheduledBatch((ScheduledRequest(scheduled.request, batch.num_tokens - num_first),))
+        yield batch.part([ScheduledRequest(scheduled.request, batch.num_tokens - num_first)])
+
+
+def _copy(runner: Runner, batch: ScheduledBatch, error_id: str) -> tuple[Sequence[ScheduledRequest], Exception | None]:
+    """Make a batch's copies; the requests that can go on, and the error where those that need a copy cannot.
+
+    It is done once, whatever is tried again: by then somebody may have written to a block that was copied.
+    """
+    try:
+        runner.copy(batch.copies)
+    except DeviceLostError:
+        raise
+    except Exception as error:
+        _log.exception("copying failed", extra={"error_id": error_id, "num_requests": len(batch.copies)})
+        targets = {copy.target for copy in batch.copies}
+        return [each for each in batch.requests if targets.isdisjoint(each.request.block_table)], error
+    return batch.requests, None
+
+
+def _live(requests: Sequence[ScheduledRequest]) -> list[ScheduledRequest]:
+    return [each for each in requests if each.request.status is not RequestStatus.FINISHED]
 
 
 def _checked(result: StepResult, batch: ScheduledBatch) -> StepResult:

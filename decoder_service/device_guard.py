@@ -13,7 +13,7 @@ import torch
 
 from decoder_service.block_manager import BlockId
 from decoder_service.device_errors import DeviceLostError, DeviceMemoryError
-from decoder_service.step import Runner, ScheduledBatch, StepResult
+from decoder_service.step import BlockCopy, Runner, ScheduledBatch, StepResult
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
 _LOST = (
@@ -30,6 +30,11 @@ class GuardedRunner:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy blocks. Raises DeviceMemoryError or DeviceLostError."""
+        with device_errors():
+            self._runner.copy(copies)
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute a batch. Raises DeviceMemoryError, DeviceLostError, or whatever the batch is at fault for."""

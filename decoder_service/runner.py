@@ -22,7 +22,7 @@ from decoder_service.random_stream import uniform
 from decoder_service.request import Request
 from decoder_service.sampler import sample
 from decoder_service.splice_error import SpliceError
-from decoder_service.step import NoToken, ScheduledBatch, StepResult
+from decoder_service.step import BlockCopy, NoToken, ScheduledBatch, StepResult
 
 
 class DecoderRunner:
@@ -36,10 +36,13 @@ class DecoderRunner:
         self._whole = self._compute if isinstance(self._compute, WholeCompute) else None
 
     @torch.inference_mode()
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy blocks of keys and values."""
+        self._kv_cache.copy(*zip(*copies, strict=True))
+
+    @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the scheduled tokens and choose the next one of each sampled request."""
-        if batch.copies:
-            self._kv_cache.copy(*zip(*batch.copies, strict=True))
         forward = build_forward_batch(batch, block_size=self._kv_cache.block_size, device=self._model.device)
         hidden, logits = self.compute(forward)
         token_ids, num_near_ties = self._choose(logits, batch.sampled)

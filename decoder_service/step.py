@@ -44,7 +44,10 @@ class ScheduledBatch:
 
     requests: tuple[ScheduledRequest, ...]
     copies: tuple[BlockCopy, ...] = ()
-    """Done before anything is computed, as if all at once: every source is read before any target is written."""
+    """Made once, before anything is computed, as if all at once: every source is read before any target is written.
+
+    A source may be somebody else's already, who writes to it in this step.
+    """
 
     @property
     def sampled(self) -> tuple[Request, ...]:
@@ -60,14 +63,8 @@ class ScheduledBatch:
         )
 
     def part(self, requests: Sequence[ScheduledRequest]) -> "ScheduledBatch":
-        """A batch of some of the requests, perhaps with fewer tokens, that can be run by itself.
-
-        It copies what these write to, and no more: another part's blocks may be written already.
-        """
-        tables = [scheduled.request.block_table for scheduled in requests]
-        return ScheduledBatch(
-            tuple(requests), tuple(copy for copy in self.copies if any(copy.target in table for table in tables))
-        )
+        """A batch of some of the requests, perhaps with fewer tokens, that can be run by itself after the copies."""
+        return ScheduledBatch(tuple(requests))
 
     @property
     def num_tokens(self) -> int:
@@ -101,8 +98,12 @@ class StepResult:
 class Runner(Protocol):
     """Computes batches."""
 
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy blocks, all at once: every source is read before any target is written."""
+        ...
+
     def execute(self, batch: ScheduledBatch) -> StepResult:
-        """Compute the scheduled tokens and choose the next one of each of `batch.sampled`."""
+        """Compute the scheduled tokens, copies aside, and choose the next one of each of `batch.sampled`."""
         ...
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:

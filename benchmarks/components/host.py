@@ -13,7 +13,7 @@ from decoder_service.engine import Engine
 from decoder_service.request import Request
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.scheduler_config import SchedulerConfig
-from decoder_service.step import ScheduledBatch, StepResult
+from decoder_service.step import BlockCopy, ScheduledBatch, StepResult
 
 BLOCK_SIZE = 16
 STEPS = 100
@@ -31,6 +31,9 @@ class InstantRunner:
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Choose without computing."""
         return StepResult(token_ids=[7] * len(batch.sampled))
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """There is nothing to copy."""
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         """There is nothing to clear."""

@@ -17,6 +17,7 @@ from decoder_service.image_encoder import ImageFeatures
 from decoder_service.request import ImageRef, PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.scheduler_config import SchedulerConfig
+from decoder_service.step import BlockCopy
 
 VOCABULARY = 50
 IMAGE_TOKEN = 49
@@ -122,10 +123,21 @@ class FakeRunner:
         """Tokens that there is memory for."""
         self.error: Exception | None = None
         """Raised by the next step."""
+        self.copy_error: Exception | None = None
+        """Raised by the next step that copies."""
         self.num_near_ties = 0
         """Told of every step."""
         self._block_size = block_size
         self._cache: list[Entry | None] = [None] * (num_blocks * block_size)
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        if self.copy_error is not None:
+            error, self.copy_error = self.copy_error, None
+            raise error
+        size = self._block_size
+        read = [self._cache[source * size : (source + 1) * size] for source, _ in copies]
+        for (_, target), entries in zip(copies, read, strict=True):
+            self._cache[target * size : (target + 1) * size] = entries
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         self.batches.append({each.request.request_id: each.num_scheduled_tokens for each in batch.requests})
@@ -134,10 +146,6 @@ class FakeRunner:
             raise error
         if self.most_tokens is not None and batch.num_tokens > self.most_tokens:
             raise DeviceMemoryError
-        size = self._block_size
-        read = [self._cache[source * size : (source + 1) * size] for source, _ in batch.copies]
-        for (_, target), entries in zip(batch.copies, read, strict=True):
-            self._cache[target * size : (target + 1) * size] = entries
         for each in batch.requests:
             start = each.request.num_computed_tokens
             for position in range(start, start + each.num_scheduled_tokens):

@@ -148,3 +148,32 @@ def test_nan_in_a_step_that_fails_harms_nobody_in_blocks_that_were_clean() -> No
     host.run()
     host.check_outputs()
     assert host.outcomes["next"].end == "length"
+
+
+def test_a_block_is_copied_once_though_its_next_owner_writes_to_it_in_a_step_that_fails() -> None:
+    """The other completion gives way in the step in which the first one needs a copy of the block they share."""
+    host = Host(num_blocks=18, block_size=3, max_num_requests=2, hash_block=None)
+    host.submit(make_request("parted", 4, n=2, max_tokens=6))
+    host.step()
+    host.runner.culprits.add("culprit")
+    host.submit(make_request("culprit", 7, arrival=1, priority=1))
+    shared = host.requests["parted"].block_table[-1]
+    host.step()
+    assert shared not in host.requests["parted"].block_table
+    assert host.outcomes["culprit"].end == "STEP_FAILED"
+    host.run()
+    host.check_outputs()
+    assert host.outcomes["parted"].end == "length"
+
+
+def test_copying_that_fails_costs_only_the_request_that_needs_the_copy() -> None:
+    host = Host(num_blocks=18, block_size=3, max_num_requests=3)
+    host.submit(make_request("parted", 4, n=2, max_tokens=6))
+    host.submit(make_request("other", 4, arrival=1, text="two", max_tokens=6))
+    host.step()
+    host.runner.copy_error = RuntimeError("planted")
+    host.step()
+    assert host.outcomes["parted"].end == "STEP_FAILED"
+    host.run()
+    host.check_outputs()
+    assert host.outcomes["other"].end == "length"

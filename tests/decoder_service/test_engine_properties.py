@@ -195,6 +195,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.host.resume(data.draw(st.sampled_from(self.host.paused)))
 
     @rule()
+    def raise_in_the_next_copy(self) -> None:
+        self.host.runner.copy_error = RuntimeError("planted")
+
+    @rule()
     def raise_in_the_next_step(self) -> None:
         self.host.runner.error = RuntimeError("planted")
 

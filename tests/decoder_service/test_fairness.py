@@ -11,7 +11,7 @@ from decoder_service.block_manager import BlockId
 from decoder_service.engine import Engine
 from decoder_service.request import Request
 from decoder_service.scheduler_config import SchedulerConfig
-from decoder_service.step import ScheduledBatch, StepResult
+from decoder_service.step import BlockCopy, ScheduledBatch, StepResult
 from tests.decoder_service.engine_fakes import Host, make_request
 
 
@@ -179,6 +179,9 @@ class AnyToken:
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         return StepResult(token_ids=[1] * len(batch.sampled))
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        pass
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         pass

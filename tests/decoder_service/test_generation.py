@@ -19,7 +19,7 @@ from decoder_service.generation import Generation
 from decoder_service.request import PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.scheduler_config import SchedulerConfig
-from decoder_service.step import NoToken, ScheduledBatch, StepResult
+from decoder_service.step import BlockCopy, NoToken, ScheduledBatch, StepResult
 from tests.decoder_service.encoder_fakes import ROW, FakeEncoder, image
 
 NEVER = 1e12
@@ -49,6 +49,9 @@ class StepwiseRunner:
                 for each in batch.sampled
             ]
         )
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        pass
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         pass
@@ -85,6 +88,7 @@ class Bench:
         max_tokens: int = 5,
         length: int = 3,
         max_unread_tokens: int = 1000,
+        n: int = 1,
     ) -> Generation:
         """A request for some text and then one-patch pictures, each a letter."""
         token_ids = [len(name) + 1] * length
@@ -97,7 +101,7 @@ class Bench:
             prompt_token_ids=(*token_ids, 4),
             placeholders=tuple(spans),
             image_identities=tuple(letter.encode() for letter in pictures),
-            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True, n=n),
             arrival=self._arrivals,
         )
         self._arrivals += 1
@@ -320,6 +324,25 @@ async def test_request_whose_reader_is_behind_is_paused_and_goes_on_with_the_sam
         assert 4 < len(pieces[0]) < 20, "what had gathered comes in one piece"
         heard += [token.token_id for tokens in pieces for token in tokens]
     assert heard == expected([5] * 3 + [4], 40)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+async def test_all_completions_of_a_request_whose_reader_is_behind_are_paused(bench: Bench, n: int) -> None:
+    bench.runner.seconds = 0.002
+    async with bench.generation("slow", max_tokens=12, max_unread_tokens=2 * n, n=n) as generation:
+        reader = generation.tokens(deadline=NEVER)
+        heard = await anext(reader)
+        others = asyncio.gather(*(tokens_of(bench.generation("x" * count, max_tokens=40)) for count in (1, 2)))
+        assert await others == [expected([count + 1] * 3 + [4], 40) for count in (1, 2)], "they are not held up"
+        num_steps = bench.host.stats.num_steps
+        await asyncio.sleep(0.05)
+        assert bench.host.stats.num_steps == num_steps, "no completion goes on"
+        pieces = [tokens async for tokens in reader]
+        gathered = [sum(token.index == index for token in pieces[0]) for index in range(n)]
+        assert all(0 < count < 11 for count in gathered), gathered
+        heard += [token for tokens in pieces for token in tokens]
+    for index in range(n):
+        assert [token.token_id for token in heard if token.index == index] == expected([5] * 3 + [4], 12)
 
 
 async def test_paused_request_is_the_first_to_give_way_and_its_images_wait_with_it() -> None:
