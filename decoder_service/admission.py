@@ -2,9 +2,11 @@
 
 Knows how much is open and how much waits. Does not know what requests hold, or when their turn comes.
 
-Requests are bounded in number, and those that wait also in tokens of their prompts, as it is tokens and not requests
-that take time. Pictures are kept until their request ends, because a preempted request needs them again, so their bytes
-are bounded too. The tokens of a prompt are known only once it is laid out; until then a guess counts, so that a burst
+Requests are bounded in number, and those that wait also in tokens, as it is tokens and not requests that take time.
+What counts is the most that a request may come to, its prompt once and `max_tokens` for each of its completions: most
+end sooner, but nobody knows before which ones do, and a token of a completion takes longer than one of a prompt.
+Pictures are kept until their request ends, because a preempted request needs them again, so their bytes are bounded
+too. The tokens of a prompt are known only once it is laid out; until then a guess counts, so that a burst
 is refused at once and not after it was laid out.
 """
 
@@ -24,7 +26,7 @@ class AdmissionLimits:
     max_requests: int
     """Requests that run or wait."""
     max_waiting_tokens: int
-    """Prompt tokens of those that wait; one that waits alone may have more."""
+    """Tokens that those that wait may come to; one that waits alone may have more."""
     max_picture_bytes: int
     """Bytes of the pictures of all that are open."""
 
@@ -38,7 +40,7 @@ class Place:
         self._admission = admission
 
     def laid_out(self, num_tokens: int) -> None:
-        """Count the prompt's tokens instead of the guess. Raises ResourceExhaustedError where they are too many."""
+        """Count what it may come to instead of the guess. Raises ResourceExhaustedError where that is too much."""
         self._admission.num_waiting_tokens -= self.num_tokens
         self.num_tokens = 0
         self._admission.check_tokens(num_tokens)
@@ -92,7 +94,7 @@ class Admission:
     def check_tokens(self, num_tokens: int) -> None:
         """Raise ResourceExhaustedError where so many more tokens are too many to wait."""
         if self.num_waiting_tokens and self.num_waiting_tokens + num_tokens > self._limits.max_waiting_tokens:
-            raise _full("too many prompts are waiting", self._limits.max_waiting_tokens, "tokens")
+            raise _full("too many tokens are waiting", self._limits.max_waiting_tokens, "tokens")
 
 
 def _full(message: str, limit: int, unit: str) -> ResourceExhaustedError:

@@ -21,7 +21,9 @@ class EngineSettings:
     max_num_batched_tokens: int = setting(2048, minimum=1, help="most tokens in a step")
     max_num_requests: int = setting(64, minimum=1, help="most requests that run at once")
     max_queue: int = setting(1024, minimum=0, help="most requests that wait")
-    max_queue_tokens: int = setting(2**20, minimum=1, help="most prompt tokens of requests that wait")
+    max_queue_tokens: int = setting(
+        2**22, minimum=1, help="most tokens that requests which wait may come to, prompts and completions together"
+    )
     max_picture_bytes: int = setting(2**30, minimum=1, help="memory for the picture files of open requests")
     max_unread_tokens: int = setting(
         256, minimum=1, help="tokens that a caller may be behind before its request is paused"

@@ -5,7 +5,6 @@ checkpoint alone (see `model_config`); this adds type, device, longest sequence 
 """
 
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 
@@ -13,13 +12,6 @@ from common.model_config import MistralConfig, PixtralConfig
 
 MAX_TRAINED_LEN = 131_072
 """Published configs state position limits far beyond the length that the models were trained for."""
-
-
-class ReturnLogits(Enum):
-    """Rows that a forward pass computes logits for."""
-
-    LAST_TOKEN = "last_token"  # noqa: S105 - no password
-    """The last row of each request that has caught up; a request that asks for its prompt's logprobs adds rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +49,6 @@ class RunConfig:
     max_seq_len: int
     """Most tokens of a request, prompt and completion together."""
     kv_params: KVCacheParams
-    return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
 
     def __post_init__(self) -> None:
         if len(self.devices) != 1:

@@ -69,6 +69,11 @@ class SamplingParams:
         self._check_steering()
 
     @property
+    def max_completion_tokens(self) -> int:
+        """Most tokens of all completions together."""
+        return self.n * self.max_tokens
+
+    @property
     def steers_logits(self) -> bool:
         """Whether logits are changed before the temperature; false for nearly all requests, which then pay nothing."""
         return bool(

@@ -148,7 +148,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         charge_tokens(len(prompt.token_ids))
         engine_request = replace(self._request(parsed, prompt, images), matcher=matcher)
         self._store.check_fits(images)
-        place.laid_out(len(prompt.token_ids))
+        place.laid_out(len(prompt.token_ids) + engine_request.sampling.max_completion_tokens)
         replies = Replies(parsed.request_id, prompt, resumption=parsed.resumption)
         texts = [self._text_stream(parsed) for _ in range(engine_request.sampling.n)]
         generation = Generation(
@@ -186,8 +186,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     def _let_in(self, request: pb.GenerateRequest, parsed: ParsedRequest) -> Iterator[Place]:
         """Hold the request's name, and its place among those that are open, from before its prompt is laid out."""
         name = scoped_name(current_principal(), parsed.request_id)
+        sampling = parsed.sampling.params
+        # What can never fit is let through to where it is refused for that.
+        may_fit = sampling.max_tokens <= self._limits.capacity.max_tokens(1, n=sampling.n)
         place = self.admission.place(
-            num_tokens=guess_num_tokens(parsed.prompt), picture_bytes=num_picture_bytes(parsed.prompt)
+            num_tokens=guess_num_tokens(parsed.prompt) + may_fit * sampling.max_completion_tokens,
+            picture_bytes=num_picture_bytes(parsed.prompt),
         )
         with self._names.held(name, request_digest(request)), place as held:
             yield held

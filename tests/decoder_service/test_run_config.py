@@ -13,7 +13,7 @@ from common.settings import read
 from decoder_service.config import DecoderConfig
 from decoder_service.kv_cache import KVCache
 from decoder_service.memory import plan_num_blocks
-from decoder_service.run_config import ReturnLogits, RunConfig, make_run_config
+from decoder_service.run_config import RunConfig, make_run_config
 from decoder_service.service import DecoderService
 from diptych.models import demo_model
 from tests.checkpoints import CPU, save_pixtral
@@ -79,7 +79,6 @@ def test_every_value_comes_from_the_checkpoint(tmp_path: Path) -> None:
     assert (params.num_layers, params.num_key_value_heads, params.head_dim, params.block_size) == (3, 3, 10, 8)
     assert (config.dtype, params.dtype) == (torch.float32, torch.float32)
     assert (config.devices, config.device, config.max_seq_len) == ((CPU,), CPU, 1024)
-    assert config.return_logits is ReturnLogits.LAST_TOKEN
 
 
 def test_a_decoder_runs_on_one_device() -> None:

@@ -1,5 +1,6 @@
 """Log probabilities against transformers, through the engine: chunked, preempted, and beside a prefix cache."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,12 +33,13 @@ class LogprobHarness(Harness):
     """Asks for log probabilities of prompt and completion, and keeps all that the engine says."""
 
     def __init__(
-        self, directory: Path, *, num_blocks: int, token_budget: int, prompt_logprobs: int | None = NUM_TOP
+        self, directory: Path, *, num_blocks: int, token_budget: int, asking: Collection[int] | None = None
     ) -> None:
+        """The prompts numbered in `asking` ask for their own log probabilities; all do where it is None."""
         super().__init__(directory, num_blocks=num_blocks, block_size=4, token_budget=token_budget)
         self.tokens: dict[str, list[TokenOutput]] = {}
         self.num_prompt_rows = 0
-        self._prompt_logprobs = prompt_logprobs
+        self._asking = asking
         self._execute, self.runner.execute = self.runner.execute, self._recorded  # type: ignore[method-assign]
         self._step, self.engine.step = self.engine.step, self._heard  # type: ignore[method-assign]
         self.num_cut_short = 0
@@ -59,7 +61,8 @@ class LogprobHarness(Harness):
 
     def _request(self, index: int, prompt: Prompt) -> Request:
         request = super()._request(index, prompt)
-        sampling = replace(request.sampling, logprobs=NUM_TOP, prompt_logprobs=self._prompt_logprobs, max_tokens=24)
+        asks = self._asking is None or index in self._asking
+        sampling = replace(request.sampling, logprobs=NUM_TOP, prompt_logprobs=NUM_TOP if asks else None, max_tokens=24)
         return replace(request, sampling=sampling)
 
     def _recorded(self, batch: ScheduledBatch) -> StepResult:
@@ -136,9 +139,14 @@ def test_logprobs_of_a_prompt_with_pictures_are_the_references(tmp_path: Path) -
     assert_matches(harness.logprobs(0), [*prompt.token_ids[1:], *ids], reference(model, prompt, ids))
 
 
-def test_logits_are_computed_only_where_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("token_budget", [16, 500])
+@pytest.mark.parametrize("asking", [(), (1,), (0, 1, 2)], ids=["last token", "variable", "all"])
+def test_logits_are_computed_only_where_they_are_asked_for(
+    asking: tuple[int, ...], token_budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MAX's `ReturnLogits` names them: for the last token of each request, and for the prompts of some or all."""
     directory = save(random_text_model(TEXT), tmp_path)
-    harness = LogprobHarness(directory, num_blocks=64, token_budget=16, prompt_logprobs=None)
+    harness = LogprobHarness(directory, num_blocks=64, token_budget=token_budget, asking=asking)
     num_rows: list[int] = []
 
     def counted(decoder: MistralForCausalLM, hidden: Tensor) -> Tensor:
@@ -147,6 +155,8 @@ def test_logits_are_computed_only_where_they_are_asked_for(tmp_path: Path, monke
 
     logits = MistralForCausalLM.logits
     monkeypatch.setattr(MistralForCausalLM, "logits", counted)
-    harness.ask(text_prompts(50))
-    assert sum(num_rows) == len(harness.token_ids(0))
-    assert harness.num_prompt_rows == 0
+    prompts = text_prompts(50, 17, 31)
+    harness.ask(prompts)
+    num_judged = sum(len(prompts[index].token_ids) - 1 for index in asking)
+    assert harness.num_prompt_rows == num_judged
+    assert sum(num_rows) == sum(len(harness.token_ids(index)) for index in range(len(prompts))) + num_judged
