@@ -14,7 +14,9 @@ from common.client_messages import GenerateOptions, Prompt, chat, raw_text, user
 from common.client_types import Completion, CompletionBuilder
 from diptych import connection
 
-_OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "ignore_eos", "stop")
+_OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "n", "ignore_eos", "stop", "regex", "choice", "json_object")
+_FILES = ("json_schema", "grammar")
+"""Options that a flag names a file of."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -27,10 +29,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
     parser.add_argument("--top-p", type=float, metavar="P", help="probability that the kept tokens reach")
     parser.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    parser.add_argument("--n", type=int, metavar="N", help="completions of the one prompt, shown one after another")
     parser.add_argument("--ignore-eos", action="store_true", default=None, help="go on past the end token")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="a text that ends it; may be repeated")
+    parser.add_argument("--json-schema", type=Path, metavar="FILE", help="keep the answer to this JSON schema")
+    parser.add_argument("--json-object", action="store_true", default=None, help="keep the answer to some JSON object")
+    parser.add_argument("--regex", metavar="R", help="keep the answer to a regular expression")
+    parser.add_argument(
+        "--choice", action="append", metavar="TEXT", help="one of the answers; repeat it for the others"
+    )
+    parser.add_argument("--grammar", type=Path, metavar="FILE", help="keep the answer to a Lark grammar")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="longest time for the whole answer")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end, or a list of them with --n"
+    )
     connection.add_arguments(parser)
 
 
@@ -39,20 +51,29 @@ def run(options: Namespace) -> int:
     try:
         prompt = _prompt(options)
         given: dict[str, Any] = {name: getattr(options, name) for name in _OPTIONS}
+        files: dict[str, Path | None] = {name: getattr(options, name) for name in _FILES}
+        given |= {name: path.read_text() for name, path in files.items() if path is not None}
         sampling: GenerateOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
         with connection.connect(options) as client:
             builder = CompletionBuilder()
             for response in client.generate(prompt, timeout=options.timeout, **sampling):
                 builder.add(response)
-                if not options.json:
+                if not options.json and options.n in (None, 1):
                     print(visible(response.delta.text), end="", flush=True)
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         sys.stderr.write(f"diptych generate: {error}\n")
         return 2
-    completion = builder.build()
-    print(json.dumps(to_json(completion)) if options.json else "")
+    completions = builder.build_all()
+    if options.json:
+        shown = [to_json(completion) for completion in completions]
+        print(json.dumps(shown[0] if options.n in (None, 1) else shown))
+    elif options.n in (None, 1):
+        print()
+    else:
+        for index, completion in enumerate(completions):
+            print(f"[{index}] {visible(completion.text)}")
     return 0
 
 

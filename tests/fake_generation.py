@@ -67,7 +67,12 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
                 if word == "end":
                     return
                 raise_for(word)
-                yield pb.GenerateResponse(seq=seq, delta=pb.Delta(text=f"{word} ", token_ids=[len(word)]))
+                for index in range(request.sampling.n or 1):
+                    delta = pb.Delta(text=f"{word} ", token_ids=[len(word)])
+                    yield pb.GenerateResponse(seq=seq, index=index, delta=delta)
+                    seq += 1
+            for index in range(1, request.sampling.n):
+                yield pb.GenerateResponse(seq=seq, index=index, finish=pb.Finish(reason=pb.FINISH_REASON_STOP))
                 seq += 1
             yield pb.GenerateResponse(
                 seq=seq,

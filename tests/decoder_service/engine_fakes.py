@@ -238,6 +238,7 @@ class Host:
         """Images that have memory and are being encoded."""
         self._queue: deque[ImageRef] = deque()
         self._held: set[ImageRef] = set()
+        self._paused: set[str] = set()
 
     @property
     def live(self) -> list[str]:
@@ -268,13 +269,15 @@ class Host:
     @property
     def paused(self) -> list[str]:
         """Requests that are paused and have not ended."""
-        return [request_id for request_id in self.live if self.requests[request_id].is_paused]
+        return [request_id for request_id in self.live if request_id in self._paused]
 
     def pause(self, request_id: str) -> None:
+        self._paused.add(request_id)
         self.engine.set_paused(request_id, paused=True)
         self._check()
 
     def resume(self, request_id: str) -> None:
+        self._paused.remove(request_id)
         self.engine.set_paused(request_id, paused=False)
         self._check()
 

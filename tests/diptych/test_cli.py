@@ -112,6 +112,40 @@ def test_every_flag_reaches_the_server_and_no_other_is_set(service: Service) -> 
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (3, 0.5, 0.25, 9)
     assert (sampling.ignore_eos, list(sampling.stop)) == (True, ["a", "b"])
     assert not second.sampling.ListFields()
+    assert not second.HasField("structured")
+
+
+def test_an_answer_is_kept_inside_what_a_flag_or_its_file_says(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "integer"}')
+    (tmp_path / "lark").write_text('start: "a"')
+    for flags in (
+        ["--json-schema", str(tmp_path / "schema.json")],
+        ["--grammar", str(tmp_path / "lark")],
+        ["--regex", "a+"],
+        ["--json-object"],
+        ["--choice", "red", "--choice", "dark blue"],
+    ):
+        assert main(["generate", "--address", service.address, "x", *flags]) == 0
+    schema, grammar, regex, some_object, choice = (request.structured for request in service.servicer.requests)
+    assert (schema.json_schema, grammar.grammar) == ('{"type": "integer"}', 'start: "a"')
+    assert (regex.regex, some_object.json_object, list(choice.choice.texts)) == ("a+", True, ["red", "dark blue"])
+
+
+def test_two_languages_for_one_answer_and_a_missing_file_are_told_before_anything_is_sent(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, said in ((["--regex", "a", "--choice", "b"], "give one of"), (["--grammar", "/no/such"], "/no/such")):
+        assert main(["generate", "--address", service.address, "x", *flags]) == 2
+        assert said in capsys.readouterr().err
+    assert not service.servicer.requests
+
+
+def test_several_completions_are_shown_one_after_another(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--address", service.address, "x two words", "--n", "2"]) == 0
+    assert capsys.readouterr().out == "[0] two words \n[1] two words \n"
+    assert main(["generate", "--address", service.address, "x two words", "--n", "2", "--json"]) == 0
+    assert [each["text"] for each in json.loads(capsys.readouterr().out)] == ["two words "] * 2
+    assert {request.sampling.n for request in service.servicer.requests} == {2}
 
 
 @pytest.mark.parametrize("json_flag", [[], ["--json"]])

@@ -15,13 +15,17 @@ import pytest
 
 from common.client import DiptychClient
 from common.client_messages import raw_text, user_message
-from common.client_types import ClientError
+from common.client_types import ClientError, to_client_error
 from common.token_file import hash_token
+from diptych.v1 import generation_pb2 as pb
 from diptych.v1 import vision_pb2, vision_pb2_grpc
+from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 from tests.certificates import Authority, Leaf
 from tests.end_to_end.services import ROOT, Service, decoder_service, free_port, vision_service
 from training.scores import held_out
 
+SMALL_WINDOW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024))
+"""Makes the caller's library take no more than a few messages before it is asked for them."""
 NAMES = ("DNS:localhost", "DNS:vision", "IP:127.0.0.1")
 
 
@@ -107,6 +111,34 @@ def test_a_caller_finds_nothing_that_another_has_cached(pair: Pair) -> None:
     assert cached("other", b"") == 0
     assert cached("other", b"ours") == 0
     assert cached("secret", b"ours") > 0
+
+
+def test_a_request_sent_twice_is_told_from_another_of_its_name_and_from_another_callers(pair: Pair) -> None:
+    """The first is open for certain: nobody reads it, so that it is paused long before its last token."""
+    credentials = grpc.ssl_channel_credentials(pair.authority.ca.read_bytes())
+    options = [*SMALL_WINDOW, ("grpc.ssl_target_name_override", "localhost")]
+    sampling = pb.SamplingParams(max_tokens=2500, ignore_eos=True)
+    request = pb.GenerateRequest(request_id="mine", text=pb.RawText(text="red"), sampling=sampling)
+    with grpc.secure_channel(pair.decoder.address, credentials, options) as channel:
+        stub = GenerationServiceStub(channel)
+
+        def send(token: str, *, max_tokens: int) -> Iterator[pb.GenerateResponse]:
+            request.sampling.max_tokens = max_tokens
+            return stub.Generate(request, timeout=60, metadata=(("authorization", f"Bearer {token}"),))
+
+        def refusal(*, max_tokens: int) -> tuple[grpc.StatusCode, str | None]:
+            with pytest.raises(grpc.RpcError) as raised:
+                list(send("secret", max_tokens=max_tokens))
+            error = to_client_error(raised.value)
+            return error.code, error.reason
+
+        first = send("secret", max_tokens=2500)
+        next(first)
+        assert refusal(max_tokens=2500) == (grpc.StatusCode.ABORTED, "REQUEST_RUNNING")
+        assert refusal(max_tokens=5) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_EXISTS")
+        assert list(send("other", max_tokens=5))[-1].HasField("finish"), "another caller's name is another"
+        assert list(first)[-1].HasField("finish"), "the first one goes on to its end"
+        assert list(send("secret", max_tokens=5))[-1].HasField("finish"), "and its name is free then"
 
 
 def test_nobody_but_a_decoder_reaches_vision(pair: Pair) -> None:
