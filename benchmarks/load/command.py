@@ -45,6 +45,7 @@ class LoadConfig:
 
     address: str | None = setting(None, help="HOST:PORT of a running decoder service; a pair is started where unset")
     model: str = setting("pixtral", help="directory or name of a random checkpoint that a started pair serves")
+    local: bool = setting(False, help="a started pair is one process, as `diptych up --local-vision` has it")
     cores: str = setting("0,1", help="cores that a started pair is pinned to, with commas")
     loop: Loop = setting(Loop.CLOSED, help="closed: callers wait for their answers; open: requests come at their times")
     concurrency: int = setting(8, minimum=1, help="callers of a closed loop")
@@ -85,6 +86,8 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         _ = self.workload
+        if self.local and self.address is not None:
+            raise ValueError("--local is about a pair that is started, and --address names one that runs")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -94,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
         address = config.address
         if address is None:
             cores = [int(core) for core in config.cores.split(",")]
-            pair = stack.enter_context(running_pair(model_directory(config.model), cores=cores, log=_LOG))
+            flags = ("--local-vision",) if config.local else ()
+            pair = stack.enter_context(running_pair(model_directory(config.model), cores=cores, log=_LOG, flags=flags))
             address = pair.address
         records = asyncio.run(load(address, config, quietly=exclusive([Path(lock) for lock in config.lock])))
     result = figures(records, config.slo)

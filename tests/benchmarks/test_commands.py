@@ -97,6 +97,14 @@ def test_load_counts_what_a_pair_answered(address: str, tmp_path: Path) -> None:
         assert (record["prompt_tokens"], record["output_tokens"], record["num_images"]) == (1 + 6 + 5, 3, 1)
 
 
+def test_load_starts_both_halves_in_one_process_where_that_is_asked_for() -> None:
+    text = run(
+        *("load", "--local", "--model", "smoke-pixtral", "--requests", "2", "--warm-up", "1", "--images", "1"),
+        *("--image-sizes", "32x32", "--text-tokens", "5", "--output-tokens", "3"),
+    )
+    assert "2 requests in" in text
+
+
 async def test_pictures_are_loaded_openly_and_beside_text(address: str) -> None:
     async with AsyncDiptychClient(address) as client:
         loads = PictureLoads(client, PromptMaker(client, await client.get_model_info(timeout=10)))
@@ -116,9 +124,10 @@ def test_service_compares_itself_with_the_engine_alone(tmp_path: Path) -> None:
     assert two["added_ttft_ms"] is None
 
 
-def test_a_wrong_setting_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("wrong", [["--images", "5-2"], ["--local", "--address", "127.0.0.1:50051"]])
+def test_a_wrong_setting_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
-        main(["load", "--images", "5-2"])
+        main(["load", *wrong])
     assert refused.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -529,6 +529,33 @@ async def test_a_bad_stream_is_cancelled_and_not_read_to_its_end() -> None:
         await until(lambda: sum(replica.num_cancelled for replica in replicas) == 3)
 
 
+async def test_a_trickling_stream_ends_with_the_callers_time_and_holds_nobody_up() -> None:
+    num_sent = 0
+
+    async def trickle(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
+        nonlocal num_sent
+        is_slow = messages[0].header.image_hash == spec_of(b"s").image_hash
+        for message in messages:
+            yield message
+            if is_slow:
+                num_sent += 1
+                await asyncio.sleep(0.05 if num_sent < 2 else 60)
+
+    replica = FakeReplica(trickle)
+    async with client_of(replica) as client:
+        slow = asyncio.create_task(encode(client, b"s"))
+        await until(lambda: num_sent == 2)
+        for name in (b"a", b"b", b"c"):
+            assert await encode(client, name) == rows_of(name)
+        assert not slow.done()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await slow
+        await until(lambda: replica.num_cancelled == 1)
+        assert client.replicas[0].pending_patches == 0
+        assert client.replicas[0].state is ReplicaState.READY
+
+
 async def test_closing_ends_calls_under_way_with_an_error() -> None:
     replica = FakeReplica(forever)
     async with client_of(replica) as client:
