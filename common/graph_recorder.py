@@ -27,18 +27,21 @@ class CudaGraphRecorder:
     Record the one that needs most memory first, and the others will fit into what it took.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Run) -> Run:
         """See `GraphRecorder`. Raises torch.AcceleratorError or torch.OutOfMemoryError where it cannot be recorded."""
-        # Kernels are compiled and libraries set up at their first use, which cannot be recorded.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            work()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            work()
+        # Streams belong to the device that is the thread's own, and what runs on another is not recorded.
+        with torch.cuda.device(self._device):
+            # Kernels are compiled and libraries set up at their first use, which cannot be recorded.
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                work()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                work()
         return graph.replay

@@ -52,7 +52,7 @@ def _cuda_compute(model: DecoderModel, kv_cache: KVCache, *, max_num_requests: i
     return CudaCompute(
         model,
         kv_cache,
-        recorder=CudaGraphRecorder(),
+        recorder=CudaGraphRecorder(model.device),
         max_num_requests=max_num_requests,
         max_model_len=max_model_len,
     )

@@ -178,7 +178,7 @@ def _warm_up(
         max_batch_patches=batch.max_batch_patches,
         host_bytes=batch.max_pending_bytes + (0 if on_device else cache.feature_cache_bytes),
         device_bytes=cache.feature_cache_bytes if on_device else 0,
-        recorder=CudaGraphRecorder() if device.type == "cuda" else None,
+        recorder=CudaGraphRecorder(device) if device.type == "cuda" else None,
     )
 
 

@@ -26,7 +26,7 @@ def correctness_rows(device: torch.device) -> Iterator[dict[str, object]]:
     config = _small()
     for dtype in (torch.float32, torch.bfloat16):
         model = random_decoder(config, device, dtype)
-        for recorder in (None, CudaGraphRecorder()):
+        for recorder in (None, CudaGraphRecorder(device)):
             for name, (new, lengths) in _MIXTURES.items():
                 cache = kv_cache_for(model, sum(lengths))
                 twin = _copy(cache)

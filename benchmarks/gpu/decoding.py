@@ -26,7 +26,7 @@ def decode_rows(model: DecoderModel, ceilings: Ceilings, batches: tuple[int, ...
             max_num_requests=max(batches),
             max_model_len=4 * CONTEXT,
         )
-        for recorder in (CudaGraphRecorder(), None)
+        for recorder in (CudaGraphRecorder(model.device), None)
     )
     for batch in batches:
         forward = forward_batch([1] * batch, [CONTEXT] * batch, model.device)
