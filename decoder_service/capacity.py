@@ -33,7 +33,8 @@ class Capacity:
     def check(self, num_prompt_tokens: int, max_tokens: int, *, n: int = 1) -> None:
         """Refuse what could never run to its end: raises InvalidArgumentError.
 
-        PROMPT_TOO_LONG where prompt and completions are too many tokens, VALUE_OUT_OF_RANGE for too many completions.
+        VALUE_OUT_OF_RANGE for too many completions, MAX_TOKENS_TOO_LARGE where they would not fit without a prompt,
+        PROMPT_TOO_LONG where they are too many tokens together with this one.
         """
         if n > self.max_num_requests:
             raise InvalidArgumentError(
@@ -42,10 +43,18 @@ class Capacity:
                 field="sampling.n",
                 metadata={"allowed": f"1 to {self.max_num_requests}", "got": n},
             )
+        each = f" in each of {n} completions" if n > 1 else ""
+        most_alone = self.max_tokens(0, n=n)
+        if max_tokens > most_alone > 0:
+            raise InvalidArgumentError(
+                "MAX_TOKENS_TOO_LARGE",
+                f"max_tokens is {max_tokens}; {most_alone} is the most for prompt and completion together{each}",
+                field="sampling.max_tokens",
+                metadata={"limit": most_alone, "got": max_tokens, **({"n": n} if n > 1 else {})},
+            )
         most = self.max_tokens(num_prompt_tokens, n=n)
         if max_tokens > most:
             limit, got = num_prompt_tokens + most, num_prompt_tokens + max_tokens
-            each = f" in each of {n} completions" if n > 1 else ""
             raise InvalidArgumentError(
                 "PROMPT_TOO_LONG",
                 f"the prompt and max_tokens make {got} tokens together{each}, {limit} is the most",

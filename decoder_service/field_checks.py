@@ -61,6 +61,11 @@ def missing(field: str) -> InvalidArgumentError:
     return InvalidArgumentError("MISSING_FIELD", "this field must be set", field=field)
 
 
+def empty(field: str) -> InvalidArgumentError:
+    """The refusal of a text without characters."""
+    return InvalidArgumentError("MISSING_FIELD", "this text must not be empty", field=field)
+
+
 def unsupported(field: str) -> InvalidArgumentError:
     """The refusal of a field that is not built yet."""
     return InvalidArgumentError("UNSUPPORTED_FIELD", "this field is not supported yet", field=field)

@@ -6,6 +6,7 @@ language (see `structure_compiler`). This and `structure_probe` are the files th
 
 import ctypes
 import json
+import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def grammar_of(structure: Structure) -> str:
     """A language as the library reads it. Raises ValueError."""
     match structure.kind:
         case StructureKind.JSON_SCHEMA:
-            return LLMatcher.grammar_from_json_schema(structure.source, overrides=JSON_OPTIONS)
+            return LLMatcher.grammar_from_json_schema(_schema(structure.source), overrides=JSON_OPTIONS)
         case StructureKind.JSON_OBJECT:
             return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_OPTIONS)
         case StructureKind.REGEX:
@@ -36,6 +37,21 @@ def grammar_of(structure: Structure) -> str:
         case StructureKind.CHOICE:
             texts = [json.dumps(text) for text in json.loads(structure.source)]
             return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
+
+
+def _schema(source: str) -> str:
+    """A schema as an object; the two that are none allow everything and nothing. Raises ValueError for the latter."""
+    whole = source.strip(" \t\r\n")
+    if whole == "false":
+        raise ValueError("the schema is false, which allows nothing")
+    return "{}" if whole == "true" else source
+
+
+def _in_own_words(structure: Structure, reason: str) -> str:
+    """What is wrong with a language, without the grammar around it that its caller did not write."""
+    if structure.kind is StructureKind.GRAMMAR:
+        return reason
+    return re.sub(r"^(at )?\d+\(\d+\): ", "", re.split(r"\n *\d+ \| ", reason, maxsplit=1)[0])
 
 
 class GrammarVocabulary:
@@ -51,13 +67,14 @@ class GrammarVocabulary:
 
     async def try_out(self, structure: Structure, *, seconds: float) -> str | None:
         """Why a language does not compile, or None. Raises ValueError, and TimeoutError after so many seconds."""
-        return await probe(grammar_of(structure), seconds=seconds)
+        reason = await probe(grammar_of(structure), seconds=seconds)
+        return None if reason is None else _in_own_words(structure, reason)
 
     def compile(self, structure: Structure) -> "GrammarMatcher":
         """Where a completion begins; takes milliseconds, and not the interpreter's lock. Raises ValueError."""
         matcher = LLMatcher(self._tokenizer, grammar_of(structure), log_level=0, limits=LIMITS)
         if matcher.is_error():
-            raise ValueError(matcher.get_error())
+            raise ValueError(_in_own_words(structure, matcher.get_error()))
         return GrammarMatcher(matcher)
 
 

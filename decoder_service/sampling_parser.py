@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InvalidArgumentError
-from decoder_service.field_checks import Range, check_count, missing, present_fields
+from decoder_service.field_checks import Range, check_count, empty, present_fields
 from decoder_service.prompt import check_token_ids
 from decoder_service.sampling_params import SamplingParams
 from diptych.v1 import generation_pb2 as pb
@@ -110,6 +110,6 @@ def _texts(texts: Sequence[str], name: str, limit: int) -> tuple[str, ...]:
     for index, text in enumerate(texts):
         field = f"sampling.{name}[{index}]"
         if not text:
-            raise missing(field)
+            raise empty(field)
         check_count(text, MAX_TEXT_LENGTH, field, "characters")
     return tuple(texts)

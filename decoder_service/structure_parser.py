@@ -6,7 +6,7 @@ Knows protobuf and the limits of size. Does not know whether the language makes 
 import json
 
 from common.errors import InvalidArgumentError
-from decoder_service.field_checks import check_count, missing, present_fields
+from decoder_service.field_checks import check_count, empty, missing, present_fields
 from decoder_service.structure import Structure, StructureKind
 from diptych.v1 import generation_pb2 as pb
 
@@ -43,10 +43,13 @@ def _source(structured: pb.StructuredOutput, name: str) -> str:
     if name == "choice":
         texts = structured.choice.texts
         check_count(texts, MAX_CHOICES, "structured.choice.texts", "texts")
-        if not texts or not all(texts):
+        if not texts:
             raise missing("structured.choice.texts")
+        for index, text in enumerate(texts):
+            if not text:
+                raise empty(f"structured.choice.texts[{index}]")
         return json.dumps(list(texts))
     source: str = getattr(structured, name)
     if not source:
-        raise missing(f"structured.{name}")
+        raise empty(f"structured.{name}")
     return source

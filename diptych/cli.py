@@ -1,62 +1,28 @@
-"""The command `diptych`: reads the command line and hands over.
+"""The command `diptych`, from its first moment on.
 
-Knows subcommands and exit statuses: 0 done, 1 refused or failed, 2 wrongly asked. Does not know what the
-subcommands do.
+Knows that importing takes a while, in which somebody may already want to leave. Does not know subcommands.
 """
 
-import asyncio
 import os
+import signal
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 
-from common.client_types import ClientError
-from common.setting_sources import add_config_arguments, from_sources
-from common.settings import Parser
-from diptych import config, convert, generate, health, info, token, top
-from diptych.up import up
-from diptych.up_config import UpConfig
+_INTERRUPTED = 130
+"""Exit status, as shells have it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = Parser(prog="diptych", description="Serves Pixtral as two services joined by gRPC, and asks them.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    up_parser = commands.add_parser("up", help="run both services on this machine")
-    add_config_arguments(up_parser, UpConfig)
-    up_parser.set_defaults(run=_up)
-    for name, module, words in (
-        ("generate", generate, "ask a question, with or without pictures"),
-        ("info", info, "show what is served, and within which limits"),
-        ("health", health, "ask whether a service is ready"),
-        ("config", config, "check the settings of a service, and show them"),
-        ("token", token, "draw a bearer token"),
-        ("top", top, "watch a running pair by its metrics"),
-        ("convert", convert, "write a checkpoint in the other format"),
-    ):
-        command = commands.add_parser(name, help=words)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    return _run(parser.parse_args(arguments))
+    # An exception would come out of whichever module is half imported.
+    leaves_at_once = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if leaves_at_once:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+    from diptych import commands  # Takes half a second.
 
-
-def _run(options: Namespace) -> int:
-    try:
-        status: int = options.run(options)
-    except ClientError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read the output left. Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return status
-
-
-def _up(options: Namespace) -> int:
-    return asyncio.run(up(from_sources(UpConfig, options)))
+    if leaves_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return commands.run(arguments)
 
 
 if __name__ == "__main__":

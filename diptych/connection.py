@@ -1,17 +1,25 @@
-"""How the commands that ask a decoder service reach it, and who they say they are.
+"""How the commands that ask a service reach it, and who they say they are.
 
 Knows flags, and the variable DIPTYCH_TOKEN: a token on a command line could be read by everybody on the machine.
 """
 
 import os
+import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import grpc
+
 from common.client import DiptychClient
 from common.client_tls import ChannelTls, ChannelTlsFiles
+from common.client_types import ClientError
+from diptych.flags import read_text
 
 TOKEN_VARIABLE: Final = "DIPTYCH_TOKEN"  # noqa: S105 - the name of one
+_TOKEN: Final = re.compile("[!-~]+")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -28,15 +36,44 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def connect(options: Namespace) -> DiptychClient:
-    """A client as the flags say. Raises ValueError or OSError where their files cannot be used."""
+@contextmanager
+def connect(options: Namespace) -> Iterator[DiptychClient]:
+    """A client as the flags say. Raises ValueError or OSError where their files cannot be used.
+
+    A ClientError from within gets a hint where the flags may be to blame.
+    """
     tls = channel_tls(options)
-    return DiptychClient(
+    client = DiptychClient(
         options.address,
         credentials=None if tls is None else tls.credentials,
         server_name=options.server_name,
-        token=_token(options),
+        token=token(options),
     )
+    with client:
+        try:
+            yield client
+        except ClientError as error:
+            words = hint(options, error.code, error.message)
+            if not words:
+                raise
+            raise ClientError(error.code, error.reason, error.message + words) from error
+
+
+def open_channel(options: Namespace) -> grpc.Channel:
+    """A bare channel as the flags say. Raises ValueError where their files cannot be used."""
+    tls = channel_tls(options)
+    channel_options = (("grpc.enable_http_proxy", 0), *(tls.options if tls else ()))
+    if tls is None:
+        return grpc.insecure_channel(options.address, channel_options)
+    return grpc.secure_channel(options.address, tls.credentials, channel_options)
+
+
+def hint(options: Namespace, code: grpc.StatusCode, message: str | None) -> str:
+    """What to try where a call failed as calls in plain text to a port with TLS do; else empty."""
+    is_cut_off = any(words in (message or "") for words in ("Socket closed", "Connection reset"))
+    if code is not grpc.StatusCode.UNAVAILABLE or not is_cut_off or channel_tls(options) is not None:
+        return ""
+    return " (the port may want TLS: --tls or --ca)"
 
 
 def channel_tls(options: Namespace) -> ChannelTls | None:
@@ -46,8 +83,14 @@ def channel_tls(options: Namespace) -> ChannelTls | None:
     return ChannelTlsFiles(ca=options.ca, cert=options.cert, key=options.key, server_name=options.server_name).latest()
 
 
-def _token(options: Namespace) -> str | None:
-    if options.token_file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    token: str = options.token_file.read_text(encoding="utf-8").strip()
-    return token
+def token(options: Namespace) -> str | None:
+    """The bearer token of the flags or the variable. Raises ValueError or OSError for one that cannot be sent."""
+    path: Path | None = options.token_file
+    source, text = (
+        (TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE, "")) if path is None else (str(path), read_text(path).strip())
+    )
+    if path is None and not text:
+        return None
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"{source}: a token is printable ASCII without blanks or line breaks")
+    return text

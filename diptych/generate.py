@@ -13,6 +13,7 @@ from typing import Any
 from common.client_messages import GenerateOptions, Prompt, chat, raw_text, user_message
 from common.client_types import Completion, CompletionBuilder
 from diptych import connection
+from diptych.flags import complaint, count, read_text, seconds
 
 _OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "n", "ignore_eos", "stop", "regex", "choice", "json_object")
 _FILES = ("json_schema", "grammar")
@@ -25,11 +26,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--image", action="append", type=Path, metavar="FILE", help="a picture; may be repeated")
     parser.add_argument("--messages", type=Path, metavar="FILE", help="a chat as a JSON list instead of a question")
     parser.add_argument("--raw", metavar="TEXT", help="a prompt without the chat template instead of a question")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
+    parser.add_argument("--max-tokens", type=count, metavar="N", help="most tokens to generate")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
     parser.add_argument("--top-p", type=float, metavar="P", help="probability that the kept tokens reach")
     parser.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
-    parser.add_argument("--n", type=int, metavar="N", help="completions of the one prompt, shown one after another")
+    parser.add_argument("--n", type=count, metavar="N", help="completions of the one prompt, shown one after another")
     parser.add_argument("--ignore-eos", action="store_true", default=None, help="go on past the end token")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="a text that ends it; may be repeated")
     parser.add_argument("--json-schema", type=Path, metavar="FILE", help="keep the answer to this JSON schema")
@@ -39,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--choice", action="append", metavar="TEXT", help="one of the answers; repeat it for the others"
     )
     parser.add_argument("--grammar", type=Path, metavar="FILE", help="keep the answer to a Lark grammar")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="longest time for the whole answer")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="longest time for the whole answer")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end, or a list of them with --n"
     )
@@ -52,7 +53,7 @@ def run(options: Namespace) -> int:
         prompt = _prompt(options)
         given: dict[str, Any] = {name: getattr(options, name) for name in _OPTIONS}
         files: dict[str, Path | None] = {name: getattr(options, name) for name in _FILES}
-        given |= {name: path.read_text() for name, path in files.items() if path is not None}
+        given |= {name: read_text(path) for name, path in files.items() if path is not None}
         sampling: GenerateOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
         with connection.connect(options) as client:
             builder = CompletionBuilder()
@@ -63,7 +64,7 @@ def run(options: Namespace) -> int:
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        sys.stderr.write(f"diptych generate: {error}\n")
+        sys.stderr.write(f"diptych generate: {complaint(error)}\n")
         return 2
     completions = builder.build_all()
     if options.json:
@@ -104,7 +105,7 @@ def _prompt(options: Namespace) -> Prompt:
         try:
             return chat(json.loads(options.messages.read_bytes()))
         except ValueError as error:
-            raise ValueError(f"{options.messages}: {error}") from error
+            raise ValueError(f"{options.messages}: {complaint(error)}") from error
     if options.raw is not None:
         return raw_text(options.raw)
     return [user_message(options.question or "", options.image or ())]

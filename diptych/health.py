@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from diptych import connection
+from diptych.flags import seconds
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,29 +22,24 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="readiness",
         help="startup, liveness, readiness or a service's full name; default: readiness",
     )
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="default: 5")
+    parser.add_argument("--timeout", type=seconds, default=5.0, metavar="SECONDS", help="default: 5")
     connection.add_arguments(parser)
 
 
 def run(options: Namespace) -> int:
     """Ask and print; returns the exit status."""
     try:
-        tls = connection.channel_tls(options)
+        opened = connection.open_channel(options)
     except ValueError as error:
         sys.stderr.write(f"diptych health: {error}\n")
         return 2
-    channel_options = (("grpc.enable_http_proxy", 0), *(tls.options if tls else ()))
-    with (
-        grpc.insecure_channel(options.address, channel_options)
-        if tls is None
-        else grpc.secure_channel(options.address, tls.credentials, channel_options)
-    ) as channel:
+    with opened as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its types know no methods
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(service=options.name), timeout=options.timeout)
         except grpc.RpcError as error:
             call: Any = error  # what a call raises is a Call too
-            print(f"{call.code().name}: {call.details()}")
+            print(f"{call.code().name}: {call.details()}{connection.hint(options, call.code(), call.details())}")
             return 1
     print(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
     return 0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1

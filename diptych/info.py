@@ -1,4 +1,4 @@
-"""`diptych info`: what a decoder service serves, and within which limits.
+"""`diptych info`: what a service of either kind serves, and within which limits.
 
 Knows how the fields of GetModelInfo are shown. Does not know what they mean.
 """
@@ -8,14 +8,18 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
+import grpc
 from google.protobuf.message import Message
 
+from common.client_types import ClientError, to_client_error
 from diptych import connection
+from diptych.flags import complaint, seconds
+from diptych.v1 import vision_pb2, vision_pb2_grpc
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the flags of `diptych info`."""
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default: 10")
+    parser.add_argument("--timeout", type=seconds, default=10.0, metavar="SECONDS", help="default: 10")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     connection.add_arguments(parser)
 
@@ -23,10 +27,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Ask and print; returns the exit status. Raises ClientError where the server does not answer."""
     try:
-        with connection.connect(options) as client:
-            fields = to_plain(client.get_model_info(timeout=options.timeout))
+        fields = to_plain(_model_info(options))
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"diptych info: {error}\n")
+        sys.stderr.write(f"diptych info: {complaint(error)}\n")
         return 2
     if options.json:
         print(json.dumps(fields))
@@ -36,6 +39,25 @@ def run(options: Namespace) -> int:
         shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
         print(f"{name.replace('_', ' '):{width}}  {shown}")
     return 0
+
+
+def _model_info(options: Namespace) -> Message:
+    """What a decoder service says of itself, or where it is none, a vision service."""
+    try:
+        with connection.connect(options) as client:
+            return client.get_model_info(timeout=options.timeout)
+    except ClientError as error:
+        if error.code is not grpc.StatusCode.UNIMPLEMENTED:
+            raise
+    token = connection.token(options)
+    metadata = None if token is None else (("authorization", f"Bearer {token}"),)
+    with connection.open_channel(options) as channel:
+        request = vision_pb2.VisionServiceGetModelInfoRequest()
+        try:
+            stub = vision_pb2_grpc.VisionServiceStub(channel)
+            return stub.GetModelInfo(request, timeout=options.timeout, metadata=metadata)
+        except grpc.RpcError as error:
+            raise to_client_error(error) from None
 
 
 def to_plain(message: Message) -> dict[str, Any]:

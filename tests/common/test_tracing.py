@@ -25,7 +25,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_services_and_client_import_nothing_of_opentelemetry_and_work_without_it() -> None:
-    modules = ("decoder_service.service", "vision_service.service", "common.client", "diptych.cli")
+    modules = ("decoder_service.service", "vision_service.service", "common.client", "diptych.commands")
     done = run(
         WALL
         + "".join(f"import {module}\n" for module in modules)

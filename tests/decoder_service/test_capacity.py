@@ -1,5 +1,7 @@
 """What a request may ask for at most: never more than can run to its end."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,17 @@ def test_what_can_never_fit_is_refused_with_both_numbers(num_prompt_tokens: int,
         CAPACITY.check(num_prompt_tokens, max_tokens)
     assert caught.value.reason == "PROMPT_TOO_LONG"
     assert caught.value.metadata == {"limit": "10", "got": str(num_prompt_tokens + max_tokens)}
+
+
+def test_max_tokens_that_no_prompt_can_have_is_refused_by_its_own_name() -> None:
+    for n, capacity, limit in ((1, CAPACITY, 10), (2, replace(CAPACITY, num_blocks=16), 8)):
+        with pytest.raises(InvalidArgumentError) as caught:
+            capacity.check(1, limit + 1, n=n)
+        assert (caught.value.reason, caught.value.field) == ("MAX_TOKENS_TOO_LARGE", "sampling.max_tokens")
+        assert (caught.value.metadata["limit"], caught.value.metadata["got"]) == (str(limit), str(limit + 1))
+        with pytest.raises(InvalidArgumentError) as caught:
+            capacity.check(1, limit, n=n)
+        assert caught.value.reason == "PROMPT_TOO_LONG"
 
 
 def test_what_just_fits_is_not_refused() -> None:

@@ -187,7 +187,7 @@ def test_the_contract_has_no_other_sampling_fields() -> None:
         (pb.StructuredOutput(json_object=False), ("MISSING_FIELD", "structured.json_object")),
         (pb.StructuredOutput(regex=""), ("MISSING_FIELD", "structured.regex")),
         (pb.StructuredOutput(choice=pb.Choices()), ("MISSING_FIELD", "structured.choice.texts")),
-        (pb.StructuredOutput(choice=pb.Choices(texts=["a", ""])), ("MISSING_FIELD", "structured.choice.texts")),
+        (pb.StructuredOutput(choice=pb.Choices(texts=["a", ""])), ("MISSING_FIELD", "structured.choice.texts[1]")),
         (pb.StructuredOutput(choice=pb.Choices(texts=["a"] * 1025)), ("TOO_MANY_VALUES", "structured.choice.texts")),
         (pb.StructuredOutput(json_schema="x" * 65537), ("TOO_MANY_VALUES", "structured.json_schema")),
         (pb.StructuredOutput(grammar="x" * 65537), ("TOO_MANY_VALUES", "structured.grammar")),
@@ -273,3 +273,10 @@ def test_any_message_is_read_or_refused(wire: bytes) -> None:
     with contextlib.suppress(DecodeError, InvalidArgumentError):
         message.ParseFromString(wire)
         parse(message)
+
+
+def test_an_empty_text_is_told_to_be_empty_and_not_missing() -> None:
+    with pytest.raises(InvalidArgumentError, match="must not be empty"):
+        parse(with_sampling(stop=["a", ""]))
+    with pytest.raises(InvalidArgumentError, match="must be set"):
+        parse(pb.GenerateRequest())

@@ -241,6 +241,26 @@ async def test_what_does_not_compile_is_refused_with_reason_and_field(
     assert 30 < len(caught.value.message) < 400
 
 
+async def test_a_schema_of_one_word_allows_everything_or_nothing(
+    compiler: StructureCompiler,
+    demo_tekken: Any,  # noqa: ANN401
+) -> None:
+    matcher = await compiler.matcher(structure("json_schema", " true\n"))
+    assert all(map(matcher.take, load_tokenizer(demo_tekken).encode_text('[1, "a"]')))
+    with pytest.raises(InvalidArgumentError, match="allows nothing") as caught:
+        await compiler.matcher(structure("json_schema", "false"))
+    assert (caught.value.reason, caught.value.field) == ("STRUCTURE_INVALID", "structured.json_schema")
+
+
+async def test_a_refusal_quotes_nothing_that_the_caller_did_not_write(compiler: StructureCompiler) -> None:
+    with pytest.raises(InvalidArgumentError, match="look-ahead") as caught:
+        await compiler.matcher(structure("regex", "(?=a)b"))
+    assert "start:" not in caught.value.message
+    assert "1(" not in caught.value.message
+    with pytest.raises(InvalidArgumentError, match="start: nothing"):  # What the caller did write is quoted.
+        await compiler.matcher(structure("grammar", "start: nothing"))
+
+
 async def test_what_takes_for_ever_is_stopped(demo_tekken: Any) -> None:  # noqa: ANN401
     """Sixteen patterns at once keep the library busy for minutes, whatever its own limits."""
     compiler = Compilers(load_tokenizer(demo_tekken)).make(seconds=1.0)

@@ -2,17 +2,23 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
 
 from common.quota import Limits
 from common.token_file import find_token, read_token_file
 from diptych.cli import main
+from diptych.v1 import vision_pb2, vision_pb2_grpc
+from tests.certificates import Authority
 from tests.fake_generation import HIDDEN, FakeGeneration, running
 
 
@@ -179,7 +185,6 @@ def test_nobody_there_is_one_line_and_status_1(capsys: Output, command: list[str
         ["question", "--image", "/nowhere/a.png"],
         ["--messages", "/nowhere/a.json"],
         ["--messages", __file__],
-        ["question", "--max-tokens", "-1"],
     ],
 )
 def test_a_wrong_question_is_one_line_and_status_2(arguments: list[str], capsys: Output) -> None:
@@ -195,6 +200,96 @@ def test_a_wrong_flag_is_one_line_and_status_2(arguments: list[str], capsys: Out
         main(arguments)
     assert raised.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("--timeout", value) for value in ("-1", "nan", "inf", "0", "soon")),
+        ("--n", "-1"),
+        *(("--max-tokens", value) for value in ("-1", "0", "1.5", "4294967296")),
+    ],
+)
+def test_a_number_out_of_range_is_told_with_its_flag(flag: str, value: str, capsys: Output) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["generate", "--address", "127.0.0.1:1", "question", flag, value])
+    assert raised.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"diptych generate: argument {flag}: ")
+    assert errors.count("\n") == 1
+
+
+def test_files_and_texts_that_cannot_be_read_are_told_in_one_line(tmp_path: Path, capsys: Output) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_bytes(b'[{"role": "user", "content": "caf\xe9"}]')
+    for arguments, words in (
+        (["x", "--image", "/nowhere/a.png"], "/nowhere/a.png: No such file or directory"),
+        (["x", "--image", str(tmp_path)], f"{tmp_path}: Is a directory"),
+        (["--messages", str(bad)], f"{bad}: not UTF-8 from byte 33 on"),
+        (["x", "--grammar", str(bad)], f"{bad}: not UTF-8 from byte 33 on"),
+        (["caf\udce9"], "'caf\\udce9': this text is not UTF-8"),
+        (["--raw", "\udce9"], "'\\udce9': this text is not UTF-8"),
+    ):
+        assert main(["generate", "--address", "127.0.0.1:1", *arguments]) == 2
+        assert capsys.readouterr() == ("", f"diptych generate: {words}\n")
+
+
+@pytest.mark.parametrize("content", [b"a b\nc", b"a\nb", b"a b", b"", b"\n", "é".encode(), b"\xff"])
+@pytest.mark.parametrize("command", [["generate", "x"], ["info"]])
+def test_a_token_that_cannot_be_sent_is_refused_before_the_call(
+    service: Service, command: list[str], content: bytes, tmp_path: Path, capsys: Output
+) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    assert main([*command, "--address", service.address, "--token-file", str(path)]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith(f"diptych {command[0]}: {path}: ")
+    assert (output.out, output.err.count("\n")) == ("", 1)
+    assert service.servicer.requests == []
+    path.write_bytes(b"a-b_c.~+/=\n")
+    assert main([*command, "--address", service.address, "--token-file", str(path)]) == 0
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["info"], ["health"]])
+def test_a_port_that_hangs_up_may_want_tls(command: list[str], tmp_path: Path, capsys: Output) -> None:
+    authority = Authority(tmp_path)
+    leaf = authority.leaf("server", names=["DNS:localhost"])
+    server = grpc.server(ThreadPoolExecutor(1))
+    keys = [(leaf.key.read_bytes(), leaf.cert.read_bytes())]
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(keys))
+    server.start()
+    try:
+        assert main([*command, "--address", f"127.0.0.1:{port}", "--timeout", "10"]) == 1
+    finally:
+        server.stop(None).wait()
+    told = "".join(capsys.readouterr())
+    assert "(the port may want TLS: --tls or --ca)" in told
+    assert told.count("\n") == 1
+
+
+def test_info_shows_a_vision_service_too(capsys: Output) -> None:
+    class Vision(vision_pb2_grpc.VisionServiceServicer):
+        def GetModelInfo(self, request: object, context: object) -> vision_pb2.VisionServiceGetModelInfoResponse:
+            return vision_pb2.VisionServiceGetModelInfoResponse(model_name="eyes", weights_digest=b"\x01\xff")
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    vision_pb2_grpc.add_VisionServiceServicer_to_server(Vision(), server)  # type: ignore[abstract]  # one call is enough
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert main(["info", "--address", f"127.0.0.1:{port}", "--json"]) == 0
+    finally:
+        server.stop(None).wait()
+    fields = json.loads(capsys.readouterr().out)
+    assert (fields["model_name"], fields["weights_digest"]) == ("eyes", "01ff")
+
+
+def test_an_interrupt_while_importing_is_silent(tmp_path: Path) -> None:
+    """The first module that the command imports sends it, which is earlier than anybody can press."""
+    (tmp_path / "asyncio.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from diptych.cli import main; main(['info'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_an_answer_cannot_command_the_terminal(service: Service, capsys: Output) -> None:

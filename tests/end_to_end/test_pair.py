@@ -219,7 +219,7 @@ def test_deadline_ends_the_work_at_any_moment(client: DiptychClient, timeout: fl
     [
         ([user_message("?", [b"no picture"])], {}, "IMAGE_UNDECODABLE", "chat.messages[0].parts[0].image"),
         (raw_text("a"), {"temperature": 9.0}, "VALUE_OUT_OF_RANGE", "sampling.temperature"),
-        (raw_text("a"), {"max_tokens": 100_000}, "PROMPT_TOO_LONG", None),
+        (raw_text("a"), {"max_tokens": 100_000}, "MAX_TOKENS_TOO_LARGE", "sampling.max_tokens"),
         (raw_text(""), {}, "EMPTY_PROMPT", "text.text"),
         (token_ids([1, 10, 13]), {}, "IMAGE_COUNT_MISMATCH", None),
     ],

@@ -1,0 +1,45 @@
+"""Values of flags, and how one that cannot be used is complained of.
+
+Knows numbers, files and texts. Does not know what they are for.
+"""
+
+import math
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+
+def seconds(text: str) -> float:
+    """A time over 0. Raises ArgumentTypeError for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"must be a number of seconds over 0, got {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on that fits the contract's 32 bits. Raises ArgumentTypeError for anything else."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 32):
+        raise ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises ValueError with the path for one that is not UTF-8, and OSError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {complaint(error)}") from error
+
+
+def complaint(error: Exception) -> str:
+    """What is wrong with a file or a text, in one line, with the path where there is one."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[:40]!a}: this text is not UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 from byte {error.start} on"
+    return " ".join(str(error).split())
