@@ -50,7 +50,13 @@ def _request(metrics: RequestMetrics, span: Span) -> None:
         watch.admitted(prompt_tokens=500, num_images=1)
         watch.first_token()
         watch.finished(
-            FinishReason.STOP, _TIMINGS, prompt_tokens=500, cached_tokens=0, images_not_encoded=0, completion_tokens=99
+            FinishReason.STOP,
+            _TIMINGS,
+            prompt_tokens=500,
+            cached_tokens=0,
+            images_not_encoded=0,
+            completion_tokens=99,
+            timed_tokens=99,
         )
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-from common.errors import PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
+from common.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
 from common.principal import ANONYMOUS, Principal, acting_for
 from common.quota import Limits, Quota
 from common.settings import setting
@@ -112,7 +112,7 @@ class Gate:
         """Refuse headers that are too large: gRPC's own limit does not add up those of several HTTP/2 frames."""
         size = sum(len(key) + len(value) for key, value in call.invocation_metadata() or ())
         if self._max_metadata_bytes is not None and size > self._max_metadata_bytes:
-            raise ResourceExhaustedError(
+            raise InvalidArgumentError(
                 "METADATA_TOO_LARGE",
                 f"the call's headers have {size} bytes; at most {self._max_metadata_bytes} are accepted",
                 metadata={"limit": self._max_metadata_bytes, "got": size},

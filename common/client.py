@@ -73,6 +73,8 @@ class DiptychClient:
                         yield from filter(progress.take, call)
                     return
                 except ClientError as error:
+                    if progress.is_complete:
+                        return
                     pause = progress.pause_after(error)
                     if pause is None or (end is not None and time.monotonic() + pause >= end):
                         raise
@@ -164,6 +166,8 @@ class AsyncDiptychClient:
                                 yield response
                     return
                 except ClientError as error:
+                    if progress.is_complete:
+                        return
                     pause = progress.pause_after(error)
                     if pause is None or (end is not None and time.monotonic() + pause >= end):
                         raise

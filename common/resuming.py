@@ -27,7 +27,7 @@ class Progress:
         self._num_characters = 0
         self._num_messages = 0
         self._num_tries = 0
-        self._is_finished = False
+        self._num_finishes = 0
 
     def request(self) -> pb.GenerateRequest:
         """What to ask for now: all, or what follows on what has come."""
@@ -48,12 +48,23 @@ class Progress:
         self._num_messages += 1
         self._token_ids.extend(response.delta.token_ids)
         self._num_characters += len(response.delta.text)
-        self._is_finished = response.HasField("finish")
+        self._num_finishes += response.HasField("finish")
         return True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all has come, so that a failure of the call means nothing any more."""
+        return self._num_finishes >= max(1, self._request.sampling.n)
 
     def pause_after(self, error: ClientError) -> float | None:
         """Seconds after which to go on where a call failed; None where the failure is the stream's."""
-        may_go_on = self._resumes and self._num_messages > 0 and not self._is_finished
-        if not may_go_on or error.code is not grpc.StatusCode.UNAVAILABLE or self._num_tries >= MAX_TRIES:
+        may_go_on = self._resumes and self._num_messages > 0 and not self.is_complete
+        if not may_go_on or not self._may_pass(error) or self._num_tries >= MAX_TRIES:
             return None
         return error.retry_after or 0.1 * 2.0 ** (self._num_tries - 1)
+
+    def _may_pass(self, error: ClientError) -> bool:
+        if error.code is grpc.StatusCode.UNAVAILABLE:
+            return True
+        # The server may not know yet that the call broke which this one goes on with.
+        return self._num_tries > 1 and error.reason == "REQUEST_RUNNING"

@@ -65,6 +65,7 @@ class Answer:
                 cached_tokens=generation.num_cached_tokens,
                 images_not_encoded=generation.num_images_not_encoded,
                 completion_tokens=self._replies.num_completion_tokens,
+                timed_tokens=self._replies.num_new_tokens(index),
             )
         yield self._replies.finish(
             piece,

@@ -78,11 +78,15 @@ class Generation:
     async def __aenter__(self) -> "Generation":
         """Submit the request. Raises what `EngineHost.submit` raises."""
         try:
-            await self._host.submit(self._request, self)
+            await self.submit()
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
         return self
+
+    async def submit(self) -> None:
+        """Hand the request to the engine, which takes it between two steps; `__aexit__` must follow, come what may."""
+        await self._host.submit(self._request, self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -104,9 +108,12 @@ class Generation:
         Those of a completion that was ended may still be among them. Raises the error that the request ended
         with, and TimeoutError at `deadline`, a time of the event loop.
         """
+        loop = asyncio.get_running_loop()
         while self._unfinished:
             async with asyncio.timeout_at(deadline):
                 await self._news.wait()
+            if loop.time() >= deadline:  # Where there is always news, nothing above ever waits.
+                raise TimeoutError
             self._news.clear()
             tokens, self._tokens = self._tokens, []
             if self._is_paused:

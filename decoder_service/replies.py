@@ -29,12 +29,17 @@ class Replies:
         self._request_id = request_id
         self._prompt = prompt
         self._seq = resumption.num_messages if resumption else 0
-        self._completion_tokens: Counter[int] = Counter({0: len(resumption.token_ids) if resumption else 0})
+        self._num_known = len(resumption.token_ids) if resumption else 0
+        self._completion_tokens: Counter[int] = Counter({0: self._num_known})
 
     @property
     def num_completion_tokens(self) -> int:
         """Tokens told so far, of all completions."""
         return self._completion_tokens.total()
+
+    def num_new_tokens(self, index: int) -> int:
+        """Tokens of a completion that this call has told."""
+        return self._completion_tokens[index] - (self._num_known if index == 0 else 0)
 
     def prompt(self, *, cached_tokens: int) -> pb.GenerateResponse:
         """The first message."""

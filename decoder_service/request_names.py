@@ -3,6 +3,7 @@
 Knows names and a digest of what was asked under each. Does not know who called: names come with their caller.
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ class RequestNames:
 
     def __init__(self) -> None:
         self._digests: dict[str, bytes] = {}
+        self._leaving: dict[str, asyncio.Event] = {}
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -37,3 +39,15 @@ class RequestNames:
             yield
         finally:
             del self._digests[name]
+            if name in self._leaving:
+                self._leaving.pop(name).set()
+
+    def leave(self, name: str) -> None:
+        """Note that the call of a name's request is over, so that the name is soon free."""
+        if name in self._digests:
+            self._leaving.setdefault(name, asyncio.Event())
+
+    async def left(self, name: str) -> None:
+        """Wait while a name is held by a request whose call is over."""
+        while name in self._leaving:
+            await self._leaving[name].wait()

@@ -74,8 +74,18 @@ def parse_generate_request(request: pb.GenerateRequest, *, vocabulary_size: int,
 
 
 def request_digest(request: pb.GenerateRequest) -> bytes:
-    """What is equal for two requests that ask for the same under the same name; names that are drawn need none."""
-    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest() if request.request_id else b""
+    """What is equal for two requests that ask for the same under the same name; names that are drawn need none.
+
+    A stream that is gone on with is the same request as before, wherever it broke.
+    """
+    if not request.request_id:
+        return b""
+    if request.HasField("resume_from"):
+        whole = pb.GenerateRequest()
+        whole.CopyFrom(request)
+        whole.ClearField("resume_from")
+        request = whole
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
 def parse_prompt(request: pb.GenerateRequest | pb.TokenizeRequest) -> PromptSpec:

@@ -65,8 +65,12 @@ class RequestWatch:
         cached_tokens: int,
         images_not_encoded: int,
         completion_tokens: int,
+        timed_tokens: int,
     ) -> None:
-        """Hear that the completion is whole, or the last of several; its times are told, and the tokens of all."""
+        """Hear that the completion is whole, or the last of several; its times are told, and the tokens of all.
+
+        `timed_tokens` are those of this completion that came in the times, without what a broken call had brought.
+        """
         self._is_finished = True
         seconds = time.monotonic() - self._arrived_at
         metrics, exemplar = self._metrics, self._call.exemplar
@@ -80,8 +84,8 @@ class RequestWatch:
         metrics.decode.observe(timings.decode, exemplar)
         if self._num_images > images_not_encoded:
             metrics.encode_wait.observe(timings.encode_wait, exemplar)
-        if completion_tokens > 1:
-            metrics.time_per_output_token.observe(timings.decode / (completion_tokens - 1), exemplar)
+        if timed_tokens > 1:
+            metrics.time_per_output_token.observe(timings.decode / (timed_tokens - 1), exemplar)
         self._trace(reason, timings, prompt_tokens, cached_tokens, completion_tokens)
         _log.info(
             "request finished",

@@ -142,11 +142,11 @@ class DecoderService:
         finally:
             for task in tasks:
                 task.cancel()
+            await servicer.close()
             if self._vision is not None:
                 await self._vision.close()
             has_engine = host.is_alive
             await host.stop()
-            servicer.close()
             if structures is not None:
                 await structures.close()
             await asyncio.to_thread(self._tracer.close)

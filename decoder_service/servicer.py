@@ -8,7 +8,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 import grpc
@@ -17,6 +17,7 @@ from common.errors import DeadlineExceededError
 from common.principal import charge_tokens, current_principal
 from common.wire_types import grid_to_proto
 from decoder_service.admission import Admission, AdmissionLimits, Place
+from decoder_service.aftermath import Aftermath
 from decoder_service.answer import Answer
 from decoder_service.bad_words import bad_token_sequences
 from decoder_service.caller import scoped_name, tenant_of
@@ -36,10 +37,11 @@ from decoder_service.request_metrics import RequestMetrics
 from decoder_service.request_names import RequestNames
 from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt, request_digest
 from decoder_service.request_watch import RequestWatch, watching
-from decoder_service.resumption import take_up
+from decoder_service.resume_parser import check_resumption_length
+from decoder_service.resumption import Resumption, take_up
 from decoder_service.structure import Matcher, Structure
 from decoder_service.structure_compiler import StructureCompiler, not_installed
-from decoder_service.text_stream import TextStream
+from decoder_service.text_stream import TextPiece, TextStream
 from decoder_service.tokenizer import Tokenizer
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1 import generation_pb2_grpc
@@ -94,33 +96,38 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self.admission = Admission(limits.admission)
         """What is open and what waits."""
         self._names = RequestNames()
+        self._aftermath = Aftermath()
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Stream the completions of one prompt."""
+        deadline = self._deadline(context)
         with watching(self._metrics) as watch:
+            check_resumption_length(request, max_model_len=self._info.max_model_len)
             parsed = parse_generate_request(
                 request, vocabulary_size=self._info.vocabulary_size, max_priority=self._limits.max_priority
             )
             parsed = replace(parsed, cache_salt=current_principal().cache_salt(parsed.cache_salt))
             watch.named(parsed.request_id, request_attributes(parsed, model_name=self._info.model_name))
-            with self._let_in(request, parsed) as place:
-                del request  # Its pictures are copied.
-                try:
-                    responses = self._generate(parsed, watch, place, deadline=self._deadline(context))
+            try:
+                async with self._holding(request, parsed, deadline=deadline) as (place, held):
+                    del request  # Its pictures are copied.
+                    responses = self._generate(parsed, watch, place, held, deadline=deadline)
                     async with aclosing(responses):
                         async for response in responses:
                             yield response
-                except TimeoutError:
-                    raise DeadlineExceededError("DEADLINE_EXCEEDED", "the request ran out of time") from None
+            except TimeoutError:
+                raise DeadlineExceededError("DEADLINE_EXCEEDED", "the request ran out of time") from None
 
     async def Tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[pb.TokenizeRequest, pb.TokenizeResponse]
     ) -> pb.TokenizeResponse:
         """Lay out a prompt without running the model."""
-        prompt, _ = await self._lay_out(parse_prompt(request), salt=b"")
+        spec = parse_prompt(request)
+        with self.admission.place(num_tokens=guess_num_tokens(spec), picture_bytes=num_picture_bytes(spec)):
+            prompt, _ = await self._lay_out(spec, salt=b"")
         placeholders = (
             pb.PlaceholderRange(offset=span.offset, length=span.length, grid=grid_to_proto(span.grid))
             for span in prompt.placeholders
@@ -135,12 +142,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Tell what is served."""
         return self._info.to_wire(self._encoder.info if self._encoder else None)
 
-    def close(self) -> None:
-        """Let the threads end; call it when no call is in flight."""
-        self._threads.shutdown()
+    async def close(self) -> None:
+        """Wait until the engine has let go of every request, and the threads have ended; no call may be in flight."""
+        await self._aftermath.settled()
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def _generate(
-        self, parsed: ParsedRequest, watch: RequestWatch, place: Place, *, deadline: float
+        self, parsed: ParsedRequest, watch: RequestWatch, place: Place, held: AsyncExitStack, *, deadline: float
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         async with asyncio.timeout_at(deadline):
             prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
@@ -162,25 +170,46 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             max_unread_tokens=self._limits.max_unread_tokens,
         )
         answer = Answer(replies, texts, prompt=prompt, generation=generation, watch=watch)
-        lacking = None if parsed.resumption is None else take_up(engine_request, texts[0], parsed.resumption)
-        if lacking is not None and lacking.finish_reason is not None:
-            watch.admitted(prompt_tokens=len(prompt.token_ids), num_images=len(images))
+        async with asyncio.timeout_at(deadline):
+            lacking = await self._take_up(engine_request, texts[0], parsed.resumption)
+            if lacking is None or lacking.finish_reason is None:
+                held.push_async_exit(generation)
+                await generation.submit()
+        watch.admitted(prompt_tokens=len(prompt.token_ids), num_images=len(images))
+        if parsed.resumption is None or not parsed.resumption.num_messages:
+            yield replies.prompt(cached_tokens=generation.num_cached_tokens)
+        if lacking is not None and (lacking.text or lacking.finish_reason is not None):
             for message in answer.goes_on(lacking):
                 yield message
-            return
-        async with generation:
-            watch.admitted(prompt_tokens=len(prompt.token_ids), num_images=len(images))
-            if parsed.resumption is None or not parsed.resumption.num_messages:
-                yield replies.prompt(cached_tokens=generation.num_cached_tokens)
-            for message in answer.goes_on(lacking) if lacking is not None and lacking.text else ():
+            if lacking.finish_reason is not None:
+                return
+        async for tokens in generation.tokens(deadline=deadline):
+            watch.first_token()
+            charge_tokens(len(tokens))
+            for message in answer.messages(tokens):
                 yield message
-            async for tokens in generation.tokens(deadline=deadline):
-                watch.first_token()
-                charge_tokens(len(tokens))
-                for message in answer.messages(tokens):
-                    yield message
-                if answer.is_complete:
-                    return
+            if answer.is_complete:
+                return
+
+    @asynccontextmanager
+    async def _holding(
+        self, request: pb.GenerateRequest, parsed: ParsedRequest, *, deadline: float
+    ) -> AsyncIterator[tuple[Place, AsyncExitStack]]:
+        """A place, and what else the request holds, all of which is given back behind the answer.
+
+        The engine lets go of a request between two steps, and the caller is not to wait for that.
+        """
+        name = scoped_name(current_principal(), parsed.request_id)
+        async with asyncio.timeout_at(deadline):
+            await self._names.left(name)
+        held = AsyncExitStack()
+        place = held.enter_context(self._let_in(request, parsed))
+        del request
+        try:
+            yield place, held
+        finally:
+            self._names.leave(name)
+            self._aftermath.add(held.aclose())
 
     @contextmanager
     def _let_in(self, request: pb.GenerateRequest, parsed: ParsedRequest) -> Iterator[Place]:
@@ -206,6 +235,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         info = self._encoder.require_info() if self._encoder and has_images(spec) else None
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lay_out, self._prompts, spec, info, salt)
+
+    async def _take_up(self, request: Request, text: TextStream, resumption: Resumption | None) -> TextPiece | None:
+        """What the caller lacks of the tokens that it has; may be as many as the model's length."""
+        if resumption is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._threads, take_up, request, text, resumption)
 
     async def _matcher(self, structure: Structure) -> Matcher:
         if self._structures is None:

@@ -19,7 +19,7 @@ from decoder_service.generation import Generation
 from decoder_service.request import PlaceholderRange, Request
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.scheduler_config import SchedulerConfig
-from decoder_service.step import BlockCopy, NoToken, ScheduledBatch, StepResult
+from decoder_service.step import BlockCopy, NoToken, ScheduledBatch, StepResult, TokenOutput
 from tests.decoder_service.encoder_fakes import ROW, FakeEncoder, image
 
 NEVER = 1e12
@@ -204,6 +204,13 @@ async def test_deadline_is_a_timeout(bench: Bench) -> None:
     async with bench.generation("a", pictures="p") as generation:
         with pytest.raises(TimeoutError):
             await anext(generation.tokens(deadline=asyncio.get_running_loop().time() + 0.02))
+
+
+async def test_deadline_comes_also_where_there_is_always_news(bench: Bench) -> None:
+    generation = bench.generation("a", max_tokens=40)
+    generation.token(TokenOutput("a", 1), 0.0)
+    with pytest.raises(TimeoutError):
+        await anext(generation.tokens(deadline=asyncio.get_running_loop().time() - 1))
 
 
 async def test_name_in_use_is_refused_and_its_owner_goes_on(bench: Bench) -> None:

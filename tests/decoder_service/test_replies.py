@@ -5,6 +5,7 @@ from array import array
 from decoder_service.logprobs import Logprobs
 from decoder_service.prompt import Prompt
 from decoder_service.replies import Replies
+from decoder_service.resumption import Resumption
 from decoder_service.text_stream import TextPiece
 
 
@@ -32,3 +33,12 @@ def test_logprobs_of_a_long_prompt_come_in_order_and_in_messages_of_a_bounded_si
 def test_a_piece_without_logprobs_is_one_message() -> None:
     (response,) = Replies("r", prompt_of(1)).deltas(TextPiece(text="a", token_ids=[7], logprobs=[]))
     assert not response.delta.logprobs
+
+
+def test_what_a_broken_call_had_brought_is_not_among_the_tokens_of_this_one() -> None:
+    piece = TextPiece(text="ab", token_ids=[7, 8], logprobs=[])
+    replies = Replies("r", prompt_of(1), resumption=Resumption(token_ids=(1, 2, 3), num_characters=0, num_messages=2))
+    for index in (0, 1):
+        _ = list(replies.deltas(piece, index=index))
+    assert [replies.num_new_tokens(index) for index in (0, 1)] == [2, 2]
+    assert replies.num_completion_tokens == 7

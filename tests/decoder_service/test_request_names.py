@@ -1,5 +1,7 @@
 """A name is one open request's, and free again when that has ended."""
 
+import asyncio
+
 import pytest
 
 from common.errors import AbortedError, AlreadyExistsError
@@ -25,3 +27,16 @@ def test_a_name_is_free_when_its_request_failed() -> None:
     with pytest.raises(RuntimeError), names.held("a", b"1"):
         raise RuntimeError
     assert len(names) == 0
+
+
+async def test_a_name_can_be_waited_for_once_the_call_of_its_request_is_over() -> None:
+    names = RequestNames()
+    with names.held("a", b"1"):
+        await asyncio.wait_for(names.left("a"), 5)
+        names.leave("a")
+        waiting = asyncio.create_task(names.left("a"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    await asyncio.wait_for(waiting, 5)
+    names.leave("a")
+    await asyncio.wait_for(names.left("a"), 5)

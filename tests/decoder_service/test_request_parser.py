@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import InvalidArgumentError
 from decoder_service.prompt_spec import ChatMessage, ChatPrompt, Role, TextPrompt, TokenPrompt
-from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt
+from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt, request_digest
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.sampling_parser import ParsedSampling
 from diptych.v1 import generation_pb2 as pb
@@ -254,6 +254,11 @@ def test_request_fields_that_are_not_built_are_refused_when_present(name: str, v
         (with_sampling(logit_bias={1: 1.0, 1000: 1.0}), "INVALID_TOKEN_ID", "sampling.logit_bias[1000]"),
         (with_sampling(logit_bias={7: 100.5}), "VALUE_OUT_OF_RANGE", "sampling.logit_bias[7]"),
         (with_sampling(logit_bias={7: math.nan}), "VALUE_OUT_OF_RANGE", "sampling.logit_bias[7]"),
+        (
+            pb.GenerateRequest(text=TEXT, resume_from=pb.ResumePoint(token_ids=[1], num_messages=2**32 - 1)),
+            "VALUE_OUT_OF_RANGE",
+            "resume_from.num_messages",
+        ),
         (pb.GenerateRequest(text=TEXT, cache_salt=b"x" * 65), "TOO_MANY_VALUES", "cache_salt"),
         *(
             (pb.GenerateRequest(text=TEXT, request_id=name), "INVALID_REQUEST_ID", "request_id")
@@ -265,6 +270,13 @@ def test_wrong_requests_are_refused_with_their_field(
     request_message: pb.GenerateRequest, reason: str, field: str
 ) -> None:
     assert refusal(request_message) == (reason, field)
+
+
+def test_a_stream_that_is_gone_on_with_is_the_same_request_as_before() -> None:
+    whole, again, other = (pb.GenerateRequest(text=pb.RawText(text=text), request_id="a") for text in ("x", "x", "y"))
+    again.resume_from.token_ids.append(7)
+    assert request_digest(whole) == request_digest(again) != request_digest(other)
+    assert list(again.resume_from.token_ids) == [7]
 
 
 @given(st.binary(max_size=60))

@@ -26,7 +26,13 @@ def finish(watch: RequestWatch) -> None:
     watch.first_token()
     watch.first_token()
     watch.finished(
-        FinishReason.STOP, TIMINGS, prompt_tokens=7, cached_tokens=4, images_not_encoded=1, completion_tokens=10
+        FinishReason.STOP,
+        TIMINGS,
+        prompt_tokens=7,
+        cached_tokens=4,
+        images_not_encoded=1,
+        completion_tokens=10,
+        timed_tokens=4,
     )
 
 
@@ -45,7 +51,7 @@ def test_a_finished_request_is_counted_once_and_told_in_one_line(caplog: pytest.
         "diptych_request_encode_wait_seconds_sum": 0.2,
         "diptych_request_prefill_time_seconds_sum": 0.1,
         "diptych_request_decode_time_seconds_sum": 0.9,
-        "diptych_request_time_per_output_token_seconds_sum": 0.1,
+        "diptych_request_time_per_output_token_seconds_sum": 0.3,
         "diptych_prompt_tokens_total": 7,
         "diptych_prompt_tokens_cached_total": 4,
         "diptych_request_images_sum": 2,
