@@ -5,8 +5,7 @@ raised as a DiptychError, which the server turns into a status.
 """
 
 import asyncio
-import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +18,7 @@ from common.wire_types import grid_to_proto
 from decoder_service.admission import Admission, AdmissionLimits, Place
 from decoder_service.aftermath import Aftermath
 from decoder_service.answer import Answer
-from decoder_service.bad_words import bad_token_sequences
-from decoder_service.caller import scoped_name, tenant_of
+from decoder_service.caller import scoped_name
 from decoder_service.capacity import Capacity
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore, PromptImage
@@ -30,9 +28,10 @@ from decoder_service.image_encoder import ImageEncoder
 from decoder_service.layout import lay_out
 from decoder_service.model_info import ModelInfo
 from decoder_service.prompt import Prompt, PromptBuilder
-from decoder_service.prompt_spec import PromptSpec, TextPrompt, guess_num_tokens, has_images, num_picture_bytes
+from decoder_service.prompt_spec import PromptSpec, guess_num_tokens, has_images, num_picture_bytes
 from decoder_service.replies import Replies
 from decoder_service.request import Request
+from decoder_service.request_builder import RequestBuilder
 from decoder_service.request_metrics import RequestMetrics
 from decoder_service.request_names import RequestNames
 from decoder_service.request_parser import ParsedRequest, parse_generate_request, parse_prompt, request_digest
@@ -92,7 +91,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._info = info
         self._limits = limits
         self._metrics = metrics
-        self._arrivals = itertools.count()
+        self._requests = RequestBuilder(tokenizer, info, limits.capacity)
         self.admission = Admission(limits.admission)
         """What is open and what waits."""
         self._names = RequestNames()
@@ -154,11 +153,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
             matcher = None if parsed.structure is None else await self._matcher(parsed.structure)
         charge_tokens(len(prompt.token_ids))
-        engine_request = replace(self._request(parsed, prompt, images), matcher=matcher)
+        engine_request = replace(self._requests.build(parsed, prompt, images), matcher=matcher)
         self._store.check_fits(images)
         place.laid_out(len(prompt.token_ids) + engine_request.sampling.max_completion_tokens)
         replies = Replies(parsed.request_id, prompt, resumption=parsed.resumption)
-        texts = [self._text_stream(parsed) for _ in range(engine_request.sampling.n)]
+        texts = [self._requests.text_stream(parsed) for _ in range(engine_request.sampling.n)]
         generation = Generation(
             self._host,
             self._store,
@@ -246,38 +245,3 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if self._structures is None:
             raise not_installed(structure)
         return await self._structures.matcher(structure)
-
-    def _text_stream(self, parsed: ParsedRequest) -> TextStream:
-        return TextStream(
-            self._tokenizer,
-            parsed.sampling.stops,
-            continues=isinstance(parsed.prompt, TextPrompt),
-            include_stop=parsed.sampling.include_stop,
-            min_tokens=parsed.sampling.params.min_tokens,
-        )
-
-    def _request(self, parsed: ParsedRequest, prompt: Prompt, images: Sequence[PromptImage]) -> Request:
-        """The engine's view of a request; its `max_tokens` is what is left of the model's length if unset."""
-        sampling, capacity = parsed.sampling.params, self._limits.capacity
-        if parsed.sampling.max_tokens is None:
-            room = capacity.max_tokens(len(prompt.token_ids), n=sampling.n)
-            sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
-        if parsed.resumption is not None:
-            # They came before the first token.
-            sampling = replace(sampling, prompt_logprobs=None)
-        if parsed.sampling.bad_words:
-            sequences = bad_token_sequences(parsed.sampling.bad_words, self._tokenizer.encode_text)
-            sampling = replace(sampling, bad_token_sequences=sequences)
-        capacity.check(len(prompt.token_ids), sampling.max_tokens, n=sampling.n)
-        return Request(
-            request_id=scoped_name(current_principal(), parsed.request_id),
-            prompt_token_ids=prompt.token_ids,
-            placeholders=prompt.placeholders,
-            image_identities=tuple(image.spec.image_hash for image in images),
-            cache_salt=parsed.cache_salt,
-            sampling=sampling,
-            end_token_ids=self._info.end_token_ids,
-            arrival=next(self._arrivals),
-            priority=parsed.priority,
-            tenant=tenant_of(current_principal(), parsed.cache_salt),
-        )
