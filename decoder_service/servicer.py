@@ -221,7 +221,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             num_tokens=guess_num_tokens(parsed.prompt) + may_fit * sampling.max_completion_tokens,
             picture_bytes=num_picture_bytes(parsed.prompt),
         )
-        with self._names.held(name, request_digest(request)), place as held:
+        digest = request_digest(request)
+        del request
+        with self._names.held(name, digest), place as held:
             yield held
 
     def _deadline(self, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]) -> float:
