@@ -61,7 +61,7 @@ class Engine:
         self._scheduler = Scheduler(config, self._blocks, self._prefix_cache)
         self._runner = runner
         self._completions = Completions()
-        self._failed: list[tuple[str, DiptychError]] = []
+        self._failed: dict[str, DiptychError] = {}
         self._num_steps = self._num_batched_tokens = 0
         self._num_near_ties = self._num_splice_mismatches = 0
         self._compute = compute
@@ -83,7 +83,7 @@ class Engine:
         Raises what `Capacity.check` raises, and AlreadyExistsError where a request of this name has not ended.
         """
         self.capacity.check(request.num_prompt_tokens, request.sampling.max_tokens, n=request.sampling.n)
-        if request.request_id in self._completions:
+        if request.request_id in self._completions or request.request_id in self._failed:
             raise AlreadyExistsError("REQUEST_EXISTS", "a request with this request_id is running")
         request.forks = make_forks(request)
         self._completions.add(request)
@@ -107,10 +107,8 @@ class Engine:
         return True
 
     def abort(self, request_id: str) -> list[ImageRef]:
-        """End a request without a word; returns the images whose features it held.
-
-        Nothing happens where it is unknown or has ended.
-        """
+        """End a request without a word, if it has not ended; returns the images whose features it held."""
+        self._failed.pop(request_id, None)  # Or the next request of this name would hear of it.
         return [ref for request in self._completions.of(request_id) for ref in self._remove(request)]
 
     def end(self, request_id: str, index: int) -> list[ImageRef]:
@@ -119,20 +117,22 @@ class Engine:
         return [] if request is None else self._remove(request)
 
     def set_paused(self, request_id: str, *, paused: bool) -> None:
-        """Compute nothing more of a request while it is paused; it keeps what it has until others need that."""
+        """Compute nothing more of a request while it is paused; its blocks stay until others need them."""
         for request in self._completions.of(request_id):
             self._scheduler.set_paused(request, paused=paused)
 
     def fail(self, request_id: str, error: DiptychError) -> list[ImageRef]:
         """End a request as `abort` does; the next step reports the error."""
-        if request_id in self._completions:
-            self._failed.append((request_id, error))
-        return self.abort(request_id)
+        if request_id not in self._completions:
+            return []
+        refs = self.abort(request_id)
+        self._failed[request_id] = error
+        return refs
 
     def step(self) -> StepOutput:
         """Schedule, execute, account."""
-        output = StepOutput(failed=self._failed)
-        self._failed = []
+        output = StepOutput(failed=list(self._failed.items()))
+        self._failed.clear()
         batch = self._scheduler.schedule(output)
         self._num_batched_tokens = batch.num_tokens
         if unclean := self._blocks.take_unclean():
@@ -232,7 +232,8 @@ class Engine:
 
     def _fail_part(self, part: ScheduledBatch, failure: Exception, error_id: str, output: StepOutput) -> None:
         for scheduled in part.requests:
-            scheduled.request.is_suspect = True
+            for completion in self._completions.of(scheduled.request.request_id):
+                completion.is_suspect = True  # All end, and each may have been in the batch that failed.
             self._end_failed(scheduled.request, step_error(failure, error_id), output)
 
     def _end_failed(self, request: Request, error: DiptychError, output: StepOutput) -> None:

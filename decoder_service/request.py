@@ -165,6 +165,11 @@ class Request:
         return end - self.num_computed_tokens
 
     @property
+    def needs_features(self) -> bool:
+        """Whether it has images, here or not, whose tokens are not all computed."""
+        return bool(self.placeholders) and self.placeholders[-1].end > self.num_computed_tokens
+
+    @property
     def is_stalled(self) -> bool:
         """Whether it runs and can go no further until an image arrives."""
         return self.num_schedulable_tokens == 0

@@ -89,9 +89,11 @@ class Scheduler:
         self._running.add(fork)
 
     def set_paused(self, request: Request, *, paused: bool) -> None:
-        """Compute nothing for a request while it is paused; it is the first to give way meanwhile."""
+        """Compute nothing for a request while it is paused; it is the first to give way, at once if it needs images."""
         if request.status is RequestStatus.RUNNING:
             request.is_paused = paused
+            if paused and request.needs_features:
+                self._preempt(request)  # Others may wait for that feature memory, and cannot take it.
         elif request.is_paused != paused:
             (self._waiting.pause if paused else self._waiting.resume)(request)
 

@@ -122,7 +122,9 @@ class FakeRunner:
         self.most_tokens: int | None = None
         """Tokens that there is memory for."""
         self.error: Exception | None = None
-        """Raised by the next step."""
+        """Raised by the next step, before it writes."""
+        self.late_error: Exception | None = None
+        """Raised by the next step when it has written all that it writes."""
         self.copy_error: Exception | None = None
         """Raised by the next step that copies."""
         self.num_near_ties = 0
@@ -150,8 +152,11 @@ class FakeRunner:
             start = each.request.num_computed_tokens
             for position in range(start, start + each.num_scheduled_tokens):
                 self._cache[self._slot(each.request, position)] = self._entry(each.request, position)
-            if each.request.request_id in self.culprits:
-                raise RuntimeError("a culprit, when something is written already")
+        if any(each.request.request_id in self.culprits for each in batch.requests):
+            raise RuntimeError("a culprit, when everything is written already")
+        if self.late_error is not None:
+            error, self.late_error = self.late_error, None
+            raise error
         sampled = [each.request for each in batch.requests if each.is_sampled]
         families = [(request, (request, *request.forks)) for request in sampled]
         token_ids = [self._sample(request, each) for request, family in families for each in family]
@@ -328,14 +333,20 @@ class Host:
 
         Between any two steps one image arrives: the first one, or the last one, of those in flight.
         """
+        self.run_unpaused(max_steps=max_steps, last_image_first=last_image_first)
+        assert not self.live, f"still not ended: {self.live}"
+        self.check_idle()
+
+    def run_unpaused(self, *, max_steps: int = 500, last_image_first: bool = False) -> None:
+        """The same until only paused ones are left, which must not hold up the others."""
         for _ in range(max_steps):
-            if not self.live:
+            if set(self.live) <= self._paused:
                 break
             if self.in_flight:
                 self.arrive(sorted(self.in_flight, key=lambda ref: ref.image_index)[-1 if last_image_first else 0])
             self.step()
-        assert not self.live, f"still not ended: {self.live}"
-        self.check_idle()
+        waiting = set(self.live) - self._paused
+        assert not waiting, f"still not ended: {waiting}"
 
     def check_idle(self) -> None:
         """Nothing is left behind: the state is that of a new engine."""

@@ -302,6 +302,20 @@ def test_sampling_out_of_range_is_refused(name: str, value: object) -> None:
         replace(SamplingParams(max_tokens=1), **{name: value})  # type: ignore[arg-type]
 
 
+def test_an_error_is_not_heard_by_the_next_request_of_that_name() -> None:
+    host = Host()
+    host.submit(make_request("a", 4))
+    host.fail("a", UnavailableError("VISION_UNAVAILABLE", "no vision replica answers"))
+    with pytest.raises(AlreadyExistsError):  # Its caller has not heard of the end yet.
+        host.engine.submit(make_request("a", 4, arrival=1))
+    host.abort("a")
+    host.submit(make_request("a", 4, arrival=2))
+    assert host.step().failed == []
+    host.run()
+    assert host.outcomes["a"].end == "length"
+    host.check_outputs()
+
+
 def test_tokens_can_be_read_across_prompt_and_output() -> None:
     request = make_request("a", 4)
     request.output_token_ids.extend((11, 12, 13))

@@ -5,6 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from common.errors import UnavailableError
 from decoder_service.block_hash import block_hash
+from decoder_service.device_errors import DeviceMemoryError
 from tests.decoder_service.engine_fakes import VOCABULARY, Host, make_request
 from tests.decoder_service.operations import operations
 
@@ -159,6 +160,14 @@ class EngineMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.host.live)
     @rule(data=st.data())
+    def fail_and_abort(self, data: st.DataObject) -> None:
+        """The caller leaves before it hears of the error, and nobody else may hear of it."""
+        request_id = data.draw(st.sampled_from(self.host.live))
+        self.host.fail(request_id, UnavailableError("VISION_UNAVAILABLE", "no vision replica answers"))
+        self.host.abort(request_id)
+
+    @precondition(lambda self: self.host.live)
+    @rule(data=st.data())
     def become_not_finite(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(self.host.live))
         index = data.draw(st.sampled_from(self.host.unfinished(request_id)))
@@ -202,7 +211,12 @@ class EngineMachine(RuleBasedStateMachine):
     def raise_in_the_next_step(self) -> None:
         self.host.runner.error = RuntimeError("planted")
 
+    @rule(is_memory=st.booleans())
+    def raise_late_in_the_next_step(self, is_memory: bool) -> None:
+        self.host.runner.late_error = DeviceMemoryError() if is_memory else RuntimeError("planted")
+
     def teardown(self) -> None:
+        self.host.run_unpaused(max_steps=100 + 100 * self.num_submitted)
         for request_id in self.host.paused:
             self.host.resume(request_id)
         self.host.run(max_steps=100 + 100 * self.num_submitted)

@@ -4,6 +4,7 @@ import pytest
 
 from common.errors import AlreadyExistsError, InvalidArgumentError
 from decoder_service.block_manager import IntegrityError
+from decoder_service.device_errors import DeviceMemoryError
 from decoder_service.request import ImageRef
 from tests.decoder_service.engine_fakes import Host, make_request, tokens_alone
 
@@ -152,6 +153,43 @@ def test_a_step_that_raises_ends_a_request_once() -> None:
     assert {token.request_id for token in output.tokens} == {"b"}
     host.run()
     host.check_outputs()
+
+
+@pytest.mark.parametrize("fault", [None, RuntimeError("late"), DeviceMemoryError(), "culprit"])
+def test_a_step_tried_again_copies_what_it_copied_before_though_the_last_other_owner_gave_way(
+    fault: Exception | str | None,
+) -> None:
+    """The block that one completion copies would be free for the newcomer that makes the other one give way."""
+    host = Host(num_blocks=8, max_num_requests=2)
+    host.submit(make_request("a", 6, max_tokens=5, n=2))
+    host.step()
+    newcomer = host.submit(make_request("new", 8, arrival=1, priority=1))
+    if isinstance(fault, Exception):
+        host.runner.late_error = fault
+    elif fault is not None:
+        host.runner.culprits.add("new")
+    output = host.step()
+    assert host.engine.stats().num_preemptions == 1
+    assert output.first_scheduled == ["new"]
+    host.run()
+    assert host.outcome("a", 0).end == host.outcome("a", 1).end == "length"
+    assert host.outcomes[newcomer.request_id].end == ("STEP_FAILED" if fault == "culprit" else "length")
+    host.check_outputs()
+
+
+def test_nan_that_a_failed_step_left_in_the_block_of_another_completion_harms_nobody() -> None:
+    """The one that fails writes to its copy, the other in place; both end, and the next request gets their blocks."""
+    host = Host(num_blocks=4)
+    host.submit(make_request("a", 2, max_tokens=5, n=2))
+    host.step()
+    host.runner.poisoned.add("a")
+    host.runner.culprits.add("a")
+    host.step()
+    assert host.outcomes["a"].end == "STEP_FAILED"
+    host.submit(make_request("next", 1, arrival=1, max_tokens=1))
+    host.run()
+    host.check_outputs()
+    assert host.outcomes["next"].end == "length"
 
 
 def test_the_prompt_that_a_request_leaves_is_found_by_the_next_one() -> None:

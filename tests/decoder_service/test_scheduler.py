@@ -14,7 +14,7 @@ from decoder_service.request_status import RequestStatus
 from decoder_service.scheduler import Scheduler
 from decoder_service.scheduler_config import SchedulerConfig
 from decoder_service.step import StepOutput, WantedImages
-from tests.decoder_service.engine_fakes import make_features, make_request
+from tests.decoder_service.engine_fakes import Host, make_features, make_request
 
 
 class Steps:
@@ -315,3 +315,39 @@ def test_a_request_in_no_place_or_with_the_wrong_blocks_is_found() -> None:
     request.num_computed_tokens = 9
     with pytest.raises(IntegrityError, match="9 computed tokens"):
         steps.scheduler.check_integrity([request])
+
+
+def test_a_paused_request_that_came_back_keeps_no_feature_memory_from_others() -> None:
+    """A completion that gave way computes its image again when its reader falls behind."""
+    host = Host(num_blocks=12, max_num_batched_tokens=4, feature_budget=6, hash_block=None)
+    request = host.submit(make_request("paused", 6, 6, 4, arrival=1, max_tokens=12))
+    while len(host.outcomes["paused"].token_ids) < 3:
+        _step_with_images(host)
+    host.submit(make_request("first", 40, arrival=2, max_tokens=1, priority=1))
+    while not (request.num_preemptions and request.status is RequestStatus.RUNNING):
+        _step_with_images(host)
+    assert request.features != [None]
+    host.pause("paused")
+    host.submit(make_request("other", 2, 5, 2, arrival=3, max_tokens=2))
+    host.run_unpaused()
+    assert host.outcomes["other"].end == "length"
+    host.resume("paused")
+    host.run()
+    host.check_outputs()
+
+
+def test_a_paused_request_keeps_the_blocks_that_nobody_needs_once_its_images_are_computed() -> None:
+    host = Host()
+    request = host.submit(make_request("a", 2, 5, 2, max_tokens=8))
+    _step_with_images(host)
+    host.pause("a")
+    host.step()
+    assert (request.status, request.num_preemptions) == (RequestStatus.RUNNING, 0)
+    host.resume("a")
+    host.run()
+
+
+def _step_with_images(host: Host) -> None:
+    for ref in list(host.in_flight):
+        host.arrive(ref)
+    host.step()
