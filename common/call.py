@@ -4,14 +4,20 @@ Knows a trace and a name. Does not know what is called, or who calls (see `princ
 runs in the handler's task and in the tasks begun there.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from common.errors import DiptychError
 from common.trace_context import HEADER
 from common.tracing import Span
+
+_SLACK_SECONDS: Final = 0.05
+_SLACK_PART: Final = 0.01
+"""gRPC sends a deadline in two or three digits, rounded up, so the caller's clock runs out before ours."""
 
 
 @dataclass(slots=True)
@@ -21,6 +27,12 @@ class Call:
     span: Span
     request_id: str = ""
     """Name of the generation request, once it is known."""
+    seconds: float | None = None
+    """Time that the caller gives it; None for any."""
+    begun_at: float = field(default_factory=time.monotonic)
+    ending: DiptychError | None = None
+    """What the server ends it with, whose handler only sees that it is cancelled or closed."""
+    _is_overdue: bool | None = None
 
     @property
     def trace_id(self) -> str:
@@ -32,6 +44,19 @@ class Call:
         """What a metric may point to: a trace that somebody keeps."""
         context = self.span.context
         return {"trace_id": context.trace_id} if context is not None and context.sampled else None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a call that its caller left now was left because its time is up.
+
+        The caller's cancellation comes before our own clock has run out. The first answer stands, so that all who tell
+        of a call's end tell the same.
+        """
+        if self._is_overdue is None:
+            left = None if self.seconds is None else self.begun_at + self.seconds - time.monotonic()
+            slack = _SLACK_SECONDS + _SLACK_PART * (self.seconds or 0.0)
+            self._is_overdue = left is not None and left < slack
+        return self._is_overdue
 
 
 _NO_CALL: Final = Call(Span(None))

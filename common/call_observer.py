@@ -54,7 +54,8 @@ class CallObserver:
         span = self._span(path, context)
         outcome = Outcome()
         try:
-            with handling(Call(span)):
+            # aio says None where the caller set no deadline; its stubs say float.
+            with handling(Call(span, seconds=context.time_remaining())):
                 yield outcome
         finally:
             metrics.end(outcome.code)

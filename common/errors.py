@@ -19,7 +19,7 @@ callers, so they never hold paths, addresses or exception texts; every value in 
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 DOMAIN = "diptych.v1"
 """The `domain` of every ErrorInfo."""
@@ -66,6 +66,10 @@ class DiptychError(Exception):
         self.field = field
         self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
         self.retry_after = retry_after
+
+    def at(self, field: str) -> Self:
+        """The same error, of another field."""
+        return type(self)(self.reason, self.message, field=field, metadata=self.metadata, retry_after=self.retry_after)
 
 
 class InvalidArgumentError(DiptychError):

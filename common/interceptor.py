@@ -23,6 +23,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from common.access import Gate
+from common.call import current_call
 from common.call_observer import CallObserver, Context
 from common.errors import DiptychError, InternalError, InvalidArgumentError, ResourceExhaustedError
 from common.open_calls import OpenCalls
@@ -90,7 +91,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except (Exception, asyncio.CancelledError) as error:
                 if _caller_left(error):
-                    outcome.code = _cancellation_code(context)
+                    is_overdue = current_call().is_overdue
+                    outcome.code = grpc.StatusCode.DEADLINE_EXCEEDED if is_overdue else grpc.StatusCode.CANCELLED
                     raise asyncio.CancelledError from error
                 answer = _to_answer(error, path)
                 outcome.code, outcome.reason = status_code(answer), answer.reason
@@ -140,12 +142,14 @@ async def _write(context: Context, response: Any, stall_seconds: float) -> None:
         async with asyncio.timeout(stall_seconds):
             await context.write(response)
     except TimeoutError:
-        raise ResourceExhaustedError(
+        error = ResourceExhaustedError(
             "SLOW_CONSUMER",
             f"the caller did not read for {stall_seconds} seconds",
             metadata={"limit": stall_seconds},
             retry_after=RETRY_SECONDS,
-        ) from None
+        )
+        current_call().ending = error
+        raise error from None
 
 
 async def _abort(context: Context, answer: DiptychError) -> None:
@@ -207,13 +211,6 @@ def _to_answer(error: BaseException, path: str) -> DiptychError:
             retry_after=error.retry_after,
         )
     return InternalError("INTERNAL", "The server failed on this request.", metadata={"error_id": error_id})
-
-
-def _cancellation_code(context: Context) -> grpc.StatusCode:
-    # aio says None without a deadline; its stubs say float. The caller's clock may run out just before ours.
-    remaining: float | None = context.time_remaining()
-    expired = remaining is not None and remaining < 0.05
-    return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
 
 
 def _own_code(context: Context) -> grpc.StatusCode:

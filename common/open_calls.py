@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from common.call import Call, current_call
 from common.errors import DiptychError
 
 
@@ -15,7 +16,7 @@ class OpenCalls:
     """Counts the calls of a server while each is in `one`."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._tasks: dict[asyncio.Task[object], Call] = {}
         self._ending: dict[asyncio.Task[object], DiptychError] = {}
 
     def __len__(self) -> int:
@@ -27,7 +28,7 @@ class OpenCalls:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a call is handled in a task")
-        self._tasks.add(task)
+        self._tasks[task] = current_call()
         try:
             yield
         except asyncio.CancelledError:
@@ -36,11 +37,12 @@ class OpenCalls:
                 raise error from None
             raise
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
             self._ending.pop(task, None)
 
     def end(self, error: DiptychError) -> None:
         """End every call that is open now with an error."""
-        for task in self._tasks - self._ending.keys():
-            self._ending[task] = error
-            task.cancel()
+        for task, call in self._tasks.items():
+            if task not in self._ending:
+                self._ending[task] = call.ending = error
+                task.cancel()

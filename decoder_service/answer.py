@@ -39,6 +39,14 @@ class Answer:
         """Whether every completion has ended."""
         return not self._texts
 
+    def begins(self) -> None:
+        """Let it be known that the prompt is laid out and goes to the engine."""
+        self._watch.admitted(
+            prompt_tokens=len(self._prompt.token_ids),
+            num_images=len(self._prompt.images),
+            count_completion_tokens=lambda: self._replies.num_completion_tokens,
+        )
+
     def messages(self, tokens: Sequence[TokenOutput]) -> Iterator[pb.GenerateResponse]:
         """What is due after these tokens; those of a completion that has ended belong to nobody."""
         for index in list(self._texts):

@@ -29,6 +29,8 @@ class PromptImage:
 
     data: bytes
     spec: FeatureSpec
+    field: str = "image"
+    """Where it stands in the request."""
 
 
 @dataclass(slots=True, eq=False)

@@ -11,10 +11,13 @@ Knows leases and the order of events on the event loop. Does not know how featur
 import asyncio
 from collections.abc import Callable, Sequence, Set
 from contextvars import copy_context
+from typing import Final
 
 from common.errors import DiptychError, InternalError
 from decoder_service.feature_store import FeatureStore, Lease, PromptImage
 from decoder_service.image_encoder import ImageFeatures
+
+_ENCODERS_FIELD: Final = "image"
 
 Deliver = Callable[[int, ImageFeatures, int], None]
 """Takes an image's index, its features, and how often `begin` had been called when it set out."""
@@ -108,7 +111,12 @@ class ImageFetch:
             raise group_error
 
     async def _pass_on(self, index: int, lease: Lease, fetch: int) -> None:
-        self._deliver(index, await lease.arrived(), fetch)
+        try:
+            features = await lease.arrived()
+        except DiptychError as error:
+            # The encoder was sent one picture, and knows no other name for it.
+            raise (error.at(self._images[index].field) if error.field == _ENCODERS_FIELD else error) from None
+        self._deliver(index, features, fetch)
 
 
 def _first(group: BaseExceptionGroup[DiptychError]) -> DiptychError:

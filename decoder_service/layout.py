@@ -19,10 +19,10 @@ def lay_out(
     if info is None:
         return prompt, ()
     images = []
-    for data, span in zip(prompt.images, prompt.placeholders, strict=True):
+    for data, field, span in zip(prompt.images, prompt.image_fields, prompt.placeholders, strict=True):
         identity = image_hash(
             data, preprocessing=info.preprocessing, weights_digest=info.weights_digest, dtype=info.dtype, salt=salt
         )
         spec_ = FeatureSpec(image_hash=identity, grid=span.grid, width=info.feature_width, dtype=info.dtype)
-        images.append(PromptImage(data=data, spec=spec_))
+        images.append(PromptImage(data=data, spec=spec_, field=field))
     return prompt, tuple(images)

@@ -7,6 +7,7 @@ has one [IMG] for every image feature row, in placeholder ranges that hold exact
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 from common.errors import InvalidArgumentError
 from common.image_header import ImageLimits, read_image_header
@@ -26,6 +27,8 @@ class Prompt:
     """Where the images stand, in the order of their offsets."""
     images: tuple[bytes, ...]
     """Image files, one for each placeholder range and in the same order."""
+    image_fields: tuple[str, ...] = dataclass_field(default=(), compare=False)
+    """Where each of them stands in the request."""
 
     @property
     def num_image_tokens(self) -> int:
@@ -86,8 +89,8 @@ class PromptBuilder:
         placeholders = self._locate(layout.token_ids, [grids[index] for index in layout.image_order])
         if placeholders is None:
             raise RuntimeError("the chat template did not lay out the images by their grids")
-        in_order = tuple(images[index][1] for index in layout.image_order)
-        return Prompt(token_ids=layout.token_ids, placeholders=placeholders, images=in_order)
+        fields, files = zip(*(images[index] for index in layout.image_order), strict=True) if images else ((), ())
+        return Prompt(token_ids=layout.token_ids, placeholders=placeholders, images=files, image_fields=fields)
 
     def _text(self, spec: TextPrompt) -> Prompt:
         field = "text.text"
@@ -114,7 +117,8 @@ class PromptBuilder:
                 "the placeholder tokens are not those of the images, in their order and of their sizes",
                 field="token_ids.ids",
             )
-        return Prompt(token_ids=token_ids, placeholders=placeholders, images=spec.images)
+        fields = tuple(field for field, _ in images)
+        return Prompt(token_ids=token_ids, placeholders=placeholders, images=spec.images, image_fields=fields)
 
     def _grids(
         self, images: Sequence[tuple[str, bytes]], preprocessing: Preprocessing | None, field: str

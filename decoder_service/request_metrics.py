@@ -64,13 +64,22 @@ class RequestMetrics:
         self.finished = {outcome: finished.labels(outcome) for outcome in OUTCOMES}
         self.refused = ReasonCounter(
             "diptych_admission_rejections",
-            "Requests that were refused before they waited.",
+            "Requests that were refused.",
             registry=registry,
-            expected=("QUEUE_FULL", "VISION_UNAVAILABLE", "MODEL_MISMATCH", "ENGINE_STOPPED", "PROMPT_TOO_LONG"),
+            expected=(
+                "QUEUE_FULL",
+                "VISION_UNAVAILABLE",
+                "MODEL_MISMATCH",
+                "ENGINE_STOPPED",
+                "PROMPT_TOO_LONG",
+                "IMAGE_UNDECODABLE",
+                "ENCODER_QUEUE_FULL",
+                "DEVICE_MEMORY",
+            ),
         )
         self.failed = ReasonCounter(
             "diptych_request_failures",
-            "Admitted requests that failed.",
+            "Requests that failed for a reason of ours.",
             registry=registry,
             expected=(
                 "STEP_FAILED",

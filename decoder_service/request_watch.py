@@ -10,11 +10,12 @@ or the completion passes through here but counts. Exactly one line is logged for
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from common.call import Call, current_call
-from common.errors import DeadlineExceededError, DiptychError
+from common.errors import Code, DiptychError
+from common.principal import current_principal
 from common.tracing import Attributes
 from decoder_service.request_metrics import RequestMetrics
 from decoder_service.request_status import FinishReason
@@ -22,17 +23,24 @@ from decoder_service.timings import Timings
 
 _log = logging.getLogger(__name__)
 
+_OURS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.FAILED_PRECONDITION})
+"""What fails a request for a reason that is not the caller's."""
+
 
 class RequestWatch:
     """One request; its methods are called on the event loop, none of them for every token."""
 
-    def __init__(self, metrics: RequestMetrics, call: Call) -> None:
+    def __init__(self, metrics: RequestMetrics, call: Call, *, caller: str = "") -> None:
+        """Watch the request that `call` brought, of a caller by name where that is known."""
         self._metrics = metrics
         self._call = call
+        self._caller = caller
         self._arrived_at = time.monotonic()
         self._admitted_at: float | None = None
         self._first_token_at: float | None = None
+        self._prompt_tokens = 0
         self._num_images = 0
+        self._count_completion_tokens: Callable[[], int] = lambda: 0
         self._is_finished = False
 
     def named(self, request_id: str, attributes: Attributes) -> None:
@@ -40,10 +48,14 @@ class RequestWatch:
         self._call.request_id = request_id
         self._call.span.set({"gen_ai.response.id": request_id, **attributes})
 
-    def admitted(self, *, prompt_tokens: int, num_images: int) -> None:
-        """Hear that the request goes to the engine."""
+    def admitted(
+        self, *, prompt_tokens: int, num_images: int, count_completion_tokens: Callable[[], int] = lambda: 0
+    ) -> None:
+        """Hear that the request goes to the engine, and whom to ask for the tokens that its caller was told."""
         self._admitted_at = time.monotonic()
+        self._prompt_tokens = prompt_tokens
         self._num_images = num_images
+        self._count_completion_tokens = count_completion_tokens
         metrics, exemplar = self._metrics, self._call.exemplar
         metrics.prepare.observe(self._admitted_at - self._arrived_at, exemplar)
         metrics.request_prompt_tokens.observe(prompt_tokens, exemplar)
@@ -87,10 +99,9 @@ class RequestWatch:
         if timed_tokens > 1:
             metrics.time_per_output_token.observe(timings.decode / (timed_tokens - 1), exemplar)
         self._trace(reason, timings, prompt_tokens, cached_tokens, completion_tokens)
-        _log.info(
-            "request finished",
-            extra={
-                "outcome": reason.value,
+        self._log(
+            reason.value,
+            {
                 "prompt_tokens": prompt_tokens,
                 "cached_tokens": cached_tokens,
                 "images": self._num_images,
@@ -109,16 +120,38 @@ class RequestWatch:
         if self._is_finished:
             return
         self._is_finished = True
-        outcome, reason = _outcome(error)
-        if self._admitted_at is None and outcome == "error":
-            outcome = "refused"
+        outcome, reason = self._outcome(self._call.ending or error)
+        if outcome == "refused":
             self._metrics.refused.count(reason)
         else:
             self._metrics.finished[outcome].inc()
             if outcome == "error":
                 self._metrics.failed.count(reason)
-        extra = {"outcome": outcome, "reason": reason, "seconds": round(time.monotonic() - self._arrived_at, 4)}
-        _log.info("request finished", extra=extra)
+        known: dict[str, object] = {}
+        if self._admitted_at is not None:
+            known = {
+                "prompt_tokens": self._prompt_tokens,
+                "images": self._num_images,
+                "completion_tokens": self._count_completion_tokens(),
+            }
+        self._log(outcome, {"reason": reason, **known, "seconds": round(time.monotonic() - self._arrived_at, 4)})
+
+    def _outcome(self, error: BaseException) -> tuple[str, str]:
+        """How the request ended, and the reason."""
+        if isinstance(error, DiptychError):
+            if error.code in (Code.DEADLINE_EXCEEDED, Code.CANCELLED):
+                return ("deadline" if error.code is Code.DEADLINE_EXCEEDED else "abort"), error.reason
+            # What is not taken up is refused, even where that is our fault; a bug is a failure at any time.
+            is_failure = error.code is Code.INTERNAL or (self._admitted_at is not None and error.code in _OURS)
+            return ("error" if is_failure else "refused"), error.reason
+        # The server cancels the handler's task, or closes its stream, where the caller is gone.
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return ("deadline", "DEADLINE_EXCEEDED") if self._call.is_overdue else ("abort", "CANCELLED")
+        return "error", "INTERNAL"
+
+    def _log(self, outcome: str, values: dict[str, object]) -> None:
+        caller = {"caller": self._caller} if self._caller else {}
+        _log.info("request finished", extra={"outcome": outcome, **caller, **values})
 
     def _trace(
         self, reason: FinishReason, timings: Timings, prompt_tokens: int, cached_tokens: int, completion_tokens: int
@@ -146,21 +179,9 @@ class RequestWatch:
 @contextmanager
 def watching(metrics: RequestMetrics) -> Iterator[RequestWatch]:
     """Watch the request of this call while inside; an error that passes ends it."""
-    watch = RequestWatch(metrics, current_call())
+    watch = RequestWatch(metrics, current_call(), caller=current_principal().name)
     try:
         yield watch
     except BaseException as error:
         watch.ended(error)
         raise
-
-
-def _outcome(error: BaseException) -> tuple[str, str]:
-    """How a request ended, and the reason."""
-    if isinstance(error, DeadlineExceededError):
-        return "deadline", error.reason
-    if isinstance(error, DiptychError):
-        return "error", error.reason
-    # The server cancels the handler's task, or closes its stream, where the caller is gone.
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return "abort", "CANCELLED"
-    return "error", "INTERNAL"

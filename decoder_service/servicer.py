@@ -174,7 +174,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             if lacking is None or lacking.finish_reason is None:
                 held.push_async_exit(generation)
                 await generation.submit()
-        watch.admitted(prompt_tokens=len(prompt.token_ids), num_images=len(images))
+        answer.begins()
         if parsed.resumption is None or not parsed.resumption.num_messages:
             yield replies.prompt(cached_tokens=generation.num_cached_tokens)
         if lacking is not None and (lacking.text or lacking.finish_reason is not None):

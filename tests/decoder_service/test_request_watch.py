@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -9,10 +10,24 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from common.call import Call, handling
-from common.errors import DeadlineExceededError, InternalError, InvalidArgumentError
+from common.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    CancelledError,
+    DeadlineExceededError,
+    DiptychError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from common.principal import Principal, acting_for
 from common.trace_context import TraceContext
 from common.tracing import Span
-from decoder_service.request_metrics import RequestMetrics
+from decoder_service.request_metrics import OUTCOMES, RequestMetrics
 from decoder_service.request_status import FinishReason
 from decoder_service.request_watch import RequestWatch, watching
 from decoder_service.timings import Timings
@@ -65,43 +80,105 @@ def test_a_finished_request_is_counted_once_and_told_in_one_line(caplog: pytest.
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("error", "outcome", "reason"),
-    [
-        (InvalidArgumentError("PROMPT_TOO_LONG", "x"), "error", "PROMPT_TOO_LONG"),
-        (InternalError("NUMERIC_ERROR", "x"), "error", "NUMERIC_ERROR"),
-        (RuntimeError("a secret"), "error", "INTERNAL"),
-        (DeadlineExceededError("DEADLINE_EXCEEDED", "x"), "deadline", "DEADLINE_EXCEEDED"),
-        (asyncio.CancelledError(), "abort", "CANCELLED"),
-        (GeneratorExit(), "abort", "CANCELLED"),
-    ],
-)
+# By the error's kind: before the request was admitted, and after.
+OUTCOMES_OF_ERRORS: dict[type[DiptychError], tuple[str, str]] = {
+    InvalidArgumentError: ("refused", "refused"),
+    UnauthenticatedError: ("refused", "refused"),
+    PermissionDeniedError: ("refused", "refused"),
+    ResourceExhaustedError: ("refused", "refused"),
+    AbortedError: ("refused", "refused"),
+    AlreadyExistsError: ("refused", "refused"),
+    UnavailableError: ("refused", "error"),
+    FailedPreconditionError: ("refused", "error"),
+    DeadlineExceededError: ("deadline", "deadline"),
+    CancelledError: ("abort", "abort"),
+    InternalError: ("error", "error"),
+}
+ENDS: list[tuple[BaseException, tuple[str, str], str]] = [
+    *((kind("SOME_REASON", "x"), outcomes, "SOME_REASON") for kind, outcomes in OUTCOMES_OF_ERRORS.items()),
+    (RuntimeError("a secret"), ("error", "error"), "INTERNAL"),
+    (asyncio.CancelledError(), ("abort", "abort"), "CANCELLED"),
+    (GeneratorExit(), ("abort", "abort"), "CANCELLED"),
+]
+
+
+def test_every_kind_of_error_is_in_the_table() -> None:
+    assert OUTCOMES_OF_ERRORS.keys() == set(DiptychError.__subclasses__())
+
+
+@pytest.mark.parametrize(("error", "outcomes", "reason"), ENDS)
 @pytest.mark.parametrize("admitted", [False, True])
 def test_a_request_that_does_not_finish_is_counted_where_it_belongs(
-    error: BaseException, outcome: str, reason: str, admitted: bool, caplog: pytest.LogCaptureFixture
+    error: BaseException, outcomes: tuple[str, str], reason: str, admitted: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     registry = CollectorRegistry()
+    outcome = outcomes[admitted]
+    assert end(registry, error, admitted=admitted) is error
+    assert counted(registry, reason) == ({"error": 1, "failed": 1} if outcome == "error" else {outcome: 1})
+    (record,) = caplog.records
+    assert (vars(record)["outcome"], vars(record)["reason"]) == (outcome, reason)
+    assert "secret" not in repr(vars(record))
+    known = {name: vars(record).get(name) for name in ("prompt_tokens", "images", "completion_tokens", "caller")}
+    counts = (7, 2, 5) if admitted else (None, None, None)
+    assert tuple(known.values()) == (*counts, "alice")
+
+
+@pytest.mark.parametrize("left", [asyncio.CancelledError(), GeneratorExit()])
+@pytest.mark.parametrize(
+    ("seconds", "used", "outcome"),
+    [
+        (None, 1000.0, "abort"),
+        (1.0, 0.5, "abort"),
+        (1.0, 0.98, "deadline"),
+        (1.0, 1.5, "deadline"),
+        # 12.34 s become 12.4 s on their way to us.
+        (12.4, 12.34, "deadline"),
+        (12.4, 11.0, "abort"),
+    ],
+)
+def test_a_caller_who_leaves_when_its_time_is_up_ran_out_of_time(
+    seconds: float | None, used: float, outcome: str, left: BaseException
+) -> None:
+    registry = CollectorRegistry()
+    call = Call(Span(None), seconds=seconds, begun_at=time.monotonic() - used)
+    with handling(call):
+        end(registry, left, admitted=True)
+    assert counted(registry, "CANCELLED") == {outcome: 1}
+    assert call.is_overdue == (outcome == "deadline")
+
+
+def test_what_the_server_ends_a_call_with_is_how_it_ended() -> None:
+    registry = CollectorRegistry()
+    with handling(Call(Span(None), ending=UnavailableError("DRAINING", "x"))):
+        end(registry, asyncio.CancelledError(), admitted=True)
+    assert counted(registry, "DRAINING") == {"error": 1, "failed": 1}
+
+
+def end(registry: CollectorRegistry, error: BaseException, *, admitted: bool) -> BaseException:
+    """Run a request that ends with an error; what comes out."""
 
     def run() -> None:
-        with watching(RequestMetrics(registry)) as watch:
+        with acting_for(Principal("alice")), watching(RequestMetrics(registry)) as watch:
             if admitted:
-                watch.admitted(prompt_tokens=1, num_images=0)
+                watch.admitted(prompt_tokens=7, num_images=2, count_completion_tokens=lambda: 5)
             raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as raised:
         run()
+    return raised.value
+
+
+def counted(registry: CollectorRegistry, reason: str) -> dict[str, float]:
+    """Which of the counters of ends are not 0."""
     refused = registry.get_sample_value("diptych_admission_rejections_total", {"reason": reason})
     failed = registry.get_sample_value("diptych_request_failures_total", {"reason": reason})
-    ended = registry.get_sample_value("diptych_request_success_total", {"finished_reason": outcome})
-    is_error = outcome == "error"
-    assert (refused or 0, failed or 0) == (is_error and not admitted, is_error and admitted)
-    assert ended == (0 if is_error and not admitted else 1)
-    (record,) = caplog.records
-    assert (vars(record)["outcome"], vars(record)["reason"]) == (
-        "refused" if is_error and not admitted else outcome, reason,
-    )  # fmt: skip
-    assert "secret" not in repr(vars(record))
+    ended = {
+        outcome: registry.get_sample_value("diptych_request_success_total", {"finished_reason": outcome})
+        for outcome in OUTCOMES
+    }
+    counts = {**ended, "refused": refused, "failed": failed}
+    return {name: count for name, count in counts.items() if count}
 
 
 @pytest.mark.parametrize("sampled", [False, True])

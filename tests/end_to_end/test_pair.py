@@ -14,11 +14,13 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from common.client import DiptychClient
 from common.client_messages import GenerateOptions, Prompt, raw_text, token_ids, user_message
 from common.client_types import ClientError, Completion
+from tests import pictures
 from tests.end_to_end.services import Service
 from training.scores import held_out
 from training.tasks import Task
 
 QUESTIONS: Sequence[Task] = ("number", "count", "shapes", "which")
+WHOLE = pictures.save(pictures.noise(70, 50, seed=0))
 
 
 def question(task: Task, index: int) -> tuple[Prompt, str]:
@@ -218,6 +220,7 @@ def test_deadline_ends_the_work_at_any_moment(client: DiptychClient, timeout: fl
     ("prompt", "options", "reason", "field"),
     [
         ([user_message("?", [b"no picture"])], {}, "IMAGE_UNDECODABLE", "chat.messages[0].parts[0].image"),
+        ([user_message("?", [WHOLE, WHOLE[:-100]])], {}, "IMAGE_UNDECODABLE", "chat.messages[0].parts[1].image"),
         (raw_text("a"), {"temperature": 9.0}, "VALUE_OUT_OF_RANGE", "sampling.temperature"),
         (raw_text("a"), {"max_tokens": 100_000}, "MAX_TOKENS_TOO_LARGE", "sampling.max_tokens"),
         (raw_text(""), {}, "EMPTY_PROMPT", "text.text"),
