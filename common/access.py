@@ -8,15 +8,17 @@ gets a connection, since probes have no token and it tells nothing but whether w
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
-from common.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+from common.errors import DiptychError, InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
 from common.principal import ANONYMOUS, Principal, acting_for
 from common.quota import Limits, Quota
+from common.refusal_log import RefusalLog
 from common.settings import setting
 from common.token_file import TokenEntry, find_token, read_token_file
 
@@ -88,25 +90,33 @@ class Gate:
         self._today = today
         self._tokens = None if settings.auth_tokens is None else _Tokens(settings.auth_tokens, self._limits)
         self._quotas: dict[str, Quota] = {}
+        self._refusals = RefusalLog(clock=clock)
 
     @contextmanager
     def admit(self, path: str, call: CallInfo) -> Iterator[None]:
-        """Let a call of /SERVICE/METHOD in, as `current_principal`, or raise the error that it ends with."""
+        """Let a call of /SERVICE/METHOD in, as `current_principal`, or log and raise the error that it ends with."""
         _, service, method = path.split("/")
-        self._check_size(call)
-        if service == HEALTH or (self._tokens is None and not self._verifies_clients):
+        name = ANONYMOUS.name
+        with ExitStack() as inside:
+            try:
+                self._check_size(call)
+                if service != HEALTH and (self._tokens is not None or self._verifies_clients):
+                    name, limits = self._client_name(call), self._limits
+                    if self._tokens is not None:
+                        entry = self._entry(self._tokens, call)
+                        name, limits = entry.name, entry.limits
+                        self._check_entry(entry, method)
+                    quota = self._quota(name, limits)
+                    inside.enter_context(quota.call(now=self._clock()))
+                    charge = partial(self._charge, quota)
+                    inside.enter_context(acting_for(Principal(name), charge))
+            except DiptychError as error:
+                self._refusals.refused(path, error, caller=name)
+                raise
             yield
-            return
-        name, limits = self._client_name(call), self._limits
-        if self._tokens is not None:
-            entry = self._entry(self._tokens, method, call)
-            name, limits = entry.name, entry.limits
-        quota = self._quota(name, limits)
-        with (
-            quota.call(now=self._clock()),
-            acting_for(Principal(name), lambda count: quota.use_tokens(count, now=self._clock())),
-        ):
-            yield
+
+    def _charge(self, quota: Quota, count: int) -> None:
+        quota.use_tokens(count, now=self._clock())
 
     def _check_size(self, call: CallInfo) -> None:
         """Refuse headers that are too large: gRPC's own limit does not add up those of several HTTP/2 frames."""
@@ -128,15 +138,17 @@ class Gate:
             raise PermissionDeniedError("CALLER_NOT_ALLOWED", "the certificate's names are not among those allowed")
         return allowed[0]
 
-    def _entry(self, tokens: "_Tokens", method: str, call: CallInfo) -> TokenEntry:
+    def _entry(self, tokens: "_Tokens", call: CallInfo) -> TokenEntry:
         entry = find_token(tokens.entries(self._clock()), _bearer_token(call))
         if entry is None:
             raise UnauthenticatedError("TOKEN_INVALID", "the token is not known here")
+        return entry
+
+    def _check_entry(self, entry: TokenEntry, method: str) -> None:
         if entry.expires is not None and self._today() >= entry.expires:
             raise UnauthenticatedError("TOKEN_EXPIRED", "the token has expired")
         if entry.methods is not None and method not in entry.methods:
             raise PermissionDeniedError("METHOD_NOT_ALLOWED", "the token does not open this method")
-        return entry
 
     def _quota(self, name: str, limits: Limits) -> Quota:
         now = self._clock()

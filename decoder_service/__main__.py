@@ -1,5 +1,8 @@
 """Runs the decoder service as a process: `python -m decoder_service --model DIR --vision-addresses HOST:PORT,...`."""
 
+import common.silent_grpc  # noqa: F401 - before gRPC is imported
+
+# isort: split
 import asyncio
 import sys
 

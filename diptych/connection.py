@@ -5,7 +5,7 @@ Knows flags, and the variable DIPTYCH_TOKEN: a token on a command line could be 
 
 import os
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, _ActionsContainer
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,14 +26,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the flags."""
     group = parser.add_argument_group("connection")
     group.add_argument("--address", required=True, metavar="HOST:PORT", help="the service")
-    group.add_argument("--tls", action="store_true", help="speak TLS; --ca and --cert imply it")
-    group.add_argument("--ca", type=Path, metavar="FILE", help="authorities, PEM, to trust; the system's where unset")
-    group.add_argument("--cert", type=Path, metavar="FILE", help="certificate chain of one's own, PEM")
-    group.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
-    group.add_argument("--server-name", default="", metavar="NAME", help="name in the service's certificate")
+    add_tls_arguments(group)
     group.add_argument(
         "--token-file", type=Path, metavar="FILE", help=f"file that holds the bearer token; else {TOKEN_VARIABLE}"
     )
+
+
+def add_tls_arguments(parser: _ActionsContainer) -> None:
+    """Add the flags of TLS alone."""
+    parser.add_argument("--tls", action="store_true", help="speak TLS; --ca and --cert imply it")
+    parser.add_argument("--ca", type=Path, metavar="FILE", help="authorities, PEM, to trust; the system's where unset")
+    parser.add_argument("--cert", type=Path, metavar="FILE", help="certificate chain of one's own, PEM")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
+    parser.add_argument("--server-name", default="", metavar="NAME", help="name in the service's certificate")
 
 
 @contextmanager
@@ -78,9 +83,14 @@ def hint(options: Namespace, code: grpc.StatusCode, message: str | None) -> str:
 
 def channel_tls(options: Namespace) -> ChannelTls | None:
     """The credentials that the flags ask for. Raises ValueError where their files cannot be used."""
-    if not (options.tls or options.ca or options.cert or options.key):
+    if not wants_tls(options):
         return None
     return ChannelTlsFiles(ca=options.ca, cert=options.cert, key=options.key, server_name=options.server_name).latest()
+
+
+def wants_tls(options: Namespace) -> bool:
+    """Whether one of the flags asks for TLS."""
+    return bool(options.tls or options.ca or options.cert or options.key)
 
 
 def token(options: Namespace) -> str | None:

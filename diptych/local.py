@@ -3,6 +3,9 @@
 Knows how the two are put together. Does not know what either does; `diptych up --local-vision` starts it.
 """
 
+import common.silent_grpc  # noqa: F401 - before gRPC is imported
+
+# isort: split
 import asyncio
 import sys
 from dataclasses import dataclass, replace

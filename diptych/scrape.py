@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from diptych.scrape_tls import TlsOpener
+
 _MAX_BYTES = 8 << 20
 
 
@@ -44,14 +46,18 @@ class Scrape:
         return None if bound == float("inf") else bound
 
 
-def scrape(address: str, *, timeout: float) -> Scrape:
-    """Ask `HOST:PORT` or a URL; never raises for an endpoint that does not answer or answers nonsense."""
-    url = address if "://" in address else f"http://{address}/metrics"
+def scrape(address: str, *, timeout: float, tls: TlsOpener | None = None) -> Scrape:
+    """Ask `HOST:PORT`, over TLS where it is given, or a URL.
+
+    Never raises for an endpoint that does not answer or answers nonsense.
+    """
+    url = address if "://" in address else f"{'https' if tls else 'http'}://{address}/metrics"
     at = time.monotonic()
     if not url.startswith(("http://", "https://")):
         return Scrape(at=at, problem="not an address of http")
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as page:  # noqa: S310 - checked above
+        opener = urllib.request.build_opener(*([tls] if tls else []))
+        with opener.open(url, timeout=timeout) as page:
             text = page.read(_MAX_BYTES).decode()
         samples = {
             (sample.name, frozenset(sample.labels.items())): sample.value

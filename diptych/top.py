@@ -7,11 +7,16 @@ for a screen that is written anew each second; nothing else is needed.
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+from diptych.connection import add_tls_arguments, wants_tls
 from diptych.scrape import Scrape, scrape
+from diptych.scrape_tls import TlsOpener
 from diptych.top_frame import Look, frame
+
+_Ask = Callable[[str], Scrape]
 
 _TIMEOUT = 2.0
 _TO_TOP_AND_CLEAR = "\x1b[H\x1b[J"
@@ -32,6 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between frames (default: 1)")
     parser.add_argument("--once", action="store_true", help="print one frame, of one interval, and end")
+    add_tls_arguments(parser.add_argument_group("connection"))
 
 
 def run(options: Namespace) -> int:
@@ -40,14 +46,20 @@ def run(options: Namespace) -> int:
     if not options.interval > 0 or not decoders + visions:
         sys.stderr.write("diptych top: --interval must be above 0, and an endpoint given\n")
         return 2
+    try:
+        tls = _tls(options)
+    except ValueError as error:
+        sys.stderr.write(f"diptych top: {error}\n")
+        return 2
+    ask = partial(scrape, timeout=_TIMEOUT, tls=tls)
     with ThreadPoolExecutor(max_workers=len(decoders) + len(visions)) as threads:
-        before = _look(threads, decoders + visions)
+        before = _look(threads, ask, decoders + visions)
         if options.once:
-            return _once(options, before, _next(threads, before, options.interval), decoders)
+            return _once(before, _next(threads, ask, before, options.interval), decoders)
         sys.stdout.write(_OTHER_SCREEN)
         try:
             while True:
-                now = _next(threads, before, options.interval)
+                now = _next(threads, ask, before, options.interval)
                 lines = [f"diptych top  {time.strftime('%H:%M:%S')}", "", *_frame(before, now, decoders)]
                 sys.stdout.write(_TO_TOP_AND_CLEAR + "\n".join(lines) + "\n")
                 sys.stdout.flush()
@@ -56,19 +68,26 @@ def run(options: Namespace) -> int:
             sys.stdout.write(_FIRST_SCREEN)
 
 
-def _once(options: Namespace, before: dict[str, Scrape], now: dict[str, Scrape], decoders: Sequence[str]) -> int:
+def _once(before: dict[str, Scrape], now: dict[str, Scrape], decoders: Sequence[str]) -> int:
     print("\n".join(_frame(before, now, decoders)))
     return 1 if all(scrape.problem is not None for scrape in now.values()) else 0
 
 
-def _next(threads: ThreadPoolExecutor, before: dict[str, Scrape], interval: float) -> dict[str, Scrape]:
+def _tls(options: Namespace) -> TlsOpener | None:
+    """What the flags ask for. Raises ValueError where their files cannot be used."""
+    if not wants_tls(options):
+        return None
+    return TlsOpener(ca=options.ca, cert=options.cert, key=options.key, server_name=options.server_name)
+
+
+def _next(threads: ThreadPoolExecutor, ask: _Ask, before: dict[str, Scrape], interval: float) -> dict[str, Scrape]:
     time.sleep(interval)
-    return _look(threads, list(before))
+    return _look(threads, ask, list(before))
 
 
-def _look(threads: ThreadPoolExecutor, addresses: Sequence[str]) -> dict[str, Scrape]:
+def _look(threads: ThreadPoolExecutor, ask: _Ask, addresses: Sequence[str]) -> dict[str, Scrape]:
     """Ask all at the same time, so that one that is slow does not hold up the others."""
-    return dict(zip(addresses, threads.map(lambda address: scrape(address, timeout=_TIMEOUT), addresses), strict=True))
+    return dict(zip(addresses, threads.map(ask, addresses), strict=True))
 
 
 def _frame(before: dict[str, Scrape], now: dict[str, Scrape], decoders: Sequence[str]) -> list[str]:

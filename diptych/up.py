@@ -65,11 +65,12 @@ async def up(config: UpConfig) -> int:
     running = asyncio.create_task(services.run())
     await _first(running, signals.get())
     running.cancel()
+    status = await _outcome(running)  # says what went wrong before the others have drained
     stopping = asyncio.create_task(services.stop())
     await _first(stopping, signals.get())
     services.kill()  # does nothing unless a second signal was in a hurry
     await stopping
-    return await _outcome(running)
+    return status
 
 
 def _ports(config: UpConfig, replicas: int) -> Iterator[tuple[int, str]]:

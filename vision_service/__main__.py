@@ -4,6 +4,9 @@ Knows the order in which things start and end. Exits with 0 after an orderly sto
 lost, and with 2 and one line of reason where the settings or the checkpoint cannot be served.
 """
 
+import common.silent_grpc  # noqa: F401 - before gRPC is imported
+
+# isort: split
 import asyncio
 import logging
 import signal

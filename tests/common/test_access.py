@@ -18,6 +18,7 @@ from common.access import AccessSettings, Gate
 from common.call_observer import Context
 from common.errors import DiptychError, PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
 from common.principal import charge_tokens, current_principal
+from common.refusal_log import MAX_LINES_PER_SECOND
 from common.server import GrpcServer
 from common.server_config import ServerConfig
 from common.token_file import hash_token
@@ -327,3 +328,49 @@ async def test_concurrent_calls_know_their_own_callers(tokens: Path) -> None:
 def test_settings_that_would_protect_nothing_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ServerConfig(**settings)
+
+
+def test_a_refused_call_is_logged_with_method_status_and_name_and_never_its_token(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(
+        f"{hash_token('old').hex()} olga expires=2020-01-31\n"
+        f"{hash_token('narrow').hex()} nora methods=GetModelInfo\n"
+        f"{hash_token('busy').hex()} bert calls-per-minute=1\n"
+    )
+    gate = Gate(AccessSettings(auth_tokens=path), verifies_clients=False, clock=Clock())
+    admitted(gate, Call("busy"))
+    assert not caplog.records, "only refusals are logged"
+    for token in ("guessed", "old", "narrow", "busy"):
+        refused(gate, Call(token))
+    told = [(vars(record).get("caller"), vars(record)["status"], vars(record)["reason"]) for record in caplog.records]
+    assert told == [
+        (None, "UNAUTHENTICATED", "TOKEN_INVALID"),
+        ("olga", "UNAUTHENTICATED", "TOKEN_EXPIRED"),
+        ("nora", "PERMISSION_DENIED", "METHOD_NOT_ALLOWED"),
+        ("bert", "RESOURCE_EXHAUSTED", "CALLER_CALLS_PER_MINUTE"),
+    ]
+    assert {vars(record)["method"] for record in caplog.records} == {PATH}
+    assert not any(token in repr(vars(record)) for record in caplog.records for token in ("guessed", "narrow", "busy"))
+
+
+def test_a_flood_of_refused_calls_is_counted_and_does_not_fill_the_log(
+    tokens: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    gate = Gate(AccessSettings(auth_tokens=tokens), verifies_clients=False, clock=clock)
+    for _ in range(1000):
+        refused(gate, Call("guessed"))
+    assert len(caplog.records) == MAX_LINES_PER_SECOND
+    clock.now += 1.0
+    refused(gate, Call("guessed"))
+    refused(gate, Call("guessed"))
+    assert [vars(record).get("left_out") for record in caplog.records[-2:]] == [1000 - MAX_LINES_PER_SECOND, None]
+
+
+def test_an_error_of_a_call_that_was_let_in_is_no_refusal(tokens: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(AccessSettings(auth_tokens=tokens), verifies_clients=False)
+    with pytest.raises(ResourceExhaustedError), gate.admit(PATH, Call("good")):
+        raise ResourceExhaustedError("QUEUE_FULL", "x")
+    assert not caplog.records

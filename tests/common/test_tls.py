@@ -1,7 +1,10 @@
 """Real handshakes with certificates that openssl makes."""
 
 import asyncio
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +215,39 @@ def test_files_that_did_not_change_are_the_same_keys(server_leaf: Leaf) -> None:
 def test_halves_of_settings_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TlsSettings(**settings)
+
+
+BROKEN_HANDSHAKE = """
+import asyncio, importlib, sys
+module, cert, key = sys.argv[1:]
+importlib.import_module(module)
+from pathlib import Path
+import grpc
+
+async def main():
+    server = grpc.aio.server()
+    pair = Path(key).read_bytes(), Path(cert).read_bytes()
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.1\\r\\n\\r\\n")
+    await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await server.stop(None)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["decoder_service.__main__", "vision_service.__main__", "diptych.local"])
+def test_a_broken_handshake_writes_nothing_among_the_records(module: str, server_leaf: Leaf) -> None:
+    def errors(**environment: str) -> str:
+        inherited = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+        return subprocess.run(  # noqa: S603 - our own interpreter
+            [sys.executable, "-c", BROKEN_HANDSHAKE, module, str(server_leaf.cert), str(server_leaf.key)],
+            env={**inherited, **environment}, check=True, capture_output=True, text=True,
+        ).stderr  # fmt: skip
+
+    assert errors() == ""
+    if module.startswith("vision"):
+        assert "Handshake failed" in errors(GRPC_VERBOSITY="INFO"), "what the user asks for stands"

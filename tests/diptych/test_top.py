@@ -5,13 +5,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from common.metrics_server import MetricsServer
+from common.tls import MetricsTls, TlsSettings
 from diptych.cli import main
 from diptych.scrape import Scrape, scrape
 from diptych.top_frame import frame
+from tests.certificates import Authority
 
 
 @contextmanager
@@ -108,3 +112,31 @@ def test_wrong_flags_are_told_in_one_line(flags: tuple[str, ...], capsys: pytest
 
 def test_files_are_not_read_through_an_address() -> None:
     assert scrape("file:///etc/passwd", timeout=1).problem is not None
+
+
+def test_endpoints_that_ask_for_certificates_are_read_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = Authority(tmp_path)
+    server, own = authority.leaf("server", names=["DNS:decoder.here"]), authority.leaf("own", names=["DNS:me"])
+    tls = MetricsTls(TlsSettings(tls_cert=server.cert, tls_key=server.key, metrics_client_ca=authority.ca))
+    registry = CollectorRegistry()
+    Gauge("diptych_num_requests_running", "x", registry=registry).set(3)
+    metrics = MetricsServer(registry, tls=tls)
+    metrics.start("127.0.0.1", 0)
+
+    def top(*flags: object) -> tuple[int, str]:
+        address = f"127.0.0.1:{metrics.port}"
+        arguments = ["top", "--once", "--interval", "0.01", "--decoder", address, "--vision", "", *map(str, flags)]
+        return main(arguments), capsys.readouterr().out
+
+    trust, name = ("--ca", authority.ca), ("--server-name", "decoder.here")
+    try:
+        status, text = top(*trust, "--cert", own.cert, "--key", own.key, *name)
+        assert (status, "running 3" in text) == (0, True)
+        for flags in ((), trust + name, ("--cert", own.cert, "--key", own.key, *trust)):
+            status, text = top(*flags)
+            assert (status, "DOWN" in text) == (1, True)
+        assert top(*trust, "--cert", own.cert)[0] == 2
+    finally:
+        metrics.stop()
