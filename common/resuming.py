@@ -12,6 +12,8 @@ from diptych.v1 import generation_pb2 as pb
 
 MAX_TRIES = 4
 """Calls for one stream, the first included."""
+_OWN_CANCELLATIONS = ("Locally cancelled", "Channel closed")
+"""How gRPC's messages begin for calls that ended on this side."""
 
 
 class Progress:
@@ -58,12 +60,16 @@ class Progress:
 
     def pause_after(self, error: ClientError) -> float | None:
         """Seconds after which to go on where a call failed; None where the failure is the stream's."""
-        may_go_on = self._resumes and self._num_messages > 0 and not self.is_complete
-        if not may_go_on or not self._may_pass(error) or self._num_tries >= MAX_TRIES:
+        if not self._resumes or self.is_complete or not self._may_pass(error) or self._num_tries >= MAX_TRIES:
             return None
         return error.retry_after or 0.1 * 2.0 ** (self._num_tries - 1)
 
     def _may_pass(self, error: ClientError) -> bool:
+        if error.code is grpc.StatusCode.CANCELLED:
+            # A gRPC server that stops cancels calls that reach it at its last moment; our services never do.
+            return not error.message.startswith(_OWN_CANCELLATIONS)
+        if self._num_messages == 0:
+            return False  # gRPC's own retries have been here.
         if error.code is grpc.StatusCode.UNAVAILABLE:
             return True
         # The server may not know yet that the call broke which this one goes on with.

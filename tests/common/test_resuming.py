@@ -10,7 +10,7 @@ from common.call_observer import Context
 from common.client import AsyncDiptychClient, DiptychClient
 from common.client_messages import raw_text
 from common.client_types import ClientError
-from common.errors import AbortedError, DiptychError, UnavailableError
+from common.errors import AbortedError, CancelledError, DiptychError, UnavailableError
 from common.resuming import Progress
 from diptych.v1 import generation_pb2 as pb
 from tests.fake_generation import FakeGeneration, running
@@ -47,6 +47,12 @@ async def tokens_of(*ends: tuple[int, DiptychError]) -> tuple[Sequence[int], int
 
 async def test_a_whole_answer_is_not_thrown_away_for_the_status_behind_it() -> None:
     assert await tokens_of((4, GONE)) == ((4, 5), 1)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+async def test_a_call_that_a_stopping_server_cancels_is_made_again(count: int) -> None:
+    tokens, num_calls = await tokens_of((count, CancelledError("CANCELLED", "CANCELLED")))
+    assert (tokens, num_calls) == ((4, 5), 2)
 
 
 async def test_threads_keep_a_whole_answer_too() -> None:
