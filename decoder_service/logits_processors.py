@@ -9,10 +9,11 @@ is that of Hugging Face transformers, where it has the processor:
     bad_words, min_tokens, allowed_token_ids, structured    what is ruled out becomes minus infinity
 
 Rows that ask for none of these are not touched and cost nothing. For the others the work is that of the tokens
-named, not of the vocabulary, save for `allowed_token_ids`. Nothing is kept from step to step: counts come from the
-tokens themselves, so a row is the same in any batch and after any preemption.
+named, not of the vocabulary, save for `allowed_token_ids`. What is kept from step to step follows from the tokens
+themselves (see `token_counts`), so a row is the same in any batch and after any preemption.
 """
 
+from array import array
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.structure import Matcher
+from decoder_service.token_counts import TokenCounts
 from decoder_service.token_masks import mask_logits
 
 
@@ -35,6 +37,8 @@ class SamplingRow:
     output_token_ids: Sequence[int] = ()
     end_token_ids: Set[int] = frozenset()
     """The model's own end tokens."""
+    counts: TokenCounts = field(default_factory=TokenCounts)
+    """The tokens counted, as far as they are penalised; kept from step to step, it costs what is new."""
     matcher: Matcher | None = None
     """Follows the row through the language that it is kept inside."""
 
@@ -93,28 +97,28 @@ def _add_bias(logits: Tensor, steered: _Steered) -> None:
 
 
 def _penalise_repetition(logits: Tensor, steered: _Steered) -> None:
-    places = _Places()
     for index, row in steered:
-        if row.params.repetition_penalty != 1:
-            places.add(index, {*row.prompt_token_ids, *row.output_token_ids}, row.params.repetition_penalty)
-    if places.rows:
-        indices, penalty = places.indices(logits.device), places.value_tensor(logits.device)
-        scores = logits[indices]
-        logits[indices] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        penalty = row.params.repetition_penalty
+        if penalty != 1 and (row.prompt_token_ids or row.output_token_ids):
+            known = row.counts.known(row.prompt_token_ids, row.output_token_ids)
+            places = _to_tensor(known.token_ids, torch.long, logits.device)
+            scores = logits[index].take(places)
+            logits[index].put_(places, torch.where(scores < 0, scores * penalty, scores / penalty))
 
 
 def _penalise_counts(logits: Tensor, steered: _Steered) -> None:
-    frequency, presence = _Places(), _Places()
     for index, row in steered:
-        params = row.params
-        if params.frequency_penalty:
-            frequency.add(index, row.output_token_ids, -params.frequency_penalty)
-        if params.presence_penalty:
-            presence.add(index, set(row.output_token_ids), -params.presence_penalty)
-    for places in (frequency, presence):
-        if places.rows:
-            # Sums over equal places, which a plain addition would count once.
-            logits.index_put_(places.indices(logits.device), places.value_tensor(logits.device), accumulate=True)
+        frequency, presence = row.params.frequency_penalty, row.params.presence_penalty
+        if (frequency or presence) and row.output_token_ids:
+            output = row.counts.output(row.output_token_ids)
+            counts = _to_tensor(output.counts, torch.float32, logits.device)
+            places = _to_tensor(output.token_ids, torch.long, logits.device)
+            logits[index].index_add_(0, places, frequency * counts + presence, alpha=-1)
+
+
+def _to_tensor(numbers: "array[int] | array[float]", dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy: an array moves when it grows."""
+    return torch.frombuffer(numbers, dtype=dtype).clone().to(device)
 
 
 def _rule_out(logits: Tensor, steered: _Steered) -> None:

@@ -14,6 +14,7 @@ from decoder_service.logprobs import Logprobs
 from decoder_service.request_status import RequestStatus
 from decoder_service.sampling_params import SamplingParams
 from decoder_service.structure import Matcher
+from decoder_service.token_counts import TokenCounts
 
 Features = object
 """Image features of one image, whatever they are: the policy files pass them on and never look inside."""
@@ -79,8 +80,8 @@ class Request:
     """One for each image; `None` while they are not held: before they arrive and after their rows are computed."""
     output_token_ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[Logprobs] | None = field(init=False)
-    """Of the prompt's tokens from the second one on, as far as they were computed; survives preemption. `None`
-    where they are not asked for, and once they were told."""
+    """Of the prompt's tokens from the second on, as far as computed, preempted or not; None if not asked or told."""
+    token_counts: TokenCounts = field(default_factory=TokenCounts, repr=False)
     num_computed_tokens: int = 0
     """Tokens whose keys and values are in the KV cache."""
     num_cached_tokens: int = 0

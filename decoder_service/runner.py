@@ -147,6 +147,7 @@ def _sampling_row(request: Request) -> SamplingRow:
         prompt_token_ids=request.prompt_token_ids,
         output_token_ids=request.output_token_ids,
         end_token_ids=request.end_token_ids,
+        counts=request.token_counts,
         matcher=request.matcher,
     )
 

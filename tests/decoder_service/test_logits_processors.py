@@ -1,7 +1,9 @@
 """What steers logits, against transformers' processors and, where it has none, against the definition."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from transformers import (
 
 from decoder_service.logits_processors import SamplingRow, process_logits
 from decoder_service.sampling_params import SamplingParams
+from decoder_service.token_counts import TokenCounts
 
 VOCABULARY = 40
 PLAIN = SamplingParams(max_tokens=1)
@@ -110,6 +113,43 @@ def test_rows_without_parameters_are_not_touched() -> None:
     assert torch.equal(processed[[0, 2]], before[[0, 2]])
     assert processed[1, 7] == before[1, 7] + 2
     assert processed[1].isfinite().sum() == 1
+
+
+class Watched(Sequence[int]):
+    """Tokens that count how often one of them is read."""
+
+    def __init__(self, token_ids: list[int]) -> None:
+        self.token_ids, self.num_read = token_ids, 0
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401
+        found = self.token_ids[place]
+        self.num_read += len(found) if isinstance(place, slice) else 1
+        return found
+
+
+@pytest.mark.parametrize("penalty", ["repetition_penalty", "frequency_penalty", "presence_penalty"])
+def test_a_step_reads_no_token_that_was_counted_before_and_changes_what_a_new_row_would(penalty: str) -> None:
+    rng = random.Random(penalty)
+    output: list[int] = []
+    prompt, watched = Watched([rng.randrange(VOCABULARY) for _ in range(1000)]), Watched(output)
+    params = replace(PLAIN, **{penalty: 1.5})  # type: ignore[arg-type]
+    row = SamplingRow(params=params, prompt_token_ids=prompt, output_token_ids=watched)
+    for step in range(300):
+        logits = random_logits(1, step)
+        prompt.num_read = watched.num_read = 0
+        processed = process_logits(logits, [row])
+        assert watched.num_read <= 1
+        assert prompt.num_read == 0 or step == 0
+        again = replace(row, output_token_ids=tuple(output), prompt_token_ids=tuple(prompt), counts=TokenCounts())
+        torch.testing.assert_close(processed[0], reference(logits[0], again), atol=1e-4, rtol=1e-6)
+        assert torch.equal(processed, process_logits(logits, [again]))
+        output.append(rng.randrange(VOCABULARY))
+    del output[100:]  # Not the output that was counted.
+    shorter = replace(row, output_token_ids=tuple(output), counts=TokenCounts())
+    assert torch.equal(process_logits(logits, [row]), process_logits(logits, [shorter]))
 
 
 @pytest.mark.parametrize("num_output", range(5))
