@@ -138,7 +138,7 @@ def test_a_signal_ends_the_server_in_order(number: signal.Signals) -> None:
 
 
 def test_the_end_of_the_grace_time_cuts_calls_off() -> None:
-    with server_process(grace=0.3) as (process, address), DiptychClient(address) as client:
+    with server_process(grace=0.3) as (process, address), DiptychClient(address, resumes=False) as client:
         stream = client.generate(raw_text("x forever"))
         next(stream)
         process.send_signal(signal.SIGTERM)
@@ -149,7 +149,7 @@ def test_the_end_of_the_grace_time_cuts_calls_off() -> None:
 
 
 def test_a_second_signal_ends_the_grace_time() -> None:
-    with server_process(grace=60) as (process, address), DiptychClient(address) as client:
+    with server_process(grace=60) as (process, address), DiptychClient(address, resumes=False) as client:
         stream = client.generate(raw_text("x forever"))
         next(stream)
         process.send_signal(signal.SIGTERM)

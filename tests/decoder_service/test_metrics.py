@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from decoder_service.admission import Admission, AdmissionLimits
 from decoder_service.block_hash import block_hash
+from decoder_service.block_manager import BlockId
 from decoder_service.engine import Engine, ScheduledBatch, StepResult
 from decoder_service.engine_host import EngineHost
 from decoder_service.feature_store import FeatureStore
@@ -97,12 +98,14 @@ async def test_several_completions_of_one_prompt_own_shared_blocks_once() -> Non
 async def test_a_block_that_is_lost_is_seen() -> None:
     """The negative control: one is taken from the free ones and given to nobody."""
     scraped = Scraped(SlowRunner())
-    scraped.engine._blocks.allocate([], 4)
+    lost: list[BlockId] = []
+    scraped.engine._blocks.allocate(lost, 4)
     scraped.host.start()
     try:
         assert await scraped.value("diptych_kv_blocks_leaked") == 1
     finally:
         await scraped.host.stop()
+        scraped.engine._blocks.free(lost)
 
 
 async def test_a_scrape_during_a_long_step_answers_without_the_check_of_blocks() -> None:
