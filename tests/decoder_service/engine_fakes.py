@@ -178,7 +178,7 @@ class FakeRunner:
         for placeholder, features in zip(request.placeholders, request.features, strict=True):
             if placeholder.offset <= position < placeholder.end:
                 rows = features.data if isinstance(features, ImageFeatures) else features
-                if not isinstance(rows, bytes | bytearray):
+                if not isinstance(rows, bytes | bytearray | memoryview):
                     pytest.fail("scheduled before its features arrived")
                 return token_id, rows[position - placeholder.offset]
         return token_id, None
