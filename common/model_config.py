@@ -71,11 +71,6 @@ class PixtralVisionConfig:
         """Factor on the query-key products before the softmax."""
         return float(self.vision_head_dim**-0.5)
 
-    @property
-    def max_grid_side(self) -> int:
-        """Most patches along one side of an image."""
-        return -(-self.image_size // self.patch_size)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixtralConfig:

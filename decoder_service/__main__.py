@@ -6,23 +6,14 @@ import common.silent_grpc  # noqa: F401 - before gRPC is imported
 import asyncio
 import sys
 
-from common.logs import set_up_logging
-from common.preflight import check_server
-from common.process import tune_allocator
-from common.setting_sources import add_config_arguments, from_sources
-from common.settings import Parser
+from common.start import read_config
 from decoder_service.config import DecoderConfig
 
 
 def main() -> None:
     """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and status 2."""
-    parser = Parser(prog="decoder_service", description=__doc__)
-    add_config_arguments(parser, DecoderConfig)
-    config = from_sources(DecoderConfig, parser.parse_args())
-    set_up_logging(config.logs)
-    tune_allocator()
+    config = read_config(DecoderConfig, prog="decoder_service", description=__doc__)
     try:
-        check_server(config.server)
         # Imported late: torch takes seconds, and a wrong flag should not.
         from decoder_service.service import DecoderService
 

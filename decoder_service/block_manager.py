@@ -43,11 +43,6 @@ class BlockManager:
         """Blocks that nobody owns, remembered ones among them."""
         return len(self._free)
 
-    @property
-    def num_remembered_blocks(self) -> int:
-        """Blocks that can be found, owned or not."""
-        return len(self._by_hash)
-
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)

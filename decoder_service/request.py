@@ -146,11 +146,6 @@ class Request:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
     @property
-    def needs_prompt_logits(self) -> bool:
-        """Whether prompt tokens must be computed for their logits, though a cache may hold their keys and values."""
-        return self.prompt_logprobs is not None
-
-    @property
     def num_reusable_tokens(self) -> int:
         """Tokens whose keys and values may come from a cache: all but those that logits are needed of."""
         return self.num_tokens - 1 if self.prompt_logprobs is None else len(self.prompt_logprobs)

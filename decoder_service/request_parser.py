@@ -27,7 +27,7 @@ MAX_PARTS = 16_384
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
-MIN_PRIORITY, MAX_PRIORITY = -10, 10
+MIN_PRIORITY = -10
 
 _REQUEST_FIELDS = {
     "request_id",

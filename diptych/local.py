@@ -12,12 +12,9 @@ from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry
 
-from common.logs import set_up_logging
 from common.model_settings import DtypeChoice, ModelSettings
-from common.preflight import check_server
-from common.process import tune_allocator
-from common.setting_sources import add_config_arguments, from_sources
-from common.settings import Parser, setting
+from common.settings import setting
+from common.start import read_config
 from decoder_service.config import DecoderConfig
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
 
@@ -46,16 +43,8 @@ class LocalConfig(DecoderConfig):
 
 def main() -> None:
     """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and a status that is not 0."""
-    tune_allocator()
-    parser = Parser(prog="diptych.local", description="The decoder service with the encoder in its own process.")
-    add_config_arguments(parser, LocalConfig)
-    config = from_sources(LocalConfig, parser.parse_args())
-    set_up_logging(config.logs)
-    try:
-        check_server(config.server)
-    except ValueError as error:
-        sys.stderr.write(f"diptych.local: {error}\n")
-        sys.exit(2)
+    description = "The decoder service with the encoder in its own process."
+    config = read_config(LocalConfig, prog="diptych.local", description=description)
     sys.exit(run(config))
 
 

@@ -14,13 +14,9 @@ import sys
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from common.logs import set_up_logging
-from common.preflight import check_server
-from common.process import tune_allocator
 from common.server import GrpcServer
-from common.setting_sources import add_config_arguments, from_sources
-from common.settings import Parser
 from common.shared_memory import SharedArena
+from common.start import read_config
 from common.tracing import make_tracer
 from vision_service.arena_door import ArenaDoor
 from vision_service.config import VisionConfig
@@ -32,16 +28,9 @@ _log = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the vision service until it is told to stop."""
-    tune_allocator()
-    parser = Parser(prog="vision_service", description="Encodes pictures into image features, over gRPC.")
-    add_config_arguments(parser, VisionConfig)
-    config = from_sources(VisionConfig, parser.parse_args())
-    set_up_logging(config.logs)
-    try:
-        check_server(config.server)
-    except ValueError as error:
-        sys.stderr.write(f"vision_service: {error}\n")
-        sys.exit(2)
+    config = read_config(
+        VisionConfig, prog="vision_service", description="Encodes pictures into image features, over gRPC."
+    )
     sys.exit(asyncio.run(serve(config)))
 
 

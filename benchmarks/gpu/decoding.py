@@ -1,6 +1,7 @@
 """Cases G1, G2 and G5: decode steps by batch, and prompts, against the measured limits."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -32,8 +33,8 @@ def decode_rows(model: DecoderModel, ceilings: Ceilings, batches: tuple[int, ...
         forward = forward_batch([1] * batch, [CONTEXT] * batch, model.device)
         num_bytes = weight_bytes(model.config, model.dtype)
         num_bytes += key_value_bytes(model.config, batch * CONTEXT, model.dtype)
-        step = seconds(lambda forward=forward: greedy_step(recorded, forward))  # type: ignore[misc]
-        unrecorded = seconds(lambda forward=forward: greedy_step(plain, forward))  # type: ignore[misc]
+        step = seconds(partial(greedy_step, recorded, forward))
+        unrecorded = seconds(partial(greedy_step, plain, forward))
         yield {
             "case": f"decode {batch} x {CONTEXT}",
             "ms": step * 1e3,
@@ -53,7 +54,7 @@ def prefill_rows(model: DecoderModel, ceilings: Ceilings, lengths: tuple[int, ..
     layer_weights = weight_bytes(config, model.dtype) // model.dtype.itemsize - config.vocab_size * config.hidden_size
     for length in lengths:
         forward = forward_batch([length], [length], model.device)
-        time = seconds(lambda forward=forward: greedy_step(compute, forward), repeats=7)  # type: ignore[misc]
+        time = seconds(partial(greedy_step, compute, forward), repeats=7)
         attention = 2 * length**2 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
         flops = 2 * layer_weights * length + attention
         yield {

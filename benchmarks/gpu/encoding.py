@@ -1,6 +1,7 @@
 """Case G6: the patch encoder by picture size and on a mixed pack, against the measured rate of products."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def encode_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[str, 
     randomise(model)
     for name, grids in _PACKS.items():
         lengths = [height * width for height, width in grids]
-        time = seconds(lambda grids=grids, lengths=lengths: _encode(model, grids, lengths, device))  # type: ignore[misc]
+        time = seconds(partial(_encode, model, grids, lengths, device))
         flops = _flops(lengths)
         yield {
             "case": name,
