@@ -4,10 +4,15 @@ Knows CUDA graphs. Does not know what is recorded. What is recorded reads and wr
 caller keeps the tensors that go in and come out, and fills the ones before it runs the others.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 Run = Callable[[], None]
 """Does the recorded work on what is in its tensors now."""
@@ -19,6 +24,34 @@ class GraphRecorder(Protocol):
     def record(self, work: Run) -> Run:
         """Record `work`, which must not wait for the device, and return what does it again."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recorded pass."""
+
+    run: Run
+    out: Tensor
+    """What it writes, anew at every run"""
+
+
+def record_sizes(
+    recorder: GraphRecorder, sizes: Sequence[int], make_work: Callable[[int], tuple[Run, Tensor]]
+) -> dict[int, Recorded]:
+    """Record a pass for each size, the largest first, so that the others fit into the memory that it took.
+
+    `make_work` gives, just before a size is recorded, the work and what it writes. A size that cannot be recorded, and
+    all below it, are left out, with a warning.
+    """
+    recorded: dict[int, Recorded] = {}
+    for size in sorted(sizes, reverse=True):
+        try:
+            work, out = make_work(size)
+            recorded[size] = Recorded(recorder.record(work), out)
+        except RuntimeError:
+            _log.warning("passes run unrecorded", extra={"size": size}, exc_info=True)
+            break
+    return recorded
 
 
 class CudaGraphRecorder:

@@ -5,15 +5,13 @@ size: with rows that are a segment of their own in attention, so that they chang
 images or batches. Small packs are worth it: above some thousand patches the device, and not the host, is what is busy.
 """
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from common.graph_recorder import GraphRecorder, Run
+from common.graph_recorder import GraphRecorder, Run, record_sizes
 from vision_service.encoder import PixtralVisionModel
 from vision_service.segment_attention import SegmentAttention
 
@@ -22,18 +20,10 @@ _SIZES = (256, 512, 1024, 1536, 2048, 3072, 4096)
 _MAX_PICTURES = 32
 """A pack of more pictures runs unrecorded: each costs every recorded pass a little, also where it is not there."""
 
-_log = logging.getLogger(__name__)
-
 
 def pack_sizes(most: int) -> tuple[int, ...]:
     """Sizes to record where batches have up to `most` patches, rising."""
     return tuple(size for size in _SIZES if size <= most) or (most,)
-
-
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    run: Run
-    features: Tensor
 
 
 class EncoderGraphs:
@@ -59,14 +49,7 @@ class EncoderGraphs:
         self._columns = torch.zeros(most, device=device, dtype=torch.long)
         # One segment more than pictures, for the rows that fill up.
         self._starts = torch.zeros(_MAX_PICTURES + 2, device=device, dtype=torch.int32)
-        self._recorded: dict[int, _Recorded] = {}
-        # The largest first, so that the others fit into the memory that it took.
-        for size in reversed(sizes):
-            try:
-                self._recorded[size] = self._record(recorder, size)
-            except RuntimeError:
-                _log.warning("passes of the encoder run unrecorded", extra={"num_patches": size}, exc_info=True)
-                break
+        self._recorded = record_sizes(recorder, sizes, self._make_work)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -92,7 +75,7 @@ class EncoderGraphs:
         self._set_starts(lengths, size)
         recorded = self._recorded[size]
         recorded.run()
-        return recorded.features[:num_patches]
+        return recorded.out[:num_patches]
 
     def _set_starts(self, lengths: Sequence[int], size: int) -> None:
         """Pictures first, then what fills up, then empty segments: [0, 4, 10, 16, 16, 16] for 4 and 6 of 16 patches."""
@@ -100,7 +83,7 @@ class EncoderGraphs:
         starts += [size] * (len(self._starts) - len(starts))
         self._starts.copy_(torch.tensor(starts, dtype=torch.int32))
 
-    def _record(self, recorder: GraphRecorder, size: int) -> _Recorded:
+    def _make_work(self, size: int) -> tuple[Run, Tensor]:
         config = self._model.config
         features = self._patches.new_zeros(size, config.vision_hidden_size)
         self._set_starts([size], size)
@@ -112,4 +95,4 @@ class EncoderGraphs:
         def work() -> None:
             features.copy_(self._model(self._patches[:size], self._rows[:size], self._columns[:size], attend))
 
-        return _Recorded(recorder.record(work), features)
+        return work, features

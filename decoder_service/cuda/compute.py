@@ -3,6 +3,7 @@
 Knows the model's weights, the KV cache and one batch's tensors. Does not know requests, queues or sampling.
 """
 
+from contextlib import nullcontext
 from itertools import accumulate
 
 import torch
@@ -64,9 +65,11 @@ class CudaCompute:
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
         """See `Compute`."""
-        if self._graphs is not None and self._graphs.fits(forward):
-            return self._graphs.hidden(embeds, forward)
-        return self._layers(embeds, self._places(forward))
+        # Triton launches on the thread's own device, which need not be the one that the tensors are on.
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            if self._graphs is not None and self._graphs.fits(forward):
+                return self._graphs.hidden(embeds, forward)
+            return self._layers(embeds, self._places(forward))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Compute`."""

@@ -5,12 +5,11 @@ not know how anything is computed or recorded. A row that fills up has no keys t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from common.graph_recorder import GraphRecorder, Run
+from common.graph_recorder import GraphRecorder, Run, record_sizes
 from decoder_service.batch import ForwardBatch
 from decoder_service.cuda.layers import Places
 from decoder_service.cuda.tiles import AttentionTiles
@@ -28,12 +27,6 @@ def batch_sizes(most: int) -> tuple[int, ...]:
     return (*sizes, most)
 
 
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    run: Run
-    hidden: Tensor
-
-
 class DecodeGraphs:
     """Recorded passes over the layers for batches of single tokens."""
 
@@ -49,28 +42,27 @@ class DecodeGraphs:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Record a pass for each of `sizes`, which rise, over block tables of up to `max_blocks`."""
-        most = sizes[-1]
-        self._sizes = sizes
+        """Record a pass for each of `sizes` that there is memory for, over block tables of up to `max_blocks`."""
+        most = max(sizes)
         self._embeds = torch.zeros(most, hidden_size, device=device, dtype=dtype)
         self._positions = torch.zeros(most, device=device, dtype=torch.long)
         self._slots = torch.full((most,), -1, device=device, dtype=torch.long)
         self._tables = torch.zeros(most, max_blocks, device=device, dtype=torch.long)
         self._seq_lens = torch.zeros(most, device=device, dtype=torch.int32)
         self._starts = torch.arange(most + 1, device=device, dtype=torch.int32)
-        self._recorded: dict[int, _Recorded] = {}
-        for size in reversed(sizes):
-            self._recorded[size] = self._record(layers, recorder, size, num_splits=choose_splits(size))
+        self._layers = layers
+        self._choose_splits = choose_splits
+        self._recorded = record_sizes(recorder, sizes, self._make_work)
 
     def fits(self, forward: ForwardBatch) -> bool:
         """Whether every request has one new token, and there are not too many."""
         num_requests = len(forward.query_lengths)
-        return num_requests == len(forward.token_ids) and num_requests <= self._sizes[-1]
+        return num_requests == len(forward.token_ids) and num_requests <= max(self._recorded, default=0)
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
         """Hidden rows [num_tokens, hidden_size] of a batch that `fits`; they are overwritten by the next call."""
         num_requests = len(embeds)
-        size = next(size for size in self._sizes if size >= num_requests)
+        size = min(size for size in self._recorded if size >= num_requests)
         self._embeds[:num_requests].copy_(embeds)
         self._positions[:num_requests].copy_(forward.positions)
         self._slots[:num_requests].copy_(forward.slot_mapping)
@@ -80,9 +72,9 @@ class DecodeGraphs:
         self._seq_lens[num_requests:size].fill_(0)
         recorded = self._recorded[size]
         recorded.run()
-        return recorded.hidden[:num_requests]
+        return recorded.out[:num_requests]
 
-    def _record(self, layers: Layers, recorder: GraphRecorder, size: int, *, num_splits: int) -> _Recorded:
+    def _make_work(self, size: int) -> tuple[Run, Tensor]:
         places = Places(
             positions=self._positions[:size],
             slot_mapping=self._slots[:size],
@@ -90,11 +82,11 @@ class DecodeGraphs:
             query_starts=self._starts[: size + 1],
             seq_lens=self._seq_lens[:size],
             tiles=AttentionTiles.for_lengths([1] * size, num_groups=1, device=self._starts.device),
-            num_splits=num_splits,
+            num_splits=self._choose_splits(size),
         )
         hidden = torch.zeros_like(self._embeds[:size])
 
         def work() -> None:
-            hidden.copy_(layers(self._embeds[:size], places))
+            hidden.copy_(self._layers(self._embeds[:size], places))
 
-        return _Recorded(recorder.record(work), hidden)
+        return work, hidden

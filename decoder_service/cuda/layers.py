@@ -1,4 +1,4 @@
-"""The decoder's layers on CUDA: seven kernels and four products each, over rows whose places are all on the device.
+"""The decoder's layers on CUDA: five kernels and four products each, over rows whose places are all on the device.
 
 Knows weights, kernels and the KV cache. Does not know requests or graphs; nothing here waits for the device, and
 nothing depends on values that only the device has, so a pass can be recorded.

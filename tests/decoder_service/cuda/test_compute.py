@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.graph_recorder import Run
+from decoder_service.batch import ForwardBatch
 from decoder_service.compute import Compute
 from decoder_service.cuda.compute import CudaCompute
-from decoder_service.cuda.decode_graphs import batch_sizes
+from decoder_service.cuda.decode_graphs import DecodeGraphs, batch_sizes
 from decoder_service.decoder_model import DecoderModel
 from decoder_service.kv_cache import KVCache
 from tests.parity.harness import Harness
@@ -44,3 +46,49 @@ def test_recorded_sizes_reach_the_most_and_rise() -> None:
         sizes = batch_sizes(most)
         assert list(sizes) == sorted(set(sizes))
         assert sizes[-1] == most
+
+
+@pytest.mark.parametrize(("passes_left", "fitting"), [(0, ()), (1, (1, 2, 3, 4)), (3, (1, 2, 3, 4))])
+def test_steps_that_cannot_be_recorded_are_left_to_run_kernel_by_kernel(
+    passes_left: int, fitting: tuple[int, ...]
+) -> None:
+    graphs = DecodeGraphs(
+        lambda embeds, places: embeds,
+        Full(passes_left),
+        sizes=batch_sizes(4),
+        max_blocks=2,
+        hidden_size=8,
+        choose_splits=lambda size: 1,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    assert [count for count in range(1, 7) if graphs.fits(single_tokens(count))] == list(fitting)
+
+
+class Full(Replayer):
+    """Has memory for so many passes."""
+
+    def __init__(self, passes_left: int) -> None:
+        super().__init__()
+        self._passes_left = passes_left
+
+    def record(self, work: Run) -> Run:
+        if self._passes_left == 0:
+            raise torch.OutOfMemoryError("full")
+        self._passes_left -= 1
+        return super().record(work)
+
+
+def single_tokens(count: int) -> ForwardBatch:
+    rows = torch.zeros(count, dtype=torch.long)
+    return ForwardBatch(
+        token_ids=rows,
+        positions=rows,
+        slot_mapping=rows,
+        block_tables=rows[:, None],
+        query_lengths=(1,) * count,
+        seq_lens=(1,) * count,
+        logits_indices=rows,
+        image_indices=rows[:0],
+        image_rows=(),
+    )
