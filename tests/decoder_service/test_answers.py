@@ -184,3 +184,20 @@ async def test_a_prompt_that_is_only_laid_out_has_the_same_bounds(caller: Caller
         await caller.servicer.Tokenize(request, cast(Any, Context(9)))
     assert caught.value.reason == "IMAGES_TOO_LARGE"
     assert caller.servicer.admission.num_requests == 0
+
+
+async def test_the_engine_computes_nothing_more_of_a_completion_that_a_stop_text_ended(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one ends with the request."""
+    ended: list[int] = []
+    end = caller.bench.host.end
+
+    def noting(request_id: str, index: int, **options: Any) -> None:  # noqa: ANN401
+        ended.append(index)
+        end(request_id, index, **options)
+
+    monkeypatch.setattr(caller.bench.host, "end", noting)
+    responses = await caller.generate(asking(stop=[FIRST], n=2))
+    assert [each.finish.stop_text for each in responses if each.HasField("finish")] == [FIRST, FIRST]
+    assert ended == [0]

@@ -10,6 +10,7 @@ from decoder_service.batch import ForwardBatch
 from decoder_service.compute import Compute
 from decoder_service.cuda.compute import CudaCompute
 from decoder_service.cuda.decode_graphs import DecodeGraphs, batch_sizes
+from decoder_service.cuda.layers import Places
 from decoder_service.decoder_model import DecoderModel
 from decoder_service.kv_cache import KVCache
 from tests.parity.harness import Harness
@@ -63,6 +64,29 @@ def test_steps_that_cannot_be_recorded_are_left_to_run_kernel_by_kernel(
         dtype=torch.float32,
     )
     assert [count for count in range(1, 7) if graphs.fits(single_tokens(count))] == list(fitting)
+
+
+def test_rows_that_fill_a_batch_up_store_nothing_and_see_nothing() -> None:
+    """Whatever an earlier and larger batch left in their places."""
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def layers(embeds: torch.Tensor, places: Places) -> torch.Tensor:
+        seen.append((places.slot_mapping.tolist(), places.seq_lens.tolist()))
+        return embeds
+
+    graphs = DecodeGraphs(
+        layers,
+        Replayer(),
+        sizes=(4,),
+        max_blocks=2,
+        hidden_size=8,
+        choose_splits=lambda size: 1,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    for count in (4, 1):
+        graphs.hidden(torch.zeros(count, 8), single_tokens(count))
+    assert seen[-2:] == [([0, 0, 0, 0], [1, 1, 1, 1]), ([0, -1, -1, -1], [1, 0, 0, 0])]
 
 
 class Full(Replayer):
