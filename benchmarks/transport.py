@@ -14,14 +14,13 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
 
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, picture
+from benchmarks.loop_stalls import worst_stall
 from common.features import FeatureSpec
 from common.process import tune_allocator
 from common.server_config import ServerConfig
@@ -139,37 +138,6 @@ async def speed(transfer: Transfer, *, seconds: float) -> float:
     while (now := time.perf_counter()) < begin + seconds:
         received += await transfer()
     return received / (time.perf_counter() - begin) / 1e6 if now else 0.0
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Stall:
-    """A time in which an event loop did nothing new, in milliseconds."""
-
-    wall: float
-    own: float
-    """Processor time of the loop's thread meanwhile; the rest of the time others had its core."""
-
-
-async def worst_stall(work: Awaitable[object]) -> Stall:
-    """The longest time by which the event loop was late while something was done."""
-    worst = Stall(0.0, 0.0)
-
-    async def watch() -> None:
-        nonlocal worst
-        while True:
-            begin, own = time.perf_counter(), time.thread_time()
-            await asyncio.sleep(0.001)
-            late = time.perf_counter() - begin - 0.001
-            worst = max(worst, Stall(1e3 * late, 1e3 * (time.thread_time() - own)))
-
-    watching = asyncio.create_task(watch())
-    await asyncio.sleep(0.01)
-    await work
-    await asyncio.sleep(0.01)
-    watching.cancel()
-    with suppress(asyncio.CancelledError):
-        await watching
-    return worst
 
 
 async def compare(transfers: Mapping[str, Transfer], *, rounds: int, seconds: float) -> dict[str, list[float]]:
