@@ -45,9 +45,9 @@ class DiptychClient:
         """Connect to HOST:PORT when first used; without credentials in plain text, the token included.
 
         `server_name` must stand in the server's certificate, where it is not HOST. Unless `resumes` is False, a
-        stream of one completion that breaks with UNAVAILABLE goes on in another call, three times at most and within
-        its timeout; random sampling gets a seed for it. Several servers are given as `ipv4:HOST:PORT,HOST:PORT`, or
-        as `dns:///NAME:PORT`.
+        stream of one completion that breaks with UNAVAILABLE, or that a stopping server cancels, goes on in another
+        call, three times at most and within its timeout; random sampling gets a seed for it. Several servers are
+        given as `ipv4:HOST:PORT,HOST:PORT`, or as `dns:///NAME:PORT`.
         """
         self._metadata = _metadata(token)
         self._resumes = resumes
@@ -133,9 +133,9 @@ class AsyncDiptychClient:
         """Connect to HOST:PORT when first used; without credentials in plain text, the token included.
 
         `server_name` must stand in the server's certificate, where it is not HOST. Unless `resumes` is False, a
-        stream of one completion that breaks with UNAVAILABLE goes on in another call, three times at most and within
-        its timeout; random sampling gets a seed for it. Several servers are given as `ipv4:HOST:PORT,HOST:PORT`, or
-        as `dns:///NAME:PORT`.
+        stream of one completion that breaks with UNAVAILABLE, or that a stopping server cancels, goes on in another
+        call, three times at most and within its timeout; random sampling gets a seed for it. Several servers are
+        given as `ipv4:HOST:PORT,HOST:PORT`, or as `dns:///NAME:PORT`.
         """
         self._metadata = _metadata(token)
         self._resumes = resumes
