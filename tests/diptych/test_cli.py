@@ -287,7 +287,9 @@ def test_info_shows_a_vision_service_too(capsys: Output) -> None:
 def test_an_interrupt_while_importing_is_silent(tmp_path: Path) -> None:
     """The first module that the command imports sends it, which is earlier than anybody can press."""
     (tmp_path / "asyncio.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from diptych.cli import main; main(['info'])"
+    # Whoever runs the tests may have had this signal ignored, which processes inherit.
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += f"sys.path.insert(0, {str(tmp_path)!r}); from diptych.cli import main; main(['info'])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)  # noqa: S603
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
