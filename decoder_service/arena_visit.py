@@ -30,8 +30,11 @@ class ArenaGuest:
             return
         self.leave()
         self._name = name
-        if name:
-            self.visit = await asyncio.to_thread(ArenaVisit.open, name)
+        visit = await ArenaVisit.open(name) if name else None
+        if self._name == name:
+            self.visit = visit
+        elif visit is not None:
+            visit.close()
 
     def leave(self) -> None:
         """Let go, until a name is heard again."""
@@ -51,23 +54,24 @@ class ArenaVisit:
         self._connection = connection
 
     @classmethod
-    def open(cls, name: str) -> "ArenaVisit | None":
+    async def open(cls, name: str) -> "ArenaVisit | None":
         """Connect, within a second; None where the memory is not to be had from here, whatever the reason."""
         try:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except (AttributeError, OSError):
             return None
         try:
-            connection.settimeout(_SECONDS)
-            connection.connect(socket_address(name))
-            if not is_same_user(connection):
-                raise ValueError("the shared memory is another user's")
-            token, memory = _receive(connection)
-            connection.setblocking(False)
-        except (OSError, ValueError):
+            async with asyncio.timeout(_SECONDS):
+                await asyncio.get_running_loop().sock_connect(connection, socket_address(name))
+                if not is_same_user(connection):
+                    raise ValueError("the shared memory is another user's")
+                await _readable(connection)
+            return cls(connection, *_receive(connection))
+        except BaseException as error:
             connection.close()
+            if not isinstance(error, OSError | ValueError):
+                raise
             return None
-        return cls(connection, token, memory)
 
     def release(self, lease: int) -> None:
         """Say that the bytes of a lease were copied."""
@@ -80,6 +84,16 @@ class ArenaVisit:
     def close(self) -> None:
         """Leave. The mapping goes with its last user."""
         self._connection.close()
+
+
+async def _readable(connection: socket.socket) -> None:
+    """Wait until something is there to be received."""
+    loop, there = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(connection, there.set)
+    try:
+        await there.wait()
+    finally:
+        loop.remove_reader(connection)
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, memoryview]:

@@ -33,7 +33,7 @@ async def door_of(size: int = SIZE) -> AsyncIterator[ArenaDoor]:
 
 
 async def visit_of(door: ArenaDoor) -> ArenaVisit:
-    visit = await asyncio.to_thread(ArenaVisit.open, door.name)
+    visit = await ArenaVisit.open(door.name)
     assert visit is not None
     return visit
 
@@ -134,10 +134,10 @@ async def test_another_user_is_turned_away_on_both_sides(monkeypatch: pytest.Mon
     async with door_of() as door:
         with monkeypatch.context() as other:
             other.setattr(arena_door, "is_same_user", lambda connection: False)
-            assert await asyncio.to_thread(ArenaVisit.open, door.name) is None
+            assert await ArenaVisit.open(door.name) is None
         with monkeypatch.context() as other:
             other.setattr("decoder_service.arena_visit.is_same_user", lambda connection: False)
-            assert await asyncio.to_thread(ArenaVisit.open, door.name) is None
+            assert await ArenaVisit.open(door.name) is None
     left, right = socket.socketpair()
     assert arena_greeting.is_same_user(left)
     monkeypatch.setattr(os, "geteuid", lambda: -2)
@@ -147,8 +147,8 @@ async def test_another_user_is_turned_away_on_both_sides(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["", "diptych-", "../../etc/passwd", "diptych-" + "0" * 32 + "\0", "x" * 40])
-def test_names_that_are_none_are_not_followed(name: str) -> None:
-    assert ArenaVisit.open(name) is None
+async def test_names_that_are_none_are_not_followed(name: str) -> None:
+    assert await ArenaVisit.open(name) is None
     with pytest.raises(ValueError, match="malformed"):
         socket_address(name)
 
@@ -167,7 +167,7 @@ async def test_a_lying_door_is_left_alone() -> None:
         (GREETING.pack(b"t" * 16, SIZE), [pipe[0]]),
         (b"half", [arena.fd]),
     ):
-        opening = asyncio.create_task(asyncio.to_thread(ArenaVisit.open, name))
+        opening = asyncio.create_task(ArenaVisit.open(name))
         connection, _ = await asyncio.to_thread(listener.accept)
         socket.send_fds(connection, [message], fds)
         assert await opening is None
@@ -194,10 +194,33 @@ async def test_a_new_name_is_a_new_process_and_none_is_none() -> None:
         assert unwilling.visit is None
 
 
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_who_leaves_before_the_greeting_holds_nothing(is_cancelled: bool) -> None:
+    arena, name = SharedArena(SIZE), arena_greeting.new_name()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(socket_address(name))
+    listener.listen()
+    guest = ArenaGuest(wants_memory=True)
+    meeting = asyncio.create_task(guest.meet(name))
+    connection, _ = await asyncio.to_thread(listener.accept)
+    guest.leave()
+    if is_cancelled:
+        meeting.cancel()
+    else:
+        socket.send_fds(connection, [GREETING.pack(b"t" * 16, SIZE)], [arena.fd])
+    await asyncio.gather(meeting, return_exceptions=True)
+    connection.settimeout(5)
+    assert connection.recv(1) == b"", "the other end is closed"
+    assert guest.visit is None
+    for end in (connection, listener):
+        end.close()
+    arena.close()
+
+
 READER = """
-import sys, time
+import asyncio, sys, time
 from decoder_service.arena_visit import ArenaVisit
-visit = ArenaVisit.open(sys.argv[1])
+visit = asyncio.run(ArenaVisit.open(sys.argv[1]))
 print(visit.token.hex(), flush=True)
 time.sleep(60)
 """
@@ -243,11 +266,11 @@ async def test_a_killed_reader_frees_its_leases() -> None:
 
 async def test_nothing_is_left_of_a_killed_owner_and_its_reader_reads_on() -> None:
     async with process_of(OWNER) as (process, name):
-        visit = await asyncio.to_thread(ArenaVisit.open, name)
+        visit = await ArenaVisit.open(name)
         assert visit is not None
         process.kill()
         await process.wait()
         assert bytes(visit.memory[-8:]) == bytes(8)
-        assert await asyncio.to_thread(ArenaVisit.open, name) is None
+        assert await ArenaVisit.open(name) is None
         visit.release(1)
         visit.close()
