@@ -4,7 +4,7 @@ Runs the pair with the demo model on one core and sends from another. Three roun
 alone; beside it a second one that sends ten times as much; and, as the control, the same two under one salt, which is
 plain first come, first served. Prints the first's times to first token in each. A request waits for the step that is
 under way and shares its own with others, so --budget, which bounds a step, bounds what a neighbour can cost. Knows
-loads and times. Does not know how the services share (see `decoder_service.fair_queue`).
+loads and times. Does not know how the services share (see `decoder_service.scheduling.fair_queue`).
 """
 
 import argparse

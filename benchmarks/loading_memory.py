@@ -28,7 +28,7 @@ from common.model_config import MistralConfig, PixtralConfig, PixtralVisionConfi
 from common.preprocessing import Preprocessing, PreprocessingMode
 from common.process import tune_allocator
 from common.safetensors_writer import Planned, write_header
-from decoder_service.decoder_model import DecoderModel
+from decoder_service.model.weights import DecoderModel
 from vision_service.runner import EncoderRunner
 
 CPU = torch.device("cpu")

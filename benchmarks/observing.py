@@ -16,10 +16,10 @@ from common.call import Call, handling
 from common.tally import Tally
 from common.trace_context import TraceContext
 from common.tracing import Span
-from decoder_service.request_metrics import RequestMetrics, StepMetrics
-from decoder_service.request_status import FinishReason
-from decoder_service.request_watch import watching
-from decoder_service.timings import Timings
+from decoder_service.engine.request_status import FinishReason
+from decoder_service.engine.timings import Timings
+from decoder_service.telemetry.request_metrics import RequestMetrics, StepMetrics
+from decoder_service.telemetry.request_watch import watching
 
 _ROUNDS = 7
 _TIMINGS = Timings(queue=0.01, encode_wait=0.02, prefill=0.1, decode=1.0)

@@ -19,8 +19,8 @@ from common.errors import DiptychError
 from common.features import FeatureSpec
 from common.logs import set_up_logging
 from common.server_config import ServerConfig
-from decoder_service.vision_client import VisionClient
-from decoder_service.vision_resolver import VisionResolver
+from decoder_service.vision.client import VisionClient
+from decoder_service.vision.resolver import VisionResolver
 from vision_service.encoded_image import HostImage
 from vision_service.image import Pixels
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, pictures
 from common.server_config import ServerConfig
-from decoder_service.vision_client import VisionClient
-from decoder_service.vision_resolver import VisionResolver
+from decoder_service.vision.client import VisionClient
+from decoder_service.vision.resolver import VisionResolver
 from vision_service.encoded_image import HostImage
 from vision_service.image import Pixels
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from decoder_service.tokenizer import Tokenizer
+from decoder_service.prompt.tokenizer import Tokenizer
 
 Schema = dict[str, Any]
 

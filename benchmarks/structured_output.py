@@ -21,7 +21,7 @@ from typing import Any
 import jsonschema
 
 from benchmarks.structure_libraries import LIBRARIES, Matcher, Schema
-from decoder_service.tokenizer_files import load_tokenizer
+from decoder_service.prompt.tokenizer_files import load_tokenizer
 
 DEMO = Path(__file__).parents[1] / "models/demo/tekken.json"
 

@@ -25,8 +25,8 @@ from common.features import FeatureSpec
 from common.process import tune_allocator
 from common.server_config import ServerConfig
 from common.shared_memory import SharedArena
-from decoder_service.vision_client import VisionClient
-from decoder_service.vision_resolver import VisionResolver
+from decoder_service.vision.client import VisionClient
+from decoder_service.vision.resolver import VisionResolver
 from diptych.v1 import vision_pb2
 from vision_service.arena_door import ArenaDoor
 from vision_service.encoded_image import HostImage

@@ -8,17 +8,17 @@ import math
 
 from common.checkpoint import Checkpoint
 from common.devices import find_device, find_dtype
-from decoder_service.block_hash import block_hash
-from decoder_service.compute_choice import choose_compute
+from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig
-from decoder_service.decoder_model import DecoderModel
-from decoder_service.device_guard import GuardedRunner
-from decoder_service.engine import Engine
-from decoder_service.kv_cache import KVCache
-from decoder_service.memory import plan_num_blocks
-from decoder_service.run_config import RunConfig, make_run_config
-from decoder_service.runner import DecoderRunner
-from decoder_service.scheduler_config import SchedulerConfig
+from decoder_service.engine.engine import Engine
+from decoder_service.model.compute_choice import choose_compute
+from decoder_service.model.device_guard import GuardedRunner
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.memory import plan_num_blocks
+from decoder_service.model.run_config import RunConfig, make_run_config
+from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.weights import DecoderModel
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
 
 _log = logging.getLogger(__name__)
 

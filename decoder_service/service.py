@@ -19,24 +19,24 @@ from common.model_config import PixtralConfig
 from common.server import GrpcServer
 from common.tracing import make_tracer
 from common.version import API_VERSION
-from decoder_service.admission import AdmissionLimits
+from decoder_service.api.model_info import ModelInfo
+from decoder_service.api.servicer import GenerationServicer, ServicerLimits
+from decoder_service.cache.feature_store import FeatureStore
 from decoder_service.config import DecoderConfig
+from decoder_service.engine.admission import AdmissionLimits
+from decoder_service.engine.host import EngineHost
+from decoder_service.engine.watchdog import Watchdog
 from decoder_service.engine_builder import build_engine, build_run_config
-from decoder_service.engine_host import EngineHost
-from decoder_service.feature_store import FeatureStore
-from decoder_service.image_encoder import ImageSource
-from decoder_service.metrics import EngineCollector
-from decoder_service.model_info import ModelInfo
-from decoder_service.prompt import PromptBuilder, PromptLimits
-from decoder_service.request_metrics import RequestMetrics, StepMetrics
-from decoder_service.servicer import GenerationServicer, ServicerLimits
-from decoder_service.structure_compiler import Grammars, StructureCompiler
-from decoder_service.tokenizer import Tokenizer
-from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
-from decoder_service.vision_agreement import Expected
-from decoder_service.vision_client import VisionClient
-from decoder_service.vision_resolver import VisionResolver, name_of_all
-from decoder_service.watchdog import Watchdog
+from decoder_service.prompt.prompt import PromptBuilder, PromptLimits
+from decoder_service.prompt.tokenizer import Tokenizer
+from decoder_service.prompt.tokenizer_files import find_tokenizer_file, load_tokenizer
+from decoder_service.structured.compiler import Grammars, StructureCompiler
+from decoder_service.telemetry.metrics import EngineCollector
+from decoder_service.telemetry.request_metrics import RequestMetrics, StepMetrics
+from decoder_service.vision.agreement import Expected
+from decoder_service.vision.client import VisionClient
+from decoder_service.vision.image_encoder import ImageSource
+from decoder_service.vision.resolver import VisionResolver, name_of_all
 from diptych.v1 import generation_pb2_grpc
 
 EncoderFactory = Callable[[Expected], ImageSource]
@@ -174,7 +174,7 @@ def _structures(tokenizer: Tokenizer, info: ModelInfo) -> StructureCompiler | No
         return None
 
     def load() -> Grammars:
-        from decoder_service.grammar_matcher import GrammarVocabulary
+        from decoder_service.structured.grammar_matcher import GrammarVocabulary
 
         return GrammarVocabulary(tokenizer, vocabulary_size=info.vocabulary_size, end_token_ids=info.end_token_ids)
 

@@ -52,7 +52,7 @@ def run(config: LocalConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status."""
     # Imported late: torch takes seconds, and a wrong flag should not.
     from decoder_service.service import DecoderService
-    from decoder_service.vision_agreement import Expected
+    from decoder_service.vision.agreement import Expected
     from diptych.local_encoder import LocalEncoder
     from vision_service.service import VisionService
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 
 from common.errors import UnavailableError
 from common.features import FeatureReceiver, FeatureSpec, feature_messages
-from decoder_service.image_encoder import VisionInfo
-from decoder_service.loop_turns import LoopTurns
-from decoder_service.vision_agreement import Expected, read_info
+from decoder_service.engine.loop_turns import LoopTurns
+from decoder_service.vision.agreement import Expected, read_info
+from decoder_service.vision.image_encoder import VisionInfo
 from vision_service.service import VisionService
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from common.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint_config import ModelConfig
 from common.checkpoint_layout import Part
 from common.model_config import PixtralConfig
-from decoder_service.model import MistralForCausalLM
-from decoder_service.projector import Projector
+from decoder_service.model.mistral import MistralForCausalLM
+from decoder_service.model.projector import Projector
 from tests.tiny_models import Shape, random_pixtral, random_text_model, save
 from vision_service.encoder import PixtralVisionModel
 

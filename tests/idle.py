@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from decoder_service.engine import Engine
-from decoder_service.feature_store import FeatureStore
+from decoder_service.cache.feature_store import FeatureStore
+from decoder_service.engine.engine import Engine
 
 LIBRARY_THREADS = (
     "pytest_timeout",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from decoder_service.feature_store import FeatureStore
+from decoder_service.cache.feature_store import FeatureStore
 from tests.decoder_service.encoder_fakes import FakeEncoder, image, settle
 from tests.decoder_service.engine_fakes import Host, make_request
 from tests.idle import leaves_nothing

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from common.layers import Attend
 from common.model_config import MistralConfig, PixtralConfig, PixtralVisionConfig
-from decoder_service.model import MistralForCausalLM
-from decoder_service.projector import Projector
+from decoder_service.model.mistral import MistralForCausalLM
+from decoder_service.model.projector import Projector
 from training.batches import IMG, MARK_CLASSES, PLACE_CLASSES, Batch, Slot
 from training.tasks import LONGEST_EDGE, PATCH
 from training.tokenizer import VOCAB_SIZE

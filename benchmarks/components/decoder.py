@@ -10,9 +10,9 @@ from benchmarks import checkpoints
 from benchmarks.components.timing import Measurement, scaled
 from benchmarks.peers.ours import complete, in_process_engine
 from benchmarks.statistics import Spread
-from decoder_service.engine import Engine
-from decoder_service.request import Request
-from decoder_service.sampling_params import SamplingParams
+from decoder_service.engine.engine import Engine
+from decoder_service.engine.request import Request
+from decoder_service.sampling.sampling_params import SamplingParams
 
 _CONTEXT = 64
 _SAMPLES = 3

@@ -7,13 +7,13 @@ know tensors. The three growths: steps against running requests, against their c
 from collections.abc import Iterator, Sequence
 
 from benchmarks.components.timing import Measurement, scaled, seconds_of_calls, seconds_per_call
-from decoder_service.block_hash import BlockHash
-from decoder_service.block_manager import BlockId, BlockManager
-from decoder_service.engine import Engine
-from decoder_service.request import Request
-from decoder_service.sampling_params import SamplingParams
-from decoder_service.scheduler_config import SchedulerConfig
-from decoder_service.step import BlockCopy, ScheduledBatch, StepResult
+from decoder_service.cache.block_hash import BlockHash
+from decoder_service.cache.block_manager import BlockId, BlockManager
+from decoder_service.engine.engine import Engine
+from decoder_service.engine.request import Request
+from decoder_service.engine.step import BlockCopy, ScheduledBatch, StepResult
+from decoder_service.sampling.sampling_params import SamplingParams
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
 
 BLOCK_SIZE = 16
 STEPS = 100

@@ -10,10 +10,10 @@ from benchmarks.checkpoints import PREPROCESSING, TOKENIZER
 from benchmarks.components.timing import Measurement, scaled, seconds_per_call
 from benchmarks.load.workload import random_picture
 from common.image_header import ImageLimits
-from decoder_service.detokenizer import Detokenizer
-from decoder_service.prompt import PromptBuilder, PromptLimits
-from decoder_service.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TokenPrompt
-from decoder_service.tokenizer_files import load_tokenizer
+from decoder_service.prompt.prompt import PromptBuilder, PromptLimits
+from decoder_service.prompt.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TokenPrompt
+from decoder_service.prompt.tokenizer_files import load_tokenizer
+from decoder_service.text.detokenizer import Detokenizer
 
 _LIMITS = PromptLimits(
     max_prompt_tokens=1 << 20, max_images=16, image=ImageLimits(max_bytes=20 << 20, max_pixels=50_000_000)

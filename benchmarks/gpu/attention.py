@@ -8,9 +8,9 @@ from torch.nn import functional
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.models import BLOCK_SIZE, DECODER_12B, forward_batch
-from decoder_service.cuda.layers import num_processors
-from decoder_service.cuda.paged_attention import triton_paged_attention
-from decoder_service.cuda.tiles import AttentionTiles, num_splits_for
+from decoder_service.model.cuda.layers import num_processors
+from decoder_service.model.cuda.paged_attention import triton_paged_attention
+from decoder_service.model.cuda.tiles import AttentionTiles, num_splits_for
 
 _MOST_KEYS = 2**20
 

@@ -9,9 +9,9 @@ import torch
 from benchmarks.gpu.models import DECODER_12B, forward_batch, kv_cache_for, random_decoder
 from common.graph_recorder import CudaGraphRecorder
 from common.model_config import MistralConfig
-from decoder_service.compute import Compute, TorchCompute
-from decoder_service.cuda.compute import CudaCompute
-from decoder_service.kv_cache import KVCache
+from decoder_service.model.compute import Compute, TorchCompute
+from decoder_service.model.cuda.compute import CudaCompute
+from decoder_service.model.kv_cache import KVCache
 
 _MIXTURES = {
     "single tokens": ([1, 1, 1], [1, 700, 65]),

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from common.model_config import MistralConfig, PixtralVisionConfig
-from decoder_service.batch import ForwardBatch
-from decoder_service.cuda.compute import CudaCompute
-from decoder_service.decoder_model import DecoderModel
-from decoder_service.kv_cache import KVCache
-from decoder_service.model import MistralForCausalLM
+from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.cuda.compute import CudaCompute
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.mistral import MistralForCausalLM
+from decoder_service.model.weights import DecoderModel
 
 BLOCK_SIZE = 16
 

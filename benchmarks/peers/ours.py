@@ -18,10 +18,10 @@ from common.process import tune_allocator
 from common.server_config import ServerConfig
 from common.version import server_version
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
-from decoder_service.engine import Engine
+from decoder_service.engine.engine import Engine
+from decoder_service.engine.request import Request
 from decoder_service.engine_builder import build_engine, build_run_config
-from decoder_service.request import Request
-from decoder_service.sampling_params import SamplingParams
+from decoder_service.sampling.sampling_params import SamplingParams
 
 
 def in_process_engine(model: Path, *, max_requests: int, max_tokens: int) -> Engine:

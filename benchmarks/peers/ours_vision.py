@@ -25,10 +25,10 @@ from common.model_settings import ModelSettings
 from common.native.opening import choose_library
 from common.process import tune_allocator
 from common.version import server_version
-from decoder_service.engine import Engine
-from decoder_service.image_encoder import ImageFeatures
-from decoder_service.request import PlaceholderRange, Request
-from decoder_service.sampling_params import SamplingParams
+from decoder_service.engine.engine import Engine
+from decoder_service.engine.request import PlaceholderRange, Request
+from decoder_service.sampling.sampling_params import SamplingParams
+from decoder_service.vision.image_encoder import ImageFeatures
 from vision_service.encoded_image import rows_of
 from vision_service.image import Pixels, decode_image
 from vision_service.runner import EncoderRunner

@@ -18,7 +18,7 @@ from common.client import AsyncDiptychClient
 from common.client_messages import Prompt, raw_text, user_message
 from common.client_types import ClientError
 from common.settings import from_arguments, setting
-from decoder_service.tokenizer_files import find_tokenizer_file, load_tokenizer
+from decoder_service.prompt.tokenizer_files import find_tokenizer_file, load_tokenizer
 from training.scores import held_out
 
 _DEMO = Path(__file__).parents[2] / "models/demo"

@@ -12,9 +12,9 @@ from hypothesis import settings
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from decoder_service.mistral_chat import ChatTokenizer
-from decoder_service.tokenizer import Tokenizer
-from decoder_service.tokenizer_files import load_tokenizer
+from decoder_service.prompt.mistral_chat import ChatTokenizer
+from decoder_service.prompt.tokenizer import Tokenizer
+from decoder_service.prompt.tokenizer_files import load_tokenizer
 from tests.decoder_service.hf_checkpoints import write_bytes_tokenizer, write_words_tokenizer
 from tests.idle import leaves_nothing
 

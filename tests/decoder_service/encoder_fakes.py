@@ -6,8 +6,8 @@ from common.errors import UnavailableError
 from common.features import FeatureSpec
 from common.identity import ImageHash
 from common.preprocessing import PatchGrid
-from decoder_service.feature_store import PromptImage
-from decoder_service.image_encoder import VisionInfo
+from decoder_service.cache.feature_store import PromptImage
+from decoder_service.vision.image_encoder import VisionInfo
 
 ROW = 4
 """Bytes of a one-patch image with one float32 a row."""

@@ -9,15 +9,15 @@ import pytest
 
 from common.errors import DiptychError
 from common.preprocessing import PatchGrid
-from decoder_service.block_hash import HashBlock, block_hash
-from decoder_service.block_manager import BlockId
-from decoder_service.device_errors import DeviceMemoryError
-from decoder_service.engine import Engine, NoToken, ScheduledBatch, StepOutput, StepResult
-from decoder_service.image_encoder import ImageFeatures
-from decoder_service.request import ImageRef, PlaceholderRange, Request
-from decoder_service.sampling_params import SamplingParams
-from decoder_service.scheduler_config import SchedulerConfig
-from decoder_service.step import BlockCopy
+from decoder_service.cache.block_hash import HashBlock, block_hash
+from decoder_service.cache.block_manager import BlockId
+from decoder_service.engine.device_errors import DeviceMemoryError
+from decoder_service.engine.engine import Engine
+from decoder_service.engine.request import ImageRef, PlaceholderRange, Request
+from decoder_service.engine.step import BlockCopy, NoToken, ScheduledBatch, StepOutput, StepResult
+from decoder_service.sampling.sampling_params import SamplingParams
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from decoder_service.vision.image_encoder import ImageFeatures
 
 VOCABULARY = 50
 IMAGE_TOKEN = 49

@@ -7,8 +7,8 @@ import torch
 
 from common.model_config import MistralConfig, PixtralVisionConfig
 from decoder_service.config import EngineSettings
-from decoder_service.memory import activation_bytes
-from decoder_service.run_config import MAX_TRAINED_LEN, KVCacheParams
+from decoder_service.model.memory import activation_bytes
+from decoder_service.model.run_config import MAX_TRAINED_LEN, KVCacheParams
 from deploy.custom_resources import rendered
 from deploy.manifests import ROOT, of_kind
 from deploy.references import scaler_queries

@@ -13,7 +13,7 @@ from common.features import FeatureSpec
 from common.identity import image_hash
 from common.preprocessing import PreprocessingMode
 from common.version import API_VERSION
-from decoder_service.vision_agreement import Expected
+from decoder_service.vision.agreement import Expected
 from diptych.local_encoder import LocalEncoder
 from tests.pictures import LIMITS, noise, preprocessing, save
 from vision_service.batcher import Batcher

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from decoder_service.__main__ import main
-from decoder_service.runner import DecoderRunner
-from decoder_service.step import ScheduledBatch, StepResult
+from decoder_service.engine.step import ScheduledBatch, StepResult
+from decoder_service.model.runner import DecoderRunner
 from tests.end_to_end.services import FAULT_FILE
 
 CULPRIT_SEED = 13

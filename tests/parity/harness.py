@@ -16,17 +16,17 @@ from common.identity import ImageHash
 from common.model_config import PixtralConfig
 from common.native.opening import open_library
 from common.preprocessing import PatchGrid
-from decoder_service.batch import ForwardBatch
-from decoder_service.compute import Compute, TorchCompute
-from decoder_service.decoder_model import DecoderModel
-from decoder_service.engine import Engine
-from decoder_service.image_encoder import ImageFeatures
-from decoder_service.kv_cache import KVCache
-from decoder_service.native_compute import NativeCompute
-from decoder_service.request import PlaceholderRange, Request
-from decoder_service.runner import DecoderRunner
-from decoder_service.sampling_params import SamplingParams
-from decoder_service.scheduler_config import SchedulerConfig
+from decoder_service.engine.engine import Engine
+from decoder_service.engine.request import PlaceholderRange, Request
+from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.compute import Compute, TorchCompute
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.native_compute import NativeCompute
+from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.weights import DecoderModel
+from decoder_service.sampling.sampling_params import SamplingParams
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from decoder_service.vision.image_encoder import ImageFeatures
 from tests.tiny_models import IMAGE, Prompt
 from vision_service.encoder import PixtralVisionModel, grid_positions
 

@@ -15,11 +15,11 @@ from common.features import FeatureSpec
 from common.identity import ImageHash
 from common.model_config import PixtralConfig
 from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
-from decoder_service.batch import ForwardBatch, ImageRows
-from decoder_service.decoder_model import DecoderModel
-from decoder_service.image_encoder import ImageFeatures
-from decoder_service.kv_cache import KVCache
-from decoder_service.runner import DecoderRunner
+from decoder_service.model.batch import ForwardBatch, ImageRows
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.weights import DecoderModel
+from decoder_service.vision.image_encoder import ImageFeatures
 from tests.pictures import LIMITS
 from tests.tiny_models import IMAGE
 from vision_service.encoded_image import rows_of

@@ -10,15 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoder_service.block_hash import block_hash
-from decoder_service.compute import TorchCompute
-from decoder_service.decoder_model import DecoderModel
-from decoder_service.engine import Engine
-from decoder_service.image_encoder import ImageFeatures
-from decoder_service.kv_cache import KVCache
-from decoder_service.request import ImageRef, Request
-from decoder_service.runner import DecoderRunner
-from decoder_service.scheduler_config import SchedulerConfig
+from decoder_service.cache.block_hash import block_hash
+from decoder_service.engine.engine import Engine
+from decoder_service.engine.request import ImageRef, Request
+from decoder_service.model.compute import TorchCompute
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.weights import DecoderModel
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from decoder_service.vision.image_encoder import ImageFeatures
 from tests.decoder_service.operations import VARIABLE
 from tests.parity.harness import COMPUTES, CPU, Harness, MakeCompute
 from tests.parity.test_decoder import IMAGE_SHAPES, _mixed_prompts

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoder_service.compute import TorchCompute
-from decoder_service.tiled_compute import TiledCompute
+from decoder_service.model.compute import TorchCompute
+from decoder_service.model.tiled_compute import TiledCompute
 from tests.parity.harness import Harness, MakeCompute, native
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, random_text_model, reference_logits, save
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from decoder_service.logprobs import Logprobs
-from decoder_service.model import MistralForCausalLM
-from decoder_service.request import Request
-from decoder_service.step import ScheduledBatch, StepOutput, StepResult, TokenOutput
+from decoder_service.engine.request import Request
+from decoder_service.engine.step import ScheduledBatch, StepOutput, StepResult, TokenOutput
+from decoder_service.model.mistral import MistralForCausalLM
+from decoder_service.sampling.logprobs import Logprobs
 from tests.parity.harness import Harness
 from tests.parity.test_decoder import IMAGE_SHAPES
 from tests.tiny_models import (

@@ -14,7 +14,7 @@ import pytest
 from common import arena_greeting
 from common.arena_greeting import GREETING, socket_address
 from common.shared_memory import Region, SharedArena, map_arena
-from decoder_service.arena_visit import ArenaGuest, ArenaVisit
+from decoder_service.vision.arena_visit import ArenaGuest, ArenaVisit
 from vision_service import arena_door
 from vision_service.arena_door import ArenaDoor
 
@@ -136,7 +136,7 @@ async def test_another_user_is_turned_away_on_both_sides(monkeypatch: pytest.Mon
             other.setattr(arena_door, "is_same_user", lambda connection: False)
             assert await ArenaVisit.open(door.name) is None
         with monkeypatch.context() as other:
-            other.setattr("decoder_service.arena_visit.is_same_user", lambda connection: False)
+            other.setattr("decoder_service.vision.arena_visit.is_same_user", lambda connection: False)
             assert await ArenaVisit.open(door.name) is None
     left, right = socket.socketpair()
     assert arena_greeting.is_same_user(left)
@@ -219,7 +219,7 @@ async def test_who_leaves_before_the_greeting_holds_nothing(is_cancelled: bool) 
 
 READER = """
 import asyncio, sys, time
-from decoder_service.arena_visit import ArenaVisit
+from decoder_service.vision.arena_visit import ArenaVisit
 visit = asyncio.run(ArenaVisit.open(sys.argv[1]))
 print(visit.token.hex(), flush=True)
 time.sleep(60)

@@ -1,0 +1,1 @@
+"""What travels over gRPC: messages to requests, tokens to messages."""

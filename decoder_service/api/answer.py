@@ -1,0 +1,84 @@
+"""From the tokens of a request to the messages that answer it.
+
+Knows which completion a token belongs to and what is due when one ends. Does not know where tokens come from (see
+`generation`), what they write (see `text_stream`) or how a message is made (see `replies`).
+"""
+
+from collections.abc import Iterator, Sequence
+
+from decoder_service.api.replies import Replies
+from decoder_service.engine.generation import Generation
+from decoder_service.engine.step import TokenOutput
+from decoder_service.prompt.prompt import Prompt
+from decoder_service.telemetry.request_watch import RequestWatch
+from decoder_service.text.text_stream import TextPiece, TextStream
+from diptych.v1 import generation_pb2 as pb
+
+
+class Answer:
+    """What one caller is told."""
+
+    def __init__(
+        self,
+        replies: Replies,
+        texts: Sequence[TextStream],
+        *,
+        prompt: Prompt,
+        generation: Generation,
+        watch: RequestWatch,
+    ) -> None:
+        """Take the messages, and the text of each completion."""
+        self._replies = replies
+        self._texts = dict(enumerate(texts))
+        self._prompt = prompt
+        self._generation = generation
+        self._watch = watch
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every completion has ended."""
+        return not self._texts
+
+    def begins(self) -> None:
+        """Let it be known that the prompt is laid out and goes to the engine."""
+        self._watch.admitted(
+            prompt_tokens=len(self._prompt.token_ids),
+            num_images=len(self._prompt.images),
+            count_completion_tokens=lambda: self._replies.num_completion_tokens,
+        )
+
+    def messages(self, tokens: Sequence[TokenOutput]) -> Iterator[pb.GenerateResponse]:
+        """What is due after these tokens; those of a completion that has ended belong to nobody."""
+        for index in list(self._texts):
+            own = [token for token in tokens if token.index == index]
+            if own:
+                yield from self._tell(index, self._texts[index].feed(own))
+
+    def goes_on(self, piece: TextPiece) -> Iterator[pb.GenerateResponse]:
+        """What the caller of the only completion lacks of the tokens that it has."""
+        yield from self._tell(0, piece)
+
+    def _tell(self, index: int, piece: TextPiece) -> Iterator[pb.GenerateResponse]:
+        yield from self._replies.deltas(piece, index=index)
+        if piece.finish_reason is None:
+            return
+        generation = self._generation
+        del self._texts[index]
+        generation.end(index)
+        if self.is_complete:
+            self._watch.finished(
+                piece.finish_reason,
+                generation.timings(index),
+                prompt_tokens=len(self._prompt.token_ids),
+                cached_tokens=generation.num_cached_tokens,
+                images_not_encoded=generation.num_images_not_encoded,
+                completion_tokens=self._replies.num_completion_tokens,
+                timed_tokens=self._replies.num_new_tokens(index),
+            )
+        yield self._replies.finish(
+            piece,
+            generation.timings(index),
+            cached_tokens=generation.num_cached_tokens,
+            images_not_encoded=generation.num_images_not_encoded,
+            index=index,
+        )

@@ -1,0 +1,162 @@
+"""What goes into a step and what comes out of it.
+
+Plain records between the scheduler, the engine, the runner and whoever turns the engine.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from common.errors import DiptychError
+from decoder_service.cache.block_manager import BlockId
+from decoder_service.engine.request import ImageRef, Request
+from decoder_service.engine.request_status import FinishReason
+from decoder_service.sampling.logprobs import Logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """A request's part in a step: its next `num_scheduled_tokens` tokens after `num_computed_tokens`."""
+
+    request: Request
+    num_scheduled_tokens: int
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the step computes its last known token, and so yields the next one.
+
+        Holds until the step is accounted for, which moves `num_computed_tokens`.
+        """
+        return self.request.num_computed_tokens + self.num_scheduled_tokens == self.request.num_tokens
+
+
+class BlockCopy(NamedTuple):
+    """A block whose keys and values another block gets."""
+
+    source: BlockId
+    target: BlockId
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledBatch:
+    """All that one step computes."""
+
+    requests: tuple[ScheduledRequest, ...]
+    copies: tuple[BlockCopy, ...] = ()
+    """Made once, before anything is computed, as if all at once: every source is read before any target is written.
+
+    A source may be somebody else's already, who writes to it in this step.
+    """
+
+    @property
+    def sampled(self) -> tuple[Request, ...]:
+        """The requests that get a token, in batch order; read it before the step is accounted for.
+
+        Those that part from a request get theirs from its logits, right behind it.
+        """
+        return tuple(
+            request
+            for scheduled in self.requests
+            if scheduled.is_sampled
+            for request in (scheduled.request, *scheduled.request.forks)
+        )
+
+    def part(self, requests: Sequence[ScheduledRequest]) -> "ScheduledBatch":
+        """A batch of some of the requests, perhaps with fewer tokens, that can be run by itself after the copies."""
+        return ScheduledBatch(tuple(requests))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(scheduled.num_scheduled_tokens for scheduled in self.requests)
+
+
+class NoToken(Enum):
+    """Why a request gets no token, and so ends."""
+
+    NOT_FINITE = "not finite"
+    """Its logits held a NaN or an infinity."""
+    NONE_ALLOWED = "none allowed"
+    """Its own sampling parameters rule out every token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What the runner computed for a batch."""
+
+    token_ids: Sequence[int | NoToken]
+    """One for each of `ScheduledBatch.sampled`."""
+    num_near_ties: int = 0
+    """Greedy choices between tokens so close that rounding may have decided."""
+    logprobs: Mapping[str, Logprobs] = field(default_factory=dict)
+    """Of the new token, by completion_id, for those that ask for it."""
+    prompt_logprobs: Mapping[str, Sequence[Logprobs]] = field(default_factory=dict)
+    """What follows on `Request.prompt_logprobs`, by request_id: the first completion's alone has any."""
+
+
+class Runner(Protocol):
+    """Computes batches."""
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy blocks, all at once: every source is read before any target is written."""
+        ...
+
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """Compute the scheduled tokens, copies aside, and choose the next one of each of `batch.sampled`."""
+        ...
+
+    def clear(self, block_ids: Sequence[BlockId]) -> None:
+        """Make sure that what these blocks hold harms nobody who gets them next."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """A new token of a request and, with its last one, why it ended."""
+
+    request_id: str
+    token_id: int
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    """The token that ended it, where the reason is STOP."""
+    logprobs: Logprobs | None = None
+    """Of this token, where they are asked for."""
+    prompt_logprobs: Sequence[Logprobs] = ()
+    """With the first token, where they are asked for: of the prompt's tokens from the second one on."""
+    index: int = 0
+    """The completion that it belongs to."""
+    is_last: bool = False
+    """Whether the request has ended with it: the last of its completions."""
+
+
+@dataclass(frozen=True, slots=True)
+class WantedImages:
+    """Images that a request needs from now on; every fetch that it began before is void."""
+
+    request_id: str
+    image_indices: tuple[int, ...]
+    """In prompt order; may be none at all."""
+    index: int = 0
+    """The completion that needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step changed, for the callers to hear. Filled while the step goes on."""
+
+    tokens: list[TokenOutput] = field(default_factory=list)
+    consumed: list[ImageRef] = field(default_factory=list)
+    """Images that the engine needs no more: what it held of them it has let go of, what is still fetched is in vain."""
+    wanted: list[WantedImages] = field(default_factory=list)
+    """What is to be fetched anew; see `Engine.features_arrived`."""
+    failed: list[tuple[str, DiptychError]] = field(default_factory=list)
+    """Requests that ended with an error, with all of their completions; each is named once."""
+    first_scheduled: list[str] = field(default_factory=list)
+    """Requests that were admitted for the first time."""
+
+    def want(self, request: Request, image_indices: tuple[int, ...]) -> None:
+        """Ask for these images of a request, and for no others any more."""
+        if request.placeholders:
+            request.want_images(image_indices)
+            self.wanted.append(WantedImages(request.request_id, image_indices, request.index))

@@ -1,0 +1,172 @@
+"""Turns what the scheduler chose into the tensors of one forward pass.
+
+Knows the layout of a batch. Does not know the model or how requests were chosen.
+"""
+
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from decoder_service.engine.step import ScheduledBatch, ScheduledRequest
+from decoder_service.model.splice_error import SpliceError
+from decoder_service.vision.image_encoder import ImageFeatures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRows:
+    """Rows of one image's features that this pass splices in."""
+
+    features: ImageFeatures
+    """All of the image's rows, row-major."""
+    first: int
+    """First row to use."""
+    last: int
+    """One past the last row to use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRows:
+    """Rows of one request whose logits say how likely the prompt's next tokens were."""
+
+    request_id: str
+    first: int
+    """First row in the batch; one row follows another."""
+    token_ids: tuple[int, ...]
+    """For each row, the token of the prompt that comes after it."""
+    num_top: int
+    """Likeliest tokens to tell with each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBatch:
+    """New tokens of several requests, packed one request after another."""
+
+    token_ids: Tensor
+    """[num_tokens]"""
+    positions: Tensor
+    """[num_tokens], counted from 0 in each request"""
+    slot_mapping: Tensor
+    """[num_tokens], where each token's key and value go"""
+    block_tables: Tensor
+    """[num_requests, max_blocks], padded with each request's own first block, which the lengths hide"""
+    query_lengths: tuple[int, ...]
+    """[num_requests], new tokens"""
+    seq_lens: tuple[int, ...]
+    """[num_requests], tokens with the new ones"""
+    logits_indices: Tensor
+    """[num_sampled], rows that get logits to choose a token from; several completions begin with one row"""
+    image_indices: Tensor
+    """[num_image_rows], rows whose embedding an image row replaces"""
+    image_rows: tuple[ImageRows, ...]
+    """The image rows, in the order of `image_indices`"""
+    prompt_rows: tuple[PromptRows, ...] = ()
+    """Rows that get logits to judge the prompt by; none for requests that do not ask for them"""
+
+
+def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch.device) -> ForwardBatch:
+    """Lay out a batch on the device."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    logits_indices: list[int] = []
+    image_indices: list[int] = []
+    image_rows: list[ImageRows] = []
+    prompt_rows: list[PromptRows] = []
+    for scheduled in batch.requests:
+        request, start = scheduled.request, scheduled.request.num_computed_tokens
+        end = start + scheduled.num_scheduled_tokens
+        if start < request.num_prompt_tokens:
+            for rows, indices in _image_rows(scheduled, offset=len(token_ids) - start):
+                image_rows.append(rows)
+                image_indices.extend(indices)
+            prompt_rows.extend(_prompt_rows(scheduled, offset=len(token_ids) - start))
+        token_ids.extend(request.token_ids(start, end))
+        positions.extend(range(start, end))
+        table = request.block_table
+        slots.extend([table[place // block_size] * block_size + place % block_size for place in range(start, end)])
+        if end == request.num_tokens:
+            logits_indices.extend([len(token_ids) - 1] * request.num_places)
+    tables, width = _block_tables(batch)
+    columns = (token_ids, positions, slots, logits_indices, image_indices, tables)
+    # One tensor made and moved, not six.
+    tensor = torch.tensor([*chain.from_iterable(columns)], dtype=torch.long, device=device)
+    on_device = tensor.split([len(column) for column in columns])
+    return ForwardBatch(
+        token_ids=on_device[0],
+        positions=on_device[1],
+        slot_mapping=on_device[2],
+        block_tables=on_device[5].view(-1, width),
+        query_lengths=tuple(scheduled.num_scheduled_tokens for scheduled in batch.requests),
+        seq_lens=tuple(s.request.num_computed_tokens + s.num_scheduled_tokens for s in batch.requests),
+        logits_indices=on_device[3],
+        image_indices=on_device[4],
+        image_rows=tuple(image_rows),
+        prompt_rows=tuple(prompt_rows),
+    )
+
+
+def _image_rows(scheduled: ScheduledRequest, offset: int) -> list[tuple[ImageRows, list[int]]]:
+    """Image rows inside the scheduled span, and where they go; `offset` maps positions to batch rows.
+
+    Places come from the placeholder ranges and not from token ids: a model may generate the placeholder's
+    id, and that token is then a token like any other.
+    """
+    request, start = scheduled.request, scheduled.request.num_computed_tokens
+    end = start + scheduled.num_scheduled_tokens
+    found = []
+    for index, span in enumerate(request.placeholders):
+        first, last = max(start, span.offset), min(end, span.offset + span.length)
+        if first >= last:
+            continue
+        features = request.features[index]
+        if not isinstance(features, ImageFeatures):
+            raise SpliceError("an image was scheduled before its features arrived")
+        rows = ImageRows(
+            features=features,
+            first=span.grid.patches_before(first - span.offset),
+            last=span.grid.patches_before(last - span.offset),
+        )
+        step = span.grid.width + 1
+        places = [place + offset for place in range(first, last) if (place - span.offset) % step != step - 1]
+        found.append((rows, places))
+    return found
+
+
+def _prompt_rows(scheduled: ScheduledRequest, offset: int) -> list[PromptRows]:
+    """Rows inside the scheduled span that judge the prompt, and have not done so before a preemption.
+
+    position            0   1   2   3   4      prompt of 5 tokens, logprobs of t1 are there
+    token              t0  t1  t2  t3  t4
+    its row judges     t1  t2  t3  t4   -      scheduled 0 to 4: rows 1 to 3 are asked for
+    """
+    request, start = scheduled.request, scheduled.request.num_computed_tokens
+    if request.prompt_logprobs is None or request.sampling.prompt_logprobs is None:
+        return []
+    first = len(request.prompt_logprobs)
+    last = min(start + scheduled.num_scheduled_tokens, request.num_prompt_tokens - 1)
+    if first < start and first < request.num_prompt_tokens - 1:
+        raise RuntimeError(f"prompt logits of position {first} are asked for, but it was not computed")
+    if first >= last:
+        return []
+    return [
+        PromptRows(
+            request_id=request.request_id,
+            first=first + offset,
+            token_ids=request.prompt_token_ids[first + 1 : last + 1],
+            num_top=request.sampling.prompt_logprobs,
+        )
+    ]
+
+
+def _block_tables(batch: ScheduledBatch) -> tuple[list[int], int]:
+    """The requests' tables one after another, and the width that they are filled up to."""
+    tables = [scheduled.request.block_table for scheduled in batch.requests]
+    width = max(map(len, tables))
+    filled: list[int] = []
+    for table in tables:
+        filled += table
+        # Hidden values are still multiplied by 0, so they must not be those of a request that may hold a NaN.
+        filled += table[:1] * (width - len(table))
+    return filled, width

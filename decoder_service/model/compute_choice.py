@@ -1,0 +1,58 @@
+"""Chooses what computes the decoder's arithmetic, once, when the service starts.
+
+Knows every implementation of `Compute` and what each asks for. Says in the log which one it took, and why.
+"""
+
+import logging
+from importlib.util import find_spec
+
+from common.model_settings import ModelSettings, Quantize
+from common.native.opening import choose_library
+from decoder_service.model.compute import Compute, TorchCompute
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.native_compute import NativeCompute
+from decoder_service.model.tiled_compute import TiledCompute
+from decoder_service.model.weights import DecoderModel
+
+_log = logging.getLogger(__name__)
+
+
+def choose_compute(
+    model: DecoderModel,
+    kv_cache: KVCache,
+    settings: ModelSettings,
+    *,
+    max_num_requests: int,
+    max_model_len: int,
+    quantize: Quantize = Quantize.NONE,
+) -> Compute:
+    """What a service with these settings runs with. Raises ValueError where they ask for what cannot be."""
+    compute: Compute
+    library, reason = choose_library(settings, device=model.device, dtype=model.dtype)
+    if quantize is Quantize.INT8 and library is None:
+        raise ValueError(f"--quantize int8 needs the kernels: {reason}")
+    if library is not None:
+        compute = NativeCompute(model, kv_cache, library, bits=8 if quantize is Quantize.INT8 else 32)
+    elif settings.deterministic:
+        compute = TiledCompute(model, kv_cache)
+    elif model.device.type == "cuda" and find_spec("triton") is not None:
+        compute = _cuda_compute(model, kv_cache, max_num_requests=max_num_requests, max_model_len=max_model_len)
+    else:
+        compute = TorchCompute(model, kv_cache)
+    extra = {"implementation": compute.name, "deterministic": settings.deterministic}
+    _log.info("compute", extra=extra | ({"no_kernels": reason} if reason else {}))
+    return compute
+
+
+def _cuda_compute(model: DecoderModel, kv_cache: KVCache, *, max_num_requests: int, max_model_len: int) -> Compute:
+    # Imported here: triton comes only with torch's CUDA builds, and takes its time.
+    from common.graph_recorder import CudaGraphRecorder
+    from decoder_service.model.cuda.compute import CudaCompute
+
+    return CudaCompute(
+        model,
+        kv_cache,
+        recorder=CudaGraphRecorder(model.device),
+        max_num_requests=max_num_requests,
+        max_model_len=max_model_len,
+    )

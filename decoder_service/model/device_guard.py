@@ -1,0 +1,64 @@
+"""Tells a runner's errors apart: no memory, a device that is gone, or a fault of the batch.
+
+Knows what torch raises. Does not know batches (see `containment`).
+
+After an illegal access, a failed assertion in a kernel or a memory fault CUDA refuses every further call of the
+process, whatever it is: such an error is sticky, and only a new process helps.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from decoder_service.cache.block_manager import BlockId
+from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
+from decoder_service.engine.step import BlockCopy, Runner, ScheduledBatch, StepResult
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+_LOST = (
+    "cuda error",
+    "device-side assert",
+    "hip error",
+    "cudnn_status_execution_failed",
+    "cublas_status_execution_failed",
+)
+
+
+class GuardedRunner:
+    """A runner whose errors say what they are."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy blocks. Raises DeviceMemoryError or DeviceLostError."""
+        with device_errors():
+            self._runner.copy(copies)
+
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """Compute a batch. Raises DeviceMemoryError, DeviceLostError, or whatever the batch is at fault for."""
+        with device_errors():
+            return self._runner.execute(batch)
+
+    def clear(self, block_ids: Sequence[BlockId]) -> None:
+        """Clear blocks. Raises DeviceMemoryError or DeviceLostError."""
+        with device_errors():
+            self._runner.clear(block_ids)
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Raise the errors of the device as what they are."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
+            if torch.cuda.is_available():
+                # What is cached for other sizes may be what this one lacks.
+                torch.cuda.empty_cache()
+            raise DeviceMemoryError("the device has no memory for this batch") from error
+        if any(words in text for words in _LOST):
+            raise DeviceLostError("the device computes nothing any more") from error
+        raise

@@ -1,0 +1,48 @@
+"""How many KV blocks fit on a device.
+
+Knows free memory and what a step needs. Does not allocate anything.
+"""
+
+import torch
+
+from common.devices import free_bytes
+from common.model_config import MistralConfig
+from decoder_service.model.run_config import RunConfig
+from decoder_service.sampling.likelihood import PROMPT_LOGITS_ROWS
+
+
+def plan_num_blocks(
+    config: RunConfig, *, memory_fraction: float, max_num_batched_tokens: int, max_num_requests: int
+) -> int:
+    """Blocks that the memory left after loading the weights holds, or fewer if no more can be in use.
+
+    Raises ValueError where not even one request of `max_seq_len` tokens fits.
+    """
+    activations = activation_bytes(
+        config.text,
+        dtype=config.dtype,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_requests=max_num_requests,
+    )
+    room = int(free_bytes(config.device) * memory_fraction) - activations
+    block_size = config.kv_params.block_size
+    blocks_per_request = -(-config.max_seq_len // block_size)
+    num_blocks = min(room // config.kv_params.bytes_per_block, blocks_per_request * max_num_requests)
+    if num_blocks < blocks_per_request:
+        raise ValueError(
+            f"the KV cache has room for {max(num_blocks, 0)} blocks of {block_size} tokens, but one request of "
+            f"{config.max_seq_len} tokens needs {blocks_per_request}; lower --max-model-len or raise --memory-fraction"
+        )
+    return num_blocks
+
+
+def activation_bytes(
+    config: MistralConfig, *, dtype: torch.dtype, max_num_batched_tokens: int, max_num_requests: int
+) -> int:
+    """Upper estimate of a step's working memory: the widest layer's rows and the logits with their sort."""
+    attention_width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    row = 4 * config.hidden_size + 3 * config.feed_forward_length + 3 * attention_width
+    # The model's logits are kept, sampling works on copies, sorted and summed up in double precision; prompts that
+    # are judged follow after that.
+    logits_rows = max_num_requests + max(11 * max_num_requests, 3 * PROMPT_LOGITS_ROWS)
+    return max_num_batched_tokens * row * dtype.itemsize + logits_rows * config.vocab_size * 4

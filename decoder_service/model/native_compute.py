@@ -1,0 +1,161 @@
+"""The decoder's arithmetic in our own kernels: all layers of a step in one call.
+
+Knows how the model's weights and the KV cache are laid out for the kernels (see `common.native`). Does not know how
+they compute. float32 on a CPU only. A row's result is the same bits in any batch, so `--deterministic` costs nothing.
+"""
+
+from ctypes import addressof, byref, c_int64
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.native.library import CBatch, CLayer, CShape, Library
+from common.native.weights import PackedWeights
+from common.rope import inverse_frequencies
+from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.mistral import DecoderLayer
+from decoder_service.model.near_ties import MARGIN
+from decoder_service.model.projector import Projector
+from decoder_service.model.weights import DecoderModel
+
+
+class NativeCompute:
+    """`Compute` by the kernels. It takes the model's weights over: the modules are of no use afterwards."""
+
+    def __init__(self, model: DecoderModel, kv_cache: KVCache, library: Library, *, bits: int = 32) -> None:
+        """Pack the weights, with 32 or 8 bits each."""
+        self.name = library.name if bits == 32 else f"{library.name} int8"
+        self._library = library
+        self._kv_cache = kv_cache
+        decoder, config = model.decoder, model.config
+        self._hidden_size, self._vocabulary = config.hidden_size, config.vocab_size
+        self._layers = [_Layer(layer, library, bits) for layer in decoder.decoder_layers]
+        self._norm = decoder.model.norm.weight.detach()
+        self._table = None if config.tie_word_embeddings else decoder.model.embed_tokens.weight.detach()
+        # A tied table is read by row as well as multiplied with, so it stays as exact as it is.
+        head: nn.Embedding | nn.Linear = decoder.model.embed_tokens if config.tie_word_embeddings else decoder.lm_head
+        self._head = PackedWeights(library, [head], bits=32 if config.tie_word_embeddings else bits)
+        self._projector = None if model.projector is None else _Projector(model.projector, library)
+        shape = CShape(
+            hidden=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            feed_forward=config.feed_forward_length,
+            vocabulary=config.vocab_size,
+            block_size=kv_cache.block_size,
+            window=config.sliding_window or 0,
+            eps=config.rms_norm_eps,
+            scale=config.attention_multiplier,
+        )
+        frequencies = inverse_frequencies(config.head_dim, config.rope_theta, torch.device("cpu"))
+        blocks = zip(self._layers, kv_cache.key_blocks, kv_cache.value_blocks, strict=True)
+        layers = (CLayer * len(self._layers))(*(layer.c(keys, values) for layer, keys, values in blocks))
+        self._decoder = library.c.diptych_decoder_new(
+            library.pool,
+            byref(shape),
+            frequencies.data_ptr(),
+            layers,
+            self._norm.data_ptr(),
+            byref(self._head.c),
+            None if self._table is None else self._table.data_ptr(),
+        )
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """See `Compute`."""
+        out = torch.empty(len(token_ids), self._hidden_size)
+        self._library.c.diptych_decoder_embed(self._decoder, len(token_ids), token_ids.data_ptr(), out.data_ptr())
+        return out
+
+    def project(self, image_features: Tensor) -> Tensor:
+        """See `Compute`. Raises RuntimeError for a model that takes no images."""
+        if self._projector is None:
+            raise RuntimeError("images were scheduled on a model that takes none")
+        return self._projector(image_features)
+
+    def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
+        """See `Compute`; the embeddings are overwritten."""
+        self._library.c.diptych_decoder_hidden(self._decoder, byref(_c_batch(forward)), embeds.data_ptr())
+        return embeds
+
+    def next_logits(self, forward: ForwardBatch) -> Tensor:
+        """Logits [num_sampled, vocab_size] of a batch without images, all in one call: embeddings to output head."""
+        count = len(forward.logits_indices)
+        out = torch.empty(count, self._vocabulary)
+        token_ids, rows = forward.token_ids.data_ptr(), forward.logits_indices.data_ptr()
+        self._library.c.diptych_decoder_step(
+            self._decoder, byref(_c_batch(forward)), token_ids, count, rows, out.data_ptr()
+        )
+        return out
+
+    def greedy(self, logits: Tensor) -> tuple[list[int], list[bool], list[bool]]:
+        """See `Library.greedy`."""
+        return self._library.greedy(logits, margin=MARGIN)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Compute`."""
+        hidden = hidden.contiguous()
+        out = torch.empty(hidden.shape[0], self._vocabulary)
+        self._library.c.diptych_decoder_logits(self._decoder, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
+        return out
+
+
+def _c_batch(forward: ForwardBatch) -> CBatch:
+    """The structure of pointers; it keeps the lengths alive, the tensors are the batch's."""
+    num_requests = len(forward.seq_lens)
+    lengths = (c_int64 * (2 * num_requests))(*forward.query_lengths, *forward.seq_lens)
+    batch = CBatch(
+        len(forward.token_ids),
+        num_requests,
+        forward.block_tables.shape[1],
+        forward.positions.data_ptr(),
+        forward.slot_mapping.data_ptr(),
+        forward.block_tables.data_ptr(),
+        addressof(lengths),
+        addressof(lengths) + 8 * num_requests,
+    )
+    batch.lengths = lengths
+    return batch
+
+
+class _Layer:
+    """The packed weights of one layer: query, key and value in one product, gate and up in another."""
+
+    def __init__(self, layer: DecoderLayer, library: Library, bits: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._input_norm = layer.input_layernorm.weight.detach()
+        self._qkv = PackedWeights(library, [attention.q_proj, attention.k_proj, attention.v_proj], bits=bits)
+        self._output = PackedWeights(library, [attention.o_proj], bits=bits)
+        self._post_norm = layer.post_attention_layernorm.weight.detach()
+        self._gate_up = PackedWeights(library, [mlp.gate_proj, mlp.up_proj], bits=bits)
+        self._down = PackedWeights(library, [mlp.down_proj], bits=bits)
+
+    def c(self, keys: Tensor, values: Tensor) -> CLayer:
+        """The structure of pointers, with the layer's blocks of the KV cache."""
+        return CLayer(
+            self._input_norm.data_ptr(),
+            self._qkv.c,
+            self._output.c,
+            self._post_norm.data_ptr(),
+            self._gate_up.c,
+            self._down.c,
+            keys.data_ptr(),
+            values.data_ptr(),
+        )
+
+
+class _Projector:
+    """The projector over packed weights."""
+
+    def __init__(self, projector: Projector, library: Library) -> None:
+        self._bias_1, self._bias_2 = (each.bias for each in (projector.linear_1, projector.linear_2))
+        self._linear_1 = PackedWeights(library, [projector.linear_1])
+        self._linear_2 = PackedWeights(library, [projector.linear_2])
+
+    def __call__(self, features: Tensor) -> Tensor:
+        x = self._linear_1(features)
+        x = self._linear_2(functional.gelu(x if self._bias_1 is None else x + self._bias_1))
+        return x if self._bias_2 is None else x + self._bias_2

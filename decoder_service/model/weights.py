@@ -1,0 +1,38 @@
+"""The decoder's weights on their device.
+
+Knows which modules there are and that a checkpoint fills them. Does not know how they are computed with.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from common.checkpoint import Checkpoint
+from common.checkpoint_layout import Part
+from common.model_config import MistralConfig, PixtralConfig
+from decoder_service.model.mistral import MistralForCausalLM
+from decoder_service.model.projector import Projector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderModel:
+    """The decoder's weights, with the projector's if the model takes images."""
+
+    config: MistralConfig
+    device: torch.device
+    dtype: torch.dtype
+    decoder: MistralForCausalLM
+    projector: Projector | None
+
+    @staticmethod
+    def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> "DecoderModel":
+        """Load the weights. Raises CheckpointError."""
+        with torch.device("meta"):
+            decoder = MistralForCausalLM(checkpoint.text_config)
+            projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
+        checkpoint.load(Part.DECODER, decoder, device=device, dtype=dtype)
+        if projector is not None:
+            checkpoint.load(Part.PROJECTOR, projector, device=device, dtype=dtype)
+        return DecoderModel(
+            config=checkpoint.text_config, device=device, dtype=dtype, decoder=decoder, projector=projector
+        )

@@ -1,0 +1,30 @@
+"""Finds a checkpoint's tokenizer file and loads it as what it is.
+
+Knows names. Does not know contents.
+"""
+
+from pathlib import Path
+
+from decoder_service.prompt.hf_tokenizer import HuggingFaceTokenizer
+from decoder_service.prompt.mistral_tokenizer import MistralFileTokenizer
+from decoder_service.prompt.tokenizer import Tokenizer
+
+_HF_NAME = "tokenizer.json"
+# Mistral's own files come first: mistral-common lays out chats exactly as the models were taught. A bare
+# tokenizer.model comes last, as its name does not tell its version.
+_PATTERNS = ("tekken*.json", "tokenizer.model.v*", "*.model.v*", _HF_NAME, "tokenizer.model")
+
+
+def find_tokenizer_file(directory: Path) -> Path:
+    """The tokenizer file of a checkpoint directory. Raises ValueError where there is none."""
+    for pattern in _PATTERNS:
+        if found := sorted(directory.glob(pattern)):
+            return found[-1]
+    raise ValueError(f"{directory.name} holds no tokenizer file (tekken.json, tokenizer.model* or tokenizer.json)")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a tokenizer file. Raises ValueError with one line that says what is wrong."""
+    if path.name == _HF_NAME:
+        return HuggingFaceTokenizer.from_file(path)
+    return MistralFileTokenizer.from_file(path)

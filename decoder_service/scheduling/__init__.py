@@ -1,0 +1,1 @@
+"""Which tokens of which requests are computed next. Pure policy: no tensors, no wire, no clock."""

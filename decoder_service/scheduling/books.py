@@ -1,0 +1,52 @@
+"""Whether the scheduler's books agree with each other; asked by tests after every operation.
+
+Knows what must hold between steps. Changes nothing.
+"""
+
+from collections.abc import Collection
+
+from decoder_service.cache.block_manager import BlockManager, IntegrityError
+from decoder_service.cache.prefix_cache import PrefixCache
+from decoder_service.engine.request import Request
+from decoder_service.engine.request_status import RequestStatus
+from decoder_service.scheduling.running import RunningRequests
+from decoder_service.scheduling.waiting import WaitingRequests
+
+
+def check_books(
+    requests: Collection[Request],
+    *,
+    waiting: WaitingRequests,
+    running: RunningRequests,
+    blocks: BlockManager,
+    prefix_cache: PrefixCache,
+) -> None:
+    """Compare all places with `requests`, all that have not ended. Raises IntegrityError."""
+    places = [*waiting, *running]
+    if len(places) != len(requests) or set(places) != set(requests):
+        raise IntegrityError("a request is in no place, or in two")
+    if len(waiting) + len(running) != len(places):
+        raise IntegrityError("requests are not counted right")
+    waiting.check_integrity()
+    running.check_integrity()
+    are_running = set(running)
+    for request in requests:
+        _check_request(request, is_running=request in are_running, blocks=blocks)
+    blocks.check_integrity(request.block_table for request in requests)
+    prefix_cache.check_integrity(requests)
+
+
+def _check_request(request: Request, *, is_running: bool, blocks: BlockManager) -> None:
+    if request.status is not (RequestStatus.RUNNING if is_running else RequestStatus.WAITING):
+        raise IntegrityError(f"request {request.completion_id} is {request.status.name} in the wrong place")
+    if not is_running and request.num_computed_tokens:
+        raise IntegrityError(f"request {request.completion_id} waits with computed tokens")
+    if len(request.block_table) != blocks.num_blocks_for(request.num_computed_tokens):
+        raise IntegrityError(
+            f"request {request.completion_id} owns {len(request.block_table)} blocks "
+            f"for {request.num_computed_tokens} computed tokens"
+        )
+    if any(fork.block_table or fork.num_computed_tokens for fork in request.forks):
+        raise IntegrityError(f"request {request.completion_id} has completions that began before it")
+    if request.num_charged_tokens < request.num_computed_tokens:
+        raise IntegrityError(f"request {request.completion_id} had tokens that nobody was charged for")

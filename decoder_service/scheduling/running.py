@@ -1,0 +1,92 @@
+"""The requests that run, and which of them gives way.
+
+Knows their order and what each tenant has of them. Does not know blocks, or when somebody must give way (see
+`scheduler`).
+"""
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
+
+from decoder_service.cache.block_manager import IntegrityError
+from decoder_service.engine.request import Request
+
+_arrival = attrgetter("arrival")
+
+
+class RunningRequests:
+    """Those that own blocks, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests)
+
+    @property
+    def can_move(self) -> bool:
+        """Whether any of them has a token that can be computed."""
+        return any(request.is_movable for request in self._requests)
+
+    @property
+    def movable(self) -> list[Request]:
+        """Those with a token that can be computed: the highest class first, in it the oldest."""
+        # The sort keeps the order of arrival among equals.
+        return sorted((each for each in self._requests if each.is_movable), key=lambda each: -each.priority)
+
+    def add(self, request: Request) -> None:
+        """Let a request run."""
+        insort(self._requests, request, key=_arrival)
+
+    def remove(self, request: Request) -> None:
+        """Let it run no more."""
+        self._requests.remove(request)
+
+    def victim(self) -> Request:
+        """Who gives way when blocks run out.
+
+        First those that cannot use theirs, as their reader is behind or an image is missing; then the lowest class,
+        and in it the latest. So the oldest of the highest class always gets to its end.
+        """
+        return max(self._requests, key=_willingness)
+
+    def victims_for(self, request: Request) -> list[Request]:
+        """Those that give way to a waiting request whose turn it is, in the order in which they do.
+
+        First those whose reader is behind, then those of lower classes. Then, for fairness, of the tenant that has most
+        of its class or below, as long as that tenant keeps more than the request's has with it: so two tenants never
+        take places from each other in turn, and the oldest of a tenant's is never taken.
+        """
+        others = sorted(self._requests, key=_willingness, reverse=True)
+        victims = [each for each in others if each.is_paused or each.priority < request.priority]
+        shares = Counter(each.tenant for each in self._requests)
+        shares.subtract(each.tenant for each in victims)
+        left = [each for each in others if not each.is_paused and each.priority == request.priority]
+        while left:
+            tenant = max((each.tenant for each in left), key=lambda tenant: shares[tenant])
+            if shares[tenant] < shares[request.tenant] + 2:
+                break
+            victim = next(each for each in left if each.tenant == tenant)
+            left.remove(victim)
+            victims.append(victim)
+            shares[tenant] -= 1
+        return victims
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError where the order is not that of arrival."""
+        if self._requests != sorted(self._requests, key=_arrival):
+            raise IntegrityError("those that run are not in order of arrival")
+
+
+def num_places_of(requests: Iterable[Request]) -> int:
+    """The places that they take: those that will part from them have theirs from the start."""
+    return sum(request.num_places for request in requests)
+
+
+def _willingness(request: Request) -> tuple[bool, bool, int, int, int]:
+    """What makes a request give way before others; the largest goes first."""
+    return request.is_paused, not request.is_movable, -request.priority, request.arrival, request.index

@@ -1,0 +1,70 @@
+"""What a step is going to compute, while it is being put together.
+
+Knows the token budget and whom its tokens are charged to. Does not know blocks, or who goes first (see `scheduler`).
+"""
+
+from decoder_service.engine.request import Request
+from decoder_service.engine.step import BlockCopy, ScheduledBatch, ScheduledRequest
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from decoder_service.scheduling.token_counters import TokenCounters, cost
+
+STEPS_BEFORE_GROWTH = 100
+"""Steps that must pass before the budget, once cut, is doubled again."""
+
+
+class StepPlan:
+    """Tokens of each request, within a budget. Empty between steps."""
+
+    def __init__(self, config: SchedulerConfig, counters: TokenCounters) -> None:
+        self._config = config
+        self._counters = counters
+        self._num_tokens: dict[Request, int] = {}
+        self._limit = config.max_num_batched_tokens
+        self._num_steps = 0
+        self.budget = self._limit
+        """Tokens that are left."""
+
+    @property
+    def max_num_requests(self) -> int:
+        """Most requests that run at once: each needs a token in every step."""
+        return min(self._config.max_num_requests, self._limit)
+
+    def shrink(self, num_tokens: int) -> None:
+        """Cut the budget of the next steps; it grows back slowly."""
+        self._limit, self._num_steps = max(1, min(self._limit, num_tokens)), 0
+        self.budget = self._limit
+
+    def __len__(self) -> int:
+        return len(self._num_tokens)
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._num_tokens
+
+    def most(self, request: Request) -> int:
+        """Tokens that a request could have in this step."""
+        return min(request.num_schedulable_tokens, self._num_tokens.get(request, 0) + self.budget)
+
+    def set(self, request: Request, num_tokens: int) -> None:
+        """Let a request have so many tokens, at the expense of its tenant: each token of a request is charged once."""
+        self.drop(request)
+        self._num_tokens[request] = num_tokens
+        self.budget -= num_tokens
+        last = request.num_computed_tokens + num_tokens
+        first = max(request.num_charged_tokens, request.num_computed_tokens)
+        if first < last:
+            self._counters.charge(request.tenant, cost(first, last, num_prompt_tokens=request.num_prompt_tokens))
+            request.num_charged_tokens = last
+
+    def drop(self, request: Request) -> None:
+        """Let a request have nothing, whether or not it had something."""
+        self.budget += self._num_tokens.pop(request, 0)
+
+    def take(self, copies: tuple[BlockCopy, ...]) -> ScheduledBatch:
+        """The batch, which begins with copying blocks; the plan is empty again."""
+        plan, self._num_tokens = self._num_tokens, {}
+        self._num_steps += 1
+        if self._num_steps % STEPS_BEFORE_GROWTH == 0:
+            self._limit = min(2 * self._limit, self._config.max_num_batched_tokens)
+        self.budget = self._limit
+        requests = tuple(ScheduledRequest(request, num_tokens) for request, num_tokens in plan.items())
+        return ScheduledBatch(requests, copies)

@@ -1,0 +1,1 @@
+"""From tokens back to text, and where it stops."""

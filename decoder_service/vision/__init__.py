@@ -1,0 +1,1 @@
+"""Image features from vision replicas: found, chosen, asked, and asked again."""

@@ -1,0 +1,48 @@
+"""What a vision encoder says of itself, and whether this decoder may use it.
+
+Knows the handshake's message and what must be equal on both sides. Does not know how the message came here: over
+gRPC from a replica, or from an encoder in the same process.
+"""
+
+from dataclasses import dataclass
+
+from common.wire_types import dtype_from_proto, preprocessing_from_proto
+from decoder_service.vision.image_encoder import VisionInfo
+from diptych.v1 import vision_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What an encoder must hold to be of use."""
+
+    weights_digest: bytes
+    feature_width: int
+    api_version: str
+
+    def accepts(self, api_version: str, info: VisionInfo) -> bool:
+        """Whether it speaks our version of the API and holds the weights of our checkpoint."""
+        return (
+            _major(api_version) == _major(self.api_version)
+            and info.weights_digest == self.weights_digest
+            and info.feature_width == self.feature_width
+        )
+
+
+def read_info(model: pb.VisionServiceGetModelInfoResponse) -> VisionInfo | None:
+    """What an encoder said; None where it speaks of things that we do not know."""
+    try:
+        return VisionInfo(
+            preprocessing=preprocessing_from_proto(model.preprocessing),
+            weights_digest=model.weights_digest,
+            feature_width=model.feature_width,
+            dtype=dtype_from_proto(model.dtype),
+            max_image_bytes=model.max_image_bytes,
+            max_image_pixels=model.max_image_pixels,
+            max_patches=model.max_patches,
+        )
+    except ValueError:
+        return None
+
+
+def _major(api_version: str) -> str:
+    return api_version.partition(".")[0]

@@ -1,0 +1,241 @@
+"""One vision replica: its channel, what is known of it, and one attempt to get features from it.
+
+Knows one address. Does not know the other replicas or when to try again (see `vision_fleet`).
+
+    UNREACHABLE --handshake--> READY        <-- the only state that gets work
+         ^      --handshake--> MISMATCH         another model, or another version of the API
+         ├── a call or a probe fails
+         ├── after a pause -- BAD <-- three bad streams in a row
+         └── its health says SERVING -- DRAINING <-- its health says NOT_SERVING
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from common.call import current_call, trace_metadata
+from common.channel_options import CLIENT_OPTIONS
+from common.client_tls import ChannelTls, aio_channel
+from common.errors import DiptychError, InternalError, UnavailableError
+from common.features import FeatureReceiver, FeatureSpec
+from common.remote_errors import from_rpc_error
+from common.tracing import SpanKind
+from decoder_service.engine.loop_turns import LoopTurns
+from decoder_service.vision.agreement import read_info
+from decoder_service.vision.arena_visit import ArenaGuest
+from decoder_service.vision.image_encoder import VisionInfo
+from diptych.v1 import vision_pb2 as pb
+from diptych.v1 import vision_pb2_grpc
+
+_log = logging.getLogger(__name__)
+_MAX_BAD_STREAMS = 3
+_PROBE_SECONDS = 1.0
+"""How long a replica that is not ready may take to answer."""
+_READY_PROBE_SECONDS = 5.0
+"""How long a ready one may: a busy machine is no dead one, and pings find those."""
+
+
+_SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
+_ENCODE = f"{_SERVICE_NAME}/Encode"
+_HEALTH_PAUSE = 0.5
+"""Seconds before a watch of its health that broke is begun again."""
+_MAX_CALLS = 64
+"""Images on their way from one replica. Servers refuse streams over 100 of one connection as if they were broken,
+and questions about health and load need some too."""
+
+
+class ReplicaState(Enum):
+    """What is known of a replica."""
+
+    UNREACHABLE = "unreachable"
+    MISMATCH = "mismatch"
+    READY = "ready"
+    DRAINING = "draining"
+    BAD = "bad"
+
+
+Matches = Callable[[str, VisionInfo], bool]
+"""Whether a replica of this API version and this model may be used."""
+
+
+class VisionReplica:
+    """A replica at a fixed address; made on the event loop that uses it."""
+
+    def __init__(self, address: str, *, tls: ChannelTls | None, turns: LoopTurns, shared_memory: bool) -> None:
+        """Talk to `address`; chunks of features are checked in `turns`.
+
+        With `shared_memory` features come through memory that the replica shares, where it can.
+        """
+        self.address = address
+        self._turns = turns
+        self.state = ReplicaState.UNREACHABLE
+        self.info: VisionInfo | None = None
+        """What the replica said when it was last asked."""
+        self.troubled = asyncio.Event()
+        """Set when an encode left the replica not ready, so that it is asked again at once."""
+        self._channel = aio_channel(address, CLIENT_OPTIONS, tls)
+        self._stub = vision_pb2_grpc.VisionServiceStub(self._channel)
+        # Answers in bytes: the receiver reads them without the copies that generated code makes.
+        self._encode: Any = self._channel.unary_stream(f"/{_SERVICE_NAME}/Encode", request_serializer=_serialize)
+        self._guest = ArenaGuest(wants_memory=shared_memory)
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)  # its stubs do not know its methods
+        self._is_serving = True
+        self._slots = asyncio.Semaphore(_MAX_CALLS)
+        self._num_calls = 0
+        self._left = asyncio.Event()
+        self._own_patches = 0
+        self._others_patches = 0
+        self._bad_streams = 0
+
+    @property
+    def pending_patches(self) -> int:
+        """Patches that wait there: ours now, and those of other decoder services when last asked."""
+        return self._own_patches + self._others_patches
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether its streams were bad, so that it should be left alone for a while."""
+        return self.state is ReplicaState.BAD
+
+    async def close(self) -> None:
+        """Close the channel; calls under way end."""
+        self._guest.leave()
+        await self._channel.close()
+
+    async def wait_unused(self) -> None:
+        """Wait until no call is under way."""
+        while self._num_calls:
+            self._left.clear()
+            await self._left.wait()
+
+    async def watch_health(self) -> None:
+        """Follow what the replica says of its own health, for ever; one that says nothing of it is healthy."""
+        while True:
+            request = health_pb2.HealthCheckRequest(service=_SERVICE_NAME)
+            try:
+                async for answer in self._health.Watch(request, wait_for_ready=True):
+                    self._hear(answer.status != HealthCheckResponse.NOT_SERVING)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    return
+            # A watch that ends says that the connection is lost, or about to be.
+            if self.state is ReplicaState.READY:
+                self._enter(ReplicaState.UNREACHABLE, "WATCH_ENDED")
+            await asyncio.sleep(_HEALTH_PAUSE)
+
+    def _hear(self, is_serving: bool) -> None:
+        self._is_serving = is_serving
+        if self.state is ReplicaState.READY and not is_serving:
+            self._enter(ReplicaState.DRAINING, "NOT_SERVING")
+        elif self.state is ReplicaState.DRAINING and is_serving:
+            self._enter(ReplicaState.UNREACHABLE, "SERVING")
+
+    async def probe(self, matches: Matches) -> None:
+        """Ask for model and load, and set the state by the answer."""
+        was_ready = self.state is ReplicaState.READY
+        seconds = _READY_PROBE_SECONDS if was_ready else _PROBE_SECONDS
+        try:
+            model = await self._stub.GetModelInfo(
+                pb.VisionServiceGetModelInfoRequest(), timeout=seconds, wait_for_ready=True
+            )
+            load = await self._stub.GetLoad(pb.GetLoadRequest(), timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            self._enter(ReplicaState.UNREACHABLE, error.code().name)
+            return
+        self._others_patches = max(0, load.pending_patches - self._own_patches)
+        self.info = read_info(model)
+        if self.info is None or not matches(model.api_version, self.info):
+            self._enter(ReplicaState.MISMATCH, model.api_version)
+            return
+        if self.is_bad:
+            self._bad_streams = 0
+        await self._guest.meet(model.shared_memory_socket)
+        self._enter(ReplicaState.READY if self._is_serving else ReplicaState.DRAINING, model.api_version)
+
+    async def encode(self, request: pb.EncodeRequest, *, spec: FeatureSpec, buffer: memoryview) -> None:
+        """Fill `buffer` with the features of one image, in one attempt. Raises a DiptychError.
+
+        After an error the buffer's content means nothing. Leaving early cancels the call.
+        """
+        self._own_patches += spec.grid.num_patches
+        self._num_calls += 1
+        try:
+            async with self._slots:
+                if self.state is not ReplicaState.READY:
+                    raise UnavailableError("REPLICA_LEFT", "the replica takes no more work")
+                await self._receive(request, spec, buffer)
+            self._bad_streams = 0
+        except UnavailableError as error:
+            if self.state is ReplicaState.READY:
+                self._enter(ReplicaState.UNREACHABLE, error.reason)
+            raise
+        except InternalError as error:
+            if is_bad_stream(error):
+                self._count_bad_stream(error)
+            raise
+        finally:
+            self._own_patches -= spec.grid.num_patches
+            self._num_calls -= 1
+            self._left.set()
+
+    async def _receive(self, request: pb.EncodeRequest, spec: FeatureSpec, buffer: memoryview) -> None:
+        visit = self._guest.visit
+        receiver = FeatureReceiver(spec, buffer, shared=visit.memory if visit else None)
+        span = current_call().span.start(_ENCODE, kind=SpanKind.CLIENT)
+        call = self._encode((request, visit.token if visit else b""), metadata=trace_metadata(span))
+        try:
+            async for message in call:
+                await self._turns.take()
+                receiver.receive(message)
+                if visit is not None and receiver.is_complete and receiver.lease is not None:
+                    visit.release(receiver.lease)
+            receiver.finish()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise UnavailableError("CLIENT_CLOSED", "the connection was closed") from None
+        finally:
+            # The server would go on encoding for a stream that is merely no longer read.
+            call.cancel()
+            span.end(error=None if receiver.is_complete else "INCOMPLETE")
+
+    def _count_bad_stream(self, error: DiptychError) -> None:
+        self._bad_streams += 1
+        _log.warning(
+            "a stream of features was bad",
+            extra={"address": self.address, "reason": error.reason, "in_a_row": self._bad_streams},
+        )
+        if self._bad_streams >= _MAX_BAD_STREAMS:
+            self._enter(ReplicaState.BAD, error.reason)
+        elif error.reason == "EMBED_INVALID":
+            # Perhaps another model has come up at this address, so it must introduce itself again.
+            self._enter(ReplicaState.UNREACHABLE, error.reason)
+
+    def _enter(self, state: ReplicaState, reason: str) -> None:
+        if state is not self.state:
+            extra = {"address": self.address, "state": state.value, "reason": reason}
+            _log.log(logging.INFO if state is ReplicaState.READY else logging.WARNING, "vision replica", extra=extra)
+            self.state = state
+        if state is not ReplicaState.READY:
+            self.troubled.set()
+
+
+def is_bad_stream(error: DiptychError) -> bool:
+    """Whether an error says that the features, not the request, were wrong."""
+    return error.reason in ("EMBED_CORRUPT", "EMBED_INVALID")
+
+
+def _serialize(sent: tuple[pb.EncodeRequest, bytes]) -> bytes:
+    """A request with the token of the replica that it goes to: messages that follow each other are one message."""
+    request, token = sent
+    data = request.SerializeToString()
+    return data + pb.EncodeRequest(shared_memory_token=token).SerializeToString() if token else data

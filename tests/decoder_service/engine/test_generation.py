@@ -1,0 +1,383 @@
+"""A request on the event loop, with a real engine on its thread: every way to its end frees all that it held."""
+
+import asyncio
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from common.errors import AlreadyExistsError, InternalError, UnavailableError
+from common.preprocessing import PatchGrid
+from decoder_service.cache.block_hash import block_hash
+from decoder_service.cache.block_manager import BlockId
+from decoder_service.cache.feature_store import FeatureStore
+from decoder_service.engine.engine import Engine
+from decoder_service.engine.generation import Generation
+from decoder_service.engine.host import EngineHost
+from decoder_service.engine.request import PlaceholderRange, Request
+from decoder_service.engine.step import BlockCopy, NoToken, ScheduledBatch, StepResult, TokenOutput
+from decoder_service.sampling.sampling_params import SamplingParams
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from tests.decoder_service.encoder_fakes import ROW, FakeEncoder, image
+
+NEVER = 1e12
+
+
+class StepwiseRunner:
+    """Gives tokens that depend on all tokens before; waits for the test before each step if told to."""
+
+    def __init__(self) -> None:
+        self.may_step = threading.Event()
+        self.may_step.set()
+        self.seconds = 0.0
+        """Time that a step takes at least."""
+        self.fatal: BaseException | None = None
+        self.not_finite: set[str] = set()
+
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        assert self.may_step.wait(timeout=20)
+        time.sleep(self.seconds)
+        if self.fatal is not None:
+            raise self.fatal
+        return StepResult(
+            token_ids=[
+                NoToken.NOT_FINITE
+                if each.request_id in self.not_finite
+                else next_token(each.token_ids(0, each.num_tokens))
+                for each in batch.sampled
+            ]
+        )
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        pass
+
+    def clear(self, block_ids: Sequence[BlockId]) -> None:
+        pass
+
+
+def next_token(token_ids: Sequence[int]) -> int:
+    return zlib.crc32(bytes(token_ids)) % 200
+
+
+class Bench:
+    """An engine's host and a feature store over fakes."""
+
+    def __init__(self, *, num_blocks: int = 16, caching: bool = True) -> None:
+        self.runner = StepwiseRunner()
+        self.encoder = FakeEncoder()
+        config = SchedulerConfig(max_num_batched_tokens=8, max_num_requests=4, max_model_len=64)
+        engine = Engine(
+            config=config,
+            num_blocks=num_blocks,
+            block_size=4,
+            runner=self.runner,
+            hash_block=block_hash if caching else None,
+        )
+        self.deaths = 0
+        self.host = EngineHost(engine, on_fatal=self._died)
+        self.store = FeatureStore(self.encoder, budget_bytes=4 * ROW, caching=caching)
+        self._arrivals = 0
+
+    def generation(
+        self,
+        name: str,
+        *,
+        pictures: str = "",
+        max_tokens: int = 5,
+        length: int = 3,
+        max_unread_tokens: int = 1000,
+        n: int = 1,
+    ) -> Generation:
+        """A request for some text and then one-patch pictures, each a letter."""
+        token_ids = [len(name) + 1] * length
+        spans = []
+        for _ in pictures:
+            spans.append(PlaceholderRange(len(token_ids), 2, PatchGrid(1, 1)))
+            token_ids += [10, 13]
+        request = Request(
+            request_id=name,
+            prompt_token_ids=(*token_ids, 4),
+            placeholders=tuple(spans),
+            image_identities=tuple(letter.encode() for letter in pictures),
+            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True, n=n),
+            arrival=self._arrivals,
+        )
+        self._arrivals += 1
+        images = [image(letter) for letter in pictures]
+        return Generation(self.host, self.store, request, images=images, salt=b"", max_unread_tokens=max_unread_tokens)
+
+    async def finish_encoding(self, *names: str) -> None:
+        """Wait until these pictures are being encoded, and let them be done."""
+        for name in names:
+            async with asyncio.timeout(10):
+                while name not in self.encoder.running:
+                    await asyncio.sleep(0.001)
+            await self.encoder.finish(name)
+
+    def _died(self) -> None:
+        self.deaths += 1
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """Idle again after the test: blocks, requests, bytes and tasks."""
+    bench = Bench()
+    bench.host.start()
+    yield bench
+    bench.runner.may_step.set()
+    await bench.host.stop()
+    await asyncio.sleep(0)
+    stats = bench.host.stats
+    assert (stats.num_waiting, stats.num_running, bench.host.num_requests) == (0, 0, 0) or bench.deaths
+    assert stats.num_free_blocks == stats.num_blocks or bench.deaths
+    assert bench.store.bytes_held == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def tokens_of(generation: Generation) -> list[int]:
+    async with generation:
+        return [token.token_id async for tokens in generation.tokens(deadline=NEVER) for token in tokens]
+
+
+def expected(prompt: Sequence[int], count: int) -> list[int]:
+    known = list(prompt)
+    for _ in range(count):
+        known.append(next_token(known))
+    return known[len(prompt) :]
+
+
+async def test_text_gets_its_tokens(bench: Bench) -> None:
+    assert await tokens_of(bench.generation("a")) == expected([2, 2, 2, 4], 5)
+
+
+async def test_features_are_let_go_once_their_rows_are_computed(bench: Bench) -> None:
+    generation = bench.generation("a", pictures="pq", max_tokens=30)
+    async with generation:
+        await bench.finish_encoding("p", "q")
+        tokens = generation.tokens(deadline=NEVER)
+        await anext(tokens)
+        assert bench.store.bytes_held == 0
+        await tokens.aclose()
+
+
+async def test_times_add_up_without_overlap(bench: Bench) -> None:
+    generation = bench.generation("a", pictures="p")
+    async with generation:
+        await bench.finish_encoding("p")
+        _ = [tokens async for tokens in generation.tokens(deadline=NEVER)]
+    timings = generation.timings(0)
+    assert min(timings.queue, timings.encode_wait, timings.prefill, timings.decode) >= 0
+    assert timings.encode_wait > 0
+
+
+async def test_failed_encoding_fails_its_request_alone(bench: Bench) -> None:
+    other = asyncio.create_task(tokens_of(bench.generation("bb", max_tokens=20)))
+    async with bench.generation("a", pictures="pq") as generation:
+        while "p" not in bench.encoder.running:
+            await asyncio.sleep(0.001)
+        await bench.encoder.finish("p", UnavailableError("VISION_UNAVAILABLE", "gone"))
+        with pytest.raises(UnavailableError):
+            await anext(generation.tokens(deadline=NEVER))
+    assert await other == expected([3, 3, 3, 4], 20)
+
+
+@pytest.mark.parametrize("arrived", ["", "p", "pq"])
+async def test_caller_that_leaves_while_images_are_on_their_way(bench: Bench, arrived: str) -> None:
+    async with bench.generation("a", pictures="pq", max_tokens=40):
+        await bench.finish_encoding(*arrived)
+
+
+async def test_caller_that_is_cancelled_in_a_step_is_forgotten_after_it(bench: Bench) -> None:
+    bench.runner.may_step.clear()
+    caller = asyncio.create_task(tokens_of(bench.generation("a", max_tokens=40)))
+    await asyncio.sleep(0.02)
+    caller.cancel()
+    await asyncio.sleep(0.02)
+    bench.runner.may_step.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_deadline_is_a_timeout(bench: Bench) -> None:
+    async with bench.generation("a", pictures="p") as generation:
+        with pytest.raises(TimeoutError):
+            await anext(generation.tokens(deadline=asyncio.get_running_loop().time() + 0.02))
+
+
+async def test_deadline_comes_also_where_there_is_always_news(bench: Bench) -> None:
+    generation = bench.generation("a", max_tokens=40)
+    generation.token(TokenOutput("a", 1), 0.0)
+    with pytest.raises(TimeoutError):
+        await anext(generation.tokens(deadline=asyncio.get_running_loop().time() - 1))
+
+
+async def test_name_in_use_is_refused_and_its_owner_goes_on(bench: Bench) -> None:
+    bench.runner.may_step.clear()
+    owner = asyncio.create_task(tokens_of(bench.generation("a", max_tokens=9)))
+    await asyncio.sleep(0.02)
+    with pytest.raises(AlreadyExistsError):
+        await tokens_of(bench.generation("a"))
+    bench.runner.may_step.set()
+    assert await owner == expected([2, 2, 2, 4], 9)
+
+
+async def test_pictures_in_the_prefix_cache_are_not_fetched(bench: Bench) -> None:
+    for name, question, unknown in (("a", "pq", "pq"), ("b", "pqr", "r")):
+        # The same text before the pictures, which fill the first two blocks.
+        generation = bench.generation(name, pictures=question, length=4)
+        async with generation:
+            await bench.finish_encoding(*unknown)
+            _ = [tokens async for tokens in generation.tokens(deadline=NEVER)]
+    assert bench.encoder.started == ["p", "q", "r"]
+    assert (generation.num_cached_tokens, generation.num_images_not_encoded) == (8, 2)
+    assert bench.host.stats.num_images_covered == 2
+    assert bench.store.num_found == 0
+
+
+async def test_equal_pictures_at_once_are_encoded_for_one_of_their_requests(bench: Bench) -> None:
+    first, second = (bench.generation(name, pictures="p") for name in ("a", "bb"))
+    asked = [asyncio.create_task(tokens_of(generation)) for generation in (first, second)]
+    await bench.finish_encoding("p")
+    await asyncio.gather(*asked)
+    assert bench.encoder.started == ["p"]
+    assert first.num_images_not_encoded + second.num_images_not_encoded == 1
+
+
+async def test_features_of_a_request_that_was_not_finite_are_not_given_to_the_next_one(bench: Bench) -> None:
+    bench.runner.not_finite.add("a")
+    failing = asyncio.create_task(tokens_of(bench.generation("a", pictures="p")))
+    await bench.finish_encoding("p")
+    with pytest.raises(InternalError):
+        await failing
+    assert bench.store.bytes_cached == 0
+    async with bench.generation("bb", pictures="p"):
+        await bench.finish_encoding("p")
+    assert bench.encoder.started == ["p", "p"]
+
+
+@pytest.mark.parametrize("caching", [False, True])
+async def test_requests_that_outgrow_the_cache_fetch_their_images_again(caching: bool) -> None:
+    bench = Bench(num_blocks=12, caching=caching)
+    bench.host.start()
+    asked = [asyncio.create_task(tokens_of(bench.generation("x" * n, pictures="pq", max_tokens=30))) for n in (1, 2, 3)]
+
+    async def encode_all() -> None:
+        while True:
+            for name in list(bench.encoder.running):
+                await bench.encoder.finish(name)
+            await asyncio.sleep(0.001)
+
+    encoding = asyncio.create_task(encode_all())
+    for n, task in enumerate(asked, start=1):
+        assert await asyncio.wait_for(task, 20) == expected([*[n + 1] * 3, 10, 13, 10, 13, 4], 30)
+    encoding.cancel()
+    assert bench.host.stats.num_preemptions > 0
+    assert (len(bench.encoder.started) > 2) != caching, "what is fetched again from a cache is not encoded again"
+    assert bench.store.bytes_held == 0
+    await bench.host.stop()
+
+
+async def test_death_of_the_engine_is_told_to_everyone(bench: Bench) -> None:
+    bench.runner.fatal = SystemExit("the device is gone")
+    with pytest.raises(UnavailableError, match="no longer"):
+        await tokens_of(bench.generation("a"))
+    with pytest.raises(UnavailableError):
+        await tokens_of(bench.generation("b"))
+    assert bench.deaths == 1
+
+
+async def test_name_is_not_free_before_the_engine_has_forgotten_it(bench: Bench) -> None:
+    """Else a new request of that name would hear the token of a step that began for the old one."""
+    bench.runner.may_step.clear()
+    first = asyncio.create_task(tokens_of(bench.generation("a", max_tokens=40)))
+    await asyncio.sleep(0.02)
+    first.cancel()
+    await asyncio.sleep(0.02)
+    with pytest.raises(AlreadyExistsError):
+        await tokens_of(bench.generation("a"))
+    bench.runner.may_step.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await tokens_of(bench.generation("a")) == expected([2, 2, 2, 4], 5)
+
+
+async def test_call_that_waits_when_the_engine_dies_is_answered(bench: Bench) -> None:
+    bench.runner.may_step.clear()
+    bench.runner.fatal = SystemExit("the device is gone")
+    running = asyncio.create_task(tokens_of(bench.generation("a")))
+    await asyncio.sleep(0.02)
+    waiting = asyncio.create_task(tokens_of(bench.generation("b")))
+    await asyncio.sleep(0.02)
+    bench.runner.may_step.set()
+    with pytest.raises(UnavailableError):
+        await asyncio.wait_for(running, 10)
+    with pytest.raises(UnavailableError):
+        await asyncio.wait_for(waiting, 10)
+
+
+async def test_request_whose_reader_is_behind_is_paused_and_goes_on_with_the_same_tokens(bench: Bench) -> None:
+    bench.runner.seconds = 0.002
+    async with bench.generation("slow", max_tokens=40, max_unread_tokens=4) as generation:
+        reader = generation.tokens(deadline=NEVER)
+        heard = [token.token_id for token in await anext(reader)]
+        others = await asyncio.gather(*(tokens_of(bench.generation("x" * n, max_tokens=40)) for n in (1, 2)))
+        assert others == [expected([n + 1] * 3 + [4], 40) for n in (1, 2)], "they are not held up"
+        num_steps = bench.host.stats.num_steps
+        await asyncio.sleep(0.05)
+        assert bench.host.stats.num_steps == num_steps
+        pieces = [tokens async for tokens in reader]
+        assert 4 < len(pieces[0]) < 20, "what had gathered comes in one piece"
+        heard += [token.token_id for tokens in pieces for token in tokens]
+    assert heard == expected([5] * 3 + [4], 40)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+async def test_all_completions_of_a_request_whose_reader_is_behind_are_paused(bench: Bench, n: int) -> None:
+    bench.runner.seconds = 0.002
+    async with bench.generation("slow", max_tokens=12, max_unread_tokens=2 * n, n=n) as generation:
+        reader = generation.tokens(deadline=NEVER)
+        heard = await anext(reader)
+        others = asyncio.gather(*(tokens_of(bench.generation("x" * count, max_tokens=40)) for count in (1, 2)))
+        assert await others == [expected([count + 1] * 3 + [4], 40) for count in (1, 2)], "they are not held up"
+        num_steps = bench.host.stats.num_steps
+        await asyncio.sleep(0.05)
+        assert bench.host.stats.num_steps == num_steps, "no completion goes on"
+        pieces = [tokens async for tokens in reader]
+        gathered = [sum(token.index == index for token in pieces[0]) for index in range(n)]
+        assert all(0 < count < 11 for count in gathered), gathered
+        heard += [token for tokens in pieces for token in tokens]
+    for index in range(n):
+        assert [token.token_id for token in heard if token.index == index] == expected([5] * 3 + [4], 12)
+
+
+async def test_paused_request_is_the_first_to_give_way_and_its_images_wait_with_it() -> None:
+    bench = Bench(num_blocks=12)
+    bench.runner.seconds = 0.002
+    bench.host.start()
+    async with bench.generation("slow", pictures="p", max_tokens=36, max_unread_tokens=2) as generation:
+        await bench.finish_encoding("p")
+        reader = generation.tokens(deadline=NEVER)
+        heard = [token.token_id for token in await anext(reader)]
+        await asyncio.sleep(0.05)
+        others = await asyncio.gather(*(tokens_of(bench.generation("x" * n, max_tokens=20)) for n in (1, 2, 3)))
+        assert others == [expected([n + 1] * 3 + [4], 20) for n in (1, 2, 3)]
+        assert bench.host.stats.num_preemptions >= 1
+        assert (bench.host.stats.num_running, bench.store.bytes_held) == (0, 0)
+        heard += [token.token_id async for tokens in reader for token in tokens]
+    assert heard == expected([5] * 3 + [10, 13, 4], 36)
+    await bench.host.stop()
+
+
+async def test_age_of_the_step_under_way_can_be_seen_from_outside(bench: Bench) -> None:
+    bench.runner.may_step.clear()
+    asked = asyncio.create_task(tokens_of(bench.generation("a")))
+    await asyncio.sleep(0.05)
+    since = bench.host.busy_since
+    assert since is not None
+    assert 0.01 < time.monotonic() - since < 10
+    bench.runner.may_step.set()
+    await asked
+    await asyncio.sleep(0.02)
+    assert bench.host.busy_since is None

@@ -1,0 +1,118 @@
+"""The CUDA arithmetic through the engine against transformers, in Triton's interpreter."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.graph_recorder import Run
+from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.compute import Compute
+from decoder_service.model.cuda.compute import CudaCompute
+from decoder_service.model.cuda.decode_graphs import DecodeGraphs, batch_sizes
+from decoder_service.model.cuda.layers import Places
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.weights import DecoderModel
+from tests.parity.harness import Harness
+from tests.replayer import Replayer
+from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, reference_logits, save
+
+
+@pytest.mark.parametrize(("window", "token_budget"), [(9, 7), (None, 200)])
+def test_mixed_requests_get_the_reference_logits_and_ids(window: int | None, token_budget: int, tmp_path: Path) -> None:
+    shape = Shape(name="pixtral-like", rope_theta=1e9, heads=6, kv_heads=2, head_dim=12, window=window)
+    model = random_pixtral(shape)
+    replayer = Replayer()
+
+    def make(loaded: DecoderModel, kv_cache: KVCache) -> Compute:
+        return CudaCompute(loaded, kv_cache, recorder=replayer, max_num_requests=6, max_model_len=1024)
+
+    harness = Harness(
+        save(model, tmp_path), num_blocks=40, block_size=8, token_budget=token_budget, make_compute=make, new_tokens=6
+    )
+    picture = torch.randn(3, 3 * shape.patch, 4 * shape.patch, generator=torch.Generator().manual_seed(1))
+    text = list(range(20, 38))
+    prompts = [
+        Prompt(token_ids=text),
+        Prompt(token_ids=[1, *image_tokens(3, 4), *text[:5]], images=[picture]),
+        Prompt(token_ids=text[:2]),
+    ]
+    for prompt, (ids, logits) in zip(prompts, harness.run(prompts), strict=True):
+        torch.testing.assert_close(logits, reference_logits(model, prompt, ids), atol=1e-4, rtol=0)
+    assert replayer.num_runs > 0
+
+
+def test_recorded_sizes_reach_the_most_and_rise() -> None:
+    for most in (1, 3, 6, 64, 100, 256, 400):
+        sizes = batch_sizes(most)
+        assert list(sizes) == sorted(set(sizes))
+        assert sizes[-1] == most
+
+
+@pytest.mark.parametrize(("passes_left", "fitting"), [(0, ()), (1, (1, 2, 3, 4)), (3, (1, 2, 3, 4))])
+def test_steps_that_cannot_be_recorded_are_left_to_run_kernel_by_kernel(
+    passes_left: int, fitting: tuple[int, ...]
+) -> None:
+    graphs = DecodeGraphs(
+        lambda embeds, places: embeds,
+        Full(passes_left),
+        sizes=batch_sizes(4),
+        max_blocks=2,
+        hidden_size=8,
+        choose_splits=lambda size: 1,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    assert [count for count in range(1, 7) if graphs.fits(single_tokens(count))] == list(fitting)
+
+
+def test_rows_that_fill_a_batch_up_store_nothing_and_see_nothing() -> None:
+    """Whatever an earlier and larger batch left in their places."""
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def layers(embeds: torch.Tensor, places: Places) -> torch.Tensor:
+        seen.append((places.slot_mapping.tolist(), places.seq_lens.tolist()))
+        return embeds
+
+    graphs = DecodeGraphs(
+        layers,
+        Replayer(),
+        sizes=(4,),
+        max_blocks=2,
+        hidden_size=8,
+        choose_splits=lambda size: 1,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    for count in (4, 1):
+        graphs.hidden(torch.zeros(count, 8), single_tokens(count))
+    assert seen[-2:] == [([0, 0, 0, 0], [1, 1, 1, 1]), ([0, -1, -1, -1], [1, 0, 0, 0])]
+
+
+class Full(Replayer):
+    """Has memory for so many passes."""
+
+    def __init__(self, passes_left: int) -> None:
+        super().__init__()
+        self._passes_left = passes_left
+
+    def record(self, work: Run) -> Run:
+        if self._passes_left == 0:
+            raise torch.OutOfMemoryError("full")
+        self._passes_left -= 1
+        return super().record(work)
+
+
+def single_tokens(count: int) -> ForwardBatch:
+    rows = torch.zeros(count, dtype=torch.long)
+    return ForwardBatch(
+        token_ids=rows,
+        positions=rows,
+        slot_mapping=rows,
+        block_tables=rows[:, None],
+        query_lengths=(1,) * count,
+        seq_lens=(1,) * count,
+        logits_indices=rows,
+        image_indices=rows[:0],
+        image_rows=(),
+    )

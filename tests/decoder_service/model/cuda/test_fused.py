@@ -1,0 +1,56 @@
+"""The fused kernels against the layers that they stand for."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from common.layers import RMSNorm
+from common.rope import apply_rotary, inverse_frequencies, rotary_1d
+from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, silu_and_multiply
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("width", [48, 130])
+def test_norm_of_a_sum_keeps_the_sum(width: int) -> None:
+    norm = RMSNorm(width, 1e-5).to(DEVICE)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5)
+        x, delta = torch.randn(2, 5, width, device=DEVICE)
+        sum_ = x + delta
+        got = add_rms_norm(x, delta, norm.weight, eps=1e-5)
+        torch.testing.assert_close(x, sum_)
+        torch.testing.assert_close(got, norm(sum_))
+        torch.testing.assert_close(add_rms_norm(x, None, norm.weight, eps=1e-5), norm(sum_))
+
+
+def test_gate_is_the_first_half() -> None:
+    x = torch.randn(3, 2 * 1100, device=DEVICE)
+    torch.testing.assert_close(silu_and_multiply(x), functional.silu(x[:, :1100]) * x[:, 1100:])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (3, 1, 20)])
+def test_keys_and_values_go_to_their_slots_rotated_and_nowhere_else(heads: int, kv_heads: int, dim: int) -> None:
+    qkv = torch.randn(4, (heads + 2 * kv_heads) * dim, device=DEVICE)
+    positions = torch.tensor([0, 5, 1000, 7], device=DEVICE)
+    cos, sin = rotary_1d(positions, inverse_frequencies(dim, 1e6, DEVICE), torch.float32)
+    widths = [heads * dim, kv_heads * dim, kv_heads * dim]
+    query, key, value = (part.unflatten(1, (-1, dim)) for part in qkv.clone().split(widths, dim=1))
+    key_blocks, value_blocks = torch.zeros(2, 3, 4, kv_heads, dim, device=DEVICE)
+    slots = torch.tensor([3, 0, -1, 9], device=DEVICE)
+    half = slice(0, dim // 2)
+    got = rotate_and_store(
+        qkv,
+        cos[:, half].contiguous(),
+        sin[:, half].contiguous(),
+        slots,
+        key_blocks,
+        value_blocks,
+        num_heads=heads,
+    )
+    torch.testing.assert_close(got, apply_rotary(query, cos, sin))
+    stored = [0, 1, 3]
+    for blocks, rows in ((key_blocks, apply_rotary(key, cos, sin)), (value_blocks, value)):
+        want = torch.zeros_like(blocks).flatten(0, 1)
+        want[slots[stored]] = rows[stored]
+        torch.testing.assert_close(blocks.flatten(0, 1), want)

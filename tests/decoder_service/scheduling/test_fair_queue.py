@@ -1,0 +1,176 @@
+"""Who goes next: the highest class, in it the tenant that got least, of a tenant the first."""
+
+import gc
+import random
+import sys
+from dataclasses import dataclass
+from types import FrameType
+
+import pytest
+
+from decoder_service.scheduling.fair_queue import FairQueue
+from decoder_service.scheduling.token_counters import MAX_TENANTS, TokenCounters, cost
+
+
+@dataclass(frozen=True)
+class Item:
+    arrival: int
+    tenant: bytes = b""
+    priority: int = 0
+
+
+class Server:
+    """Serves one after another, each for as many tokens as it is told."""
+
+    def __init__(self) -> None:
+        self.counters = TokenCounters()
+        self.queue: FairQueue[Item] = FairQueue(self.counters)
+
+    def push(self, *items: Item) -> None:
+        for item in items:
+            self.queue.push(item)
+            self.queue.check_integrity()
+
+    def serve(self, tokens: int = 1) -> Item:
+        item = self.queue.head
+        assert item is not None
+        self.queue.remove(item)
+        self.counters.charge(item.tenant, tokens)
+        self.queue.check_integrity()
+        return item
+
+    def serve_all(self, tokens: int = 1) -> list[Item]:
+        return [self.serve(tokens) for _ in range(len(self.queue))]
+
+
+def test_one_tenants_requests_go_in_order_of_arrival_whatever_order_they_come_in() -> None:
+    server = Server()
+    items = [Item(arrival) for arrival in range(50)]
+    server.push(*random.Random(1).sample(items, 50))
+    assert server.serve_all() == items
+
+
+def test_higher_classes_go_first_whoever_has_them_and_whatever_they_got() -> None:
+    server = Server()
+    server.counters.charge(b"a", 10**6)
+    low, high = Item(0, b"b"), Item(1, b"a", priority=2)
+    server.push(low, high)
+    assert server.serve_all() == [high, low]
+
+
+def test_tenants_take_turns_though_one_was_there_first_with_ten_times_as_much() -> None:
+    server = Server()
+    server.push(*(Item(arrival, b"a") for arrival in range(20)), Item(20, b"b"), Item(21, b"b"))
+    assert [item.tenant for item in server.serve_all()[:5]] == [b"a", b"b", b"a", b"b", b"a"]
+
+
+def test_turns_are_measured_in_tokens_and_not_in_requests() -> None:
+    server = Server()
+    server.push(*(Item(2 * n, b"a") for n in range(30)), *(Item(2 * n + 1, b"b") for n in range(30)))
+    tokens = {b"a": 0, b"b": 0}
+    for _ in range(30):
+        item = server.serve(0)
+        amount = 9 if item.tenant == b"a" else 3
+        server.counters.charge(item.tenant, amount)
+        tokens[item.tenant] += amount
+    assert abs(tokens[b"a"] - tokens[b"b"]) <= 9
+
+
+def test_nobody_saves_up_a_right_to_service_while_idle() -> None:
+    """One that comes back is lifted to those that waited all along, and then takes turns with them."""
+    server = Server()
+    server.push(*(Item(arrival, b"a") for arrival in range(100)))
+    for _ in range(50):
+        server.serve(100)
+    server.push(*(Item(100 + n, b"b") for n in range(20)))
+    assert abs([item.tenant for item in server.serve_all(100)[:20]].count(b"b") - 10) <= 1
+
+
+def test_nobody_saves_up_a_right_to_service_while_all_are_idle() -> None:
+    server = Server()
+    for arrival in range(50):
+        server.push(Item(arrival, b"a"))
+        server.serve(100)
+    server.push(*(Item(100 + n, tenant) for n in range(20) for tenant in (b"a", b"b")))
+    assert abs([item.tenant for item in server.serve_all(100)[:20]].count(b"b") - 10) <= 1
+
+
+def test_leaving_the_queue_does_not_clear_what_was_had() -> None:
+    server = Server()
+    server.push(Item(0, b"a"), Item(1, b"b"), Item(2, b"b"), Item(3, b"b"))
+    assert server.serve(1000).tenant == b"a"
+    server.push(Item(4, b"a"))
+    assert [server.serve(1).tenant for _ in range(4)] == [b"b", b"b", b"b", b"a"]
+
+
+def test_new_names_cannot_keep_an_old_tenant_waiting() -> None:
+    """A caller that takes a new name for each request gets in line behind those that wait."""
+    server = Server()
+    server.push(Item(0, b"old"))
+    for n in range(1, 20):
+        server.push(Item(n, b"new %d" % n))
+    assert server.serve(5).tenant == b"old"
+
+
+def test_any_item_may_leave_at_any_time_and_only_once() -> None:
+    draw = random.Random(2)
+    server = Server()
+    waiting: list[Item] = []
+    for arrival in range(2000):
+        if waiting and draw.random() < 0.5:
+            item = waiting.pop(draw.randrange(len(waiting)))
+            server.queue.remove(item)
+            with pytest.raises(ValueError, match="does not wait"):
+                server.queue.remove(item)
+        else:
+            waiting.append(Item(arrival, b"%d" % draw.randrange(5), draw.randrange(3)))
+            server.push(waiting[-1])
+        if waiting:
+            head = server.queue.head
+            assert head in waiting
+            assert head is not None
+            assert head.priority == max(item.priority for item in waiting)
+            server.counters.charge(b"%d" % draw.randrange(5), draw.randrange(9))
+        server.queue.check_integrity()
+        assert set(server.queue) == set(waiting)
+        assert len(server.queue) == len(waiting)
+    for item in waiting:
+        server.queue.remove(item)
+    assert server.queue.head is None
+
+
+def test_thousands_of_tenants_cost_a_look_at_the_head_no_more_than_ten() -> None:
+    def calls(num_tenants: int) -> int:
+        server = Server()
+        server.push(*(Item(n, b"%d" % n) for n in range(num_tenants)))
+        server.counters.charge(b"0", 5)
+        count = 0
+
+        def on_event(_frame: FrameType, _event: str, _argument: object) -> None:
+            nonlocal count
+            count += 1
+
+        gc.disable()
+        sys.setprofile(on_event)
+        try:
+            _ = server.queue.head
+        finally:
+            sys.setprofile(None)
+            gc.enable()
+        return count
+
+    assert calls(10) == calls(3000) > 0
+
+
+def test_counters_of_names_that_come_no_more_are_forgotten() -> None:
+    counters = TokenCounters()
+    for n in range(MAX_TENANTS + 5):
+        counters.charge(b"%d" % n, 7)
+    assert counters.get(b"0") == 0
+    assert counters.get(b"%d" % MAX_TENANTS) == 7
+
+
+def test_output_tokens_count_twice() -> None:
+    assert cost(0, 10, num_prompt_tokens=10) == 10
+    assert cost(8, 12, num_prompt_tokens=10) == 2 + 2 * 2
+    assert cost(12, 13, num_prompt_tokens=10) == 2
