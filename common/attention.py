@@ -53,8 +53,8 @@ def paged_attention(
     """Causal attention of each request's newest rows over its blocks.
 
     Takes query [num_tokens, num_heads, head_dim], packed by request; key_blocks and value_blocks
-    [num_blocks, block_size, num_key_value_heads, head_dim], in which the new rows already stand;
-    block_tables [num_requests, max_blocks]; per request the number of new rows and the length with them.
+    [num_blocks, block_size, num_key_value_heads, head_dim], in which the new rows already stand, in the query's type or
+    a smaller one; block_tables [num_requests, max_blocks]; per request the number of new rows and the length with them.
     Returns the query's shape. Requests with one new row run as one batch, the others one by one.
     """
     out = torch.empty_like(query)
@@ -65,22 +65,27 @@ def paged_attention(
     if decodes:
         rows = torch.tensor([starts[index] for index in decodes], device=query.device)
         longest = max(seq_lens[index] for index in decodes)
-        keys, values = _gather(key_blocks, value_blocks, block_tables[decodes], longest)
+        keys, values = _gather(key_blocks, value_blocks, block_tables[decodes], longest, query.dtype)
         lens = torch.tensor([seq_lens[index] for index in decodes], device=query.device)
         out[rows] = _attend_single(query[rows], keys, values, lens, scale, sliding_window)
     for index, length in enumerate(query_lengths):
         if length > 1:
             rows_of = slice(starts[index], starts[index] + length)
-            keys, values = _gather(key_blocks, value_blocks, block_tables[index : index + 1], seq_lens[index])
+            keys, values = _gather(
+                key_blocks, value_blocks, block_tables[index : index + 1], seq_lens[index], query.dtype
+            )
             out[rows_of] = _attend_chunk(query[rows_of], keys[0], values[0], scale, sliding_window)
     return out
 
 
-def _gather(key_blocks: Tensor, value_blocks: Tensor, tables: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def _gather(
+    key_blocks: Tensor, value_blocks: Tensor, tables: Tensor, length: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Keys and values of the tables' requests up to `length`: two [num_requests, length, kv_heads, head_dim]."""
     num_blocks = -(-length // key_blocks.shape[1])
     wanted = tables[:, :num_blocks]
-    return key_blocks[wanted].flatten(1, 2)[:, :length], value_blocks[wanted].flatten(1, 2)[:, :length]
+    keys, values = (blocks[wanted].flatten(1, 2)[:, :length].to(dtype) for blocks in (key_blocks, value_blocks))
+    return keys, values
 
 
 def _attend_single(

@@ -32,6 +32,14 @@ class Quantize(Enum):
 
     NONE = "none"
     INT8 = "int8"
+    FP8 = "fp8"
+
+
+class KVCacheDtype(Enum):
+    """Type of keys and values."""
+
+    AUTO = "auto"
+    FP8 = "fp8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

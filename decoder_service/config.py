@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.logs import LogSettings
-from common.model_settings import ModelSettings, Quantize
+from common.model_settings import KVCacheDtype, ModelSettings, Quantize
 from common.server_config import ServerConfig, check_image_fits
 from common.settings import setting
 from common.tracing import TracingSettings
@@ -32,7 +32,12 @@ class EngineSettings:
         30.0, minimum=0.1, maximum=86400, help="time that a step may take before the process is called dead"
     )
     quantize: Quantize = setting(
-        Quantize.NONE, help="int8 keeps the decoder's weights in a byte each, on a CPU: faster, and a little less exact"
+        Quantize.NONE,
+        help="keep the decoder's weights in a byte each, faster and a little less exact: int8 on a CPU, fp8 on CUDA",
+    )
+    kv_cache_dtype: KVCacheDtype = setting(
+        KVCacheDtype.AUTO,
+        help="type of keys and values; auto is that of the weights, fp8 takes a byte each and so holds more tokens",
     )
     block_size: int = setting(16, minimum=1, help="tokens in a KV block")
     num_blocks: int | None = setting(None, minimum=1, help="KV blocks; as many as memory holds where unset")

@@ -8,11 +8,13 @@ import math
 
 from common.checkpoint import Checkpoint
 from common.devices import find_device, find_dtype
+from common.model_settings import KVCacheDtype, Quantize
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig
 from decoder_service.engine.engine import Engine
 from decoder_service.model.compute_choice import choose_compute
 from decoder_service.model.device_guard import GuardedRunner
+from decoder_service.model.fp8 import FP8, check_fp8, quantize_layers
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.memory import plan_num_blocks
 from decoder_service.model.run_config import RunConfig, make_run_config
@@ -26,12 +28,16 @@ _log = logging.getLogger(__name__)
 def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig:
     """What the engine runs with. Raises ValueError where settings and model do not fit."""
     device = find_device(config.model.device)
+    dtype = find_dtype(config.model.dtype, device)
+    if config.engine.quantize is Quantize.FP8:
+        check_fp8(device, dtype)
     return make_run_config(
         checkpoint.config,
-        dtype=find_dtype(config.model.dtype, device),
+        dtype=dtype,
         device=device,
         max_seq_len=config.engine.max_model_len,
         block_size=config.engine.block_size,
+        kv_dtype=FP8 if config.engine.kv_cache_dtype is KVCacheDtype.FP8 else None,
     )
 
 
@@ -39,6 +45,8 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     """Load the weights, take memory for the KV cache, and warm up. Raises CheckpointError."""
     engine, kv_params = config.engine, run_config.kv_params
     model = DecoderModel.load(checkpoint, device=run_config.device, dtype=run_config.dtype)
+    if engine.quantize is Quantize.FP8:
+        quantize_layers(model.decoder)
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
         memory_fraction=engine.memory_fraction,

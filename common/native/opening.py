@@ -16,16 +16,21 @@ def open_library(*, threads: int) -> Library:
     return Library(find_or_build(default_cache(), level), level=level, threads=threads)
 
 
-def choose_library(settings: ModelSettings, *, device: torch.device, dtype: torch.dtype) -> tuple[Library | None, str]:
+def choose_library(
+    settings: ModelSettings, *, device: torch.device, dtype: torch.dtype, obstacle: str = ""
+) -> tuple[Library | None, str]:
     """The kernels where a service with these settings computes with them, or why it does not.
 
-    Raises ValueError where they are insisted on and cannot be had. Threads are given either to them or to torch.
+    An `obstacle` is what the caller knows to stand against them. Threads are given either to them or to torch. Raises
+    ValueError where they are insisted on and cannot be had.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if settings.compute is ComputeChoice.TORCH:
         return None, "plain torch is asked for"
     try:
+        if obstacle:
+            raise NativeUnavailableError(obstacle)
         if device.type != "cpu" or dtype != torch.float32:
             raise NativeUnavailableError(f"the kernels are for float32 on a CPU, not {dtype} on {device}")
         library = open_library(threads=torch.get_num_threads())

@@ -28,7 +28,9 @@ def choose_compute(
 ) -> Compute:
     """What a service with these settings runs with. Raises ValueError where they ask for what cannot be."""
     compute: Compute
-    library, reason = choose_library(settings, device=model.device, dtype=model.dtype)
+    is_fp8 = quantize is Quantize.FP8 or kv_cache.dtype != model.dtype
+    obstacle = "the kernels know no 8-bit floats" if is_fp8 else ""
+    library, reason = choose_library(settings, device=model.device, dtype=model.dtype, obstacle=obstacle)
     if quantize is Quantize.INT8 and library is None:
         raise ValueError(f"--quantize int8 needs the kernels: {reason}")
     if library is not None:
@@ -39,7 +41,12 @@ def choose_compute(
         compute = _cuda_compute(model, kv_cache, max_num_requests=max_num_requests, max_model_len=max_model_len)
     else:
         compute = TorchCompute(model, kv_cache)
-    extra = {"implementation": compute.name, "deterministic": settings.deterministic}
+    extra = {
+        "implementation": compute.name,
+        "quantize": quantize.value,
+        "kv_dtype": str(kv_cache.dtype).removeprefix("torch."),
+        "deterministic": settings.deterministic,
+    }
     _log.info("compute", extra=extra | ({"no_kernels": reason} if reason else {}))
     return compute
 

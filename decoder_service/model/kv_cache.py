@@ -1,6 +1,7 @@
 """The paged KV cache: keys and values of every token, in blocks.
 
-Knows tensors and their sizes. Does not know which request owns which block (see `block_manager`).
+In the model's type, or in 8-bit floats (e4m3) without a scale, as keys and values of these models lie well within their
+range. Knows tensors and their sizes. Does not know which request owns which block (see `block_manager`).
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ class KVCache:
         self, config: MistralConfig, *, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.block_size = block_size
+        self.dtype = dtype
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
         self.key_blocks = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
@@ -31,15 +33,30 @@ class KVCache:
 
         A slot is `block_id * block_size + offset`.
         """
-        self.key_blocks[layer].flatten(0, 1).index_copy_(0, slot_mapping, key)
-        self.value_blocks[layer].flatten(0, 1).index_copy_(0, slot_mapping, value)
+        for blocks, rows in ((self.key_blocks[layer], key), (self.value_blocks[layer], value)):
+            stored = saturated(rows, self.dtype)
+            _movable(blocks).flatten(0, 1).index_copy_(0, slot_mapping, _movable(stored))
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy blocks; every source is read before any target is written."""
         for blocks in (*self.key_blocks, *self.value_blocks):
-            blocks[list(targets)] = blocks[list(sources)]
+            moved = _movable(blocks)
+            moved[list(targets)] = moved[list(sources)]
 
     def clear(self, block_table: Sequence[int]) -> None:
         """Zero blocks, so that what they held harms nobody who gets them next."""
         for blocks in (*self.key_blocks, *self.value_blocks):
-            blocks[list(block_table)] = 0
+            _movable(blocks)[list(block_table)] = 0
+
+
+def saturated(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows in a type, what is too large for it as its largest number; a NaN stays one."""
+    if rows.dtype == dtype:
+        return rows
+    limit = torch.finfo(dtype).max
+    return rows.clamp(-limit, limit).to(dtype)
+
+
+def _movable(blocks: Tensor) -> Tensor:
+    """The same memory as something that every device copies: not all copy 8-bit floats by index."""
+    return blocks.view(torch.uint8) if blocks.dtype.itemsize == 1 else blocks

@@ -72,8 +72,12 @@ def make_run_config(
     device: torch.device,
     max_seq_len: int | None,
     block_size: int,
+    kv_dtype: torch.dtype | None = None,
 ) -> RunConfig:
-    """Join a model's shape with what the user wants. Raises ValueError where the two do not fit."""
+    """Join a model's shape with what the user wants; keys and values are of the weights' type where unset.
+
+    Raises ValueError where the two do not fit.
+    """
     text = model.text if isinstance(model, PixtralConfig) else model
     return RunConfig(
         model=model,
@@ -81,7 +85,7 @@ def make_run_config(
         devices=(device,),
         max_seq_len=bounded_max_seq_len(max_seq_len, text.max_position_embeddings),
         kv_params=KVCacheParams(
-            dtype=dtype,
+            dtype=kv_dtype or dtype,
             num_layers=text.num_hidden_layers,
             num_key_value_heads=text.num_key_value_heads,
             head_dim=text.head_dim,

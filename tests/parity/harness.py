@@ -69,10 +69,11 @@ class Harness:
         token_budget: int,
         make_compute: MakeCompute = TorchCompute,
         new_tokens: int = NEW_TOKENS,
+        kv_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.checkpoint = open_checkpoint(directory)
         model = DecoderModel.load(self.checkpoint, device=CPU, dtype=torch.float32)
-        cache = KVCache(model.config, num_blocks=num_blocks, block_size=block_size, device=CPU, dtype=torch.float32)
+        cache = KVCache(model.config, num_blocks=num_blocks, block_size=block_size, device=CPU, dtype=kv_dtype)
         self.runner = RecordingRunner(model, cache, make_compute(model, cache))
         config = SchedulerConfig(max_num_batched_tokens=token_budget, max_num_requests=6, max_model_len=1024)
         self.engine = Engine(config=config, num_blocks=num_blocks, block_size=block_size, runner=self.runner)

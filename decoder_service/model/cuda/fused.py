@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from decoder_service.model.fp8 import FP8, FP8_MAX, MIN_SCALE
+
 
 def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float) -> Tensor:
     """Root-mean-square norm of the rows of x + delta, [num_tokens, hidden_size] all; x becomes the sum."""
@@ -34,6 +36,17 @@ def silu_and_multiply(gate_up: Tensor) -> Tensor:
     out = gate_up.new_empty((num_tokens, width))
     _silu_and_multiply[(num_tokens, triton.cdiv(width, 1024))](gate_up, out, WIDTH=width, BLOCK=1024, num_warps=4)
     return out
+
+
+def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of x [num_tokens, width] in 8-bit floats, and their scales in fp32 [num_tokens, 1]."""
+    num_tokens, width = x.shape
+    out = torch.empty_like(x, dtype=FP8)
+    scale = x.new_empty((num_tokens, 1), dtype=torch.float32)
+    _round_rows[(num_tokens,)](
+        x, out, scale, WIDTH=width, BLOCK=min(triton.next_power_of_2(width), 4096), MAX=FP8_MAX, MIN_SCALE=MIN_SCALE
+    )
+    return out, scale
 
 
 def rotate_and_store(
@@ -66,6 +79,7 @@ def rotate_and_store(
         NUM_KV_HEADS=num_kv_heads,
         HALF=head_dim // 2,
         BLOCK=triton.next_power_of_2(head_dim // 2),
+        LIMIT=FP8_MAX if key_blocks.dtype == FP8 else 0.0,
         num_warps=1,
     )
     query: Tensor = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
@@ -107,6 +121,31 @@ def _silu_and_multiply(gate_up: tl.tensor, out: tl.tensor, WIDTH: tl.constexpr, 
 
 
 @triton.jit
+def _round_rows(
+    x: tl.tensor,
+    out: tl.tensor,
+    scale: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MAX: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
+) -> None:
+    """One row, read twice: for its scale, then from the cache to be rounded."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    highest = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        value = tl.load(x + row * WIDTH + start + columns, mask=start + columns < WIDTH, other=0.0)
+        highest = tl.maximum(highest, tl.abs(value.to(tl.float32)))
+    own = tl.maximum(tl.max(highest, 0) / MAX, MIN_SCALE)
+    tl.store(scale + row, own)
+    for start in range(0, WIDTH, BLOCK):
+        is_in = start + columns < WIDTH
+        value = tl.load(x + row * WIDTH + start + columns, mask=is_in, other=0.0).to(tl.float32) / own
+        tl.store(out + row * WIDTH + start + columns, value.to(out.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
 def _rotate_and_store(
     qkv: tl.tensor,
     cos: tl.tensor,
@@ -119,8 +158,12 @@ def _rotate_and_store(
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
+    LIMIT: tl.constexpr,
 ) -> None:
-    """One head of one token; heads are in the order queries, keys, values."""
+    """One head of one token; heads are in the order queries, keys, values.
+
+    What is over a limit, if there is one, is stored as the limit.
+    """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dims = tl.arange(0, BLOCK)
     is_dim = dims < HALF
@@ -142,5 +185,8 @@ def _rotate_and_store(
             to = key_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS) * 2 * HALF + dims
         else:
             to = value_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS - NUM_KV_HEADS) * 2 * HALF + dims
-        tl.store(to, first, mask=is_dim)
-        tl.store(to + HALF, second, mask=is_dim)
+        if LIMIT > 0:
+            first = tl.clamp(first.to(tl.float32), -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+            second = tl.clamp(second.to(tl.float32), -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(to, first.to(to.dtype.element_ty), mask=is_dim)
+        tl.store(to + HALF, second.to(to.dtype.element_ty), mask=is_dim)

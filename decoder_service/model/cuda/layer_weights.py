@@ -5,28 +5,28 @@ Knows the modules of `decoder_service.model.mistral`. Does not know how they are
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from decoder_service.model.cuda.products import Product, join
 from decoder_service.model.mistral import DecoderLayer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
-    """Weights of one layer."""
+    """Weights of one layer, the products with what multiplies."""
 
     input_norm: Tensor
     """[hidden_size]"""
-    qkv: Tensor
-    """[(num_heads + 2 * num_key_value_heads) * head_dim, hidden_size]"""
-    o: Tensor
-    """[hidden_size, num_heads * head_dim]"""
+    qkv: Product
+    """hidden_size to (num_heads + 2 * num_key_value_heads) * head_dim"""
+    o: Product
+    """num_heads * head_dim to hidden_size"""
     post_norm: Tensor
     """[hidden_size]"""
-    gate_up: Tensor
-    """[2 * intermediate_size, hidden_size], the gate first"""
-    down: Tensor
-    """[hidden_size, intermediate_size]"""
+    gate_up: Product
+    """hidden_size to 2 * intermediate_size, the gate first"""
+    down: Product
+    """intermediate_size to hidden_size"""
     eps: float
 
     @staticmethod
@@ -35,18 +35,10 @@ class LayerWeights:
         attention, feed_forward = layer.self_attn, layer.mlp
         return LayerWeights(
             input_norm=layer.input_layernorm.weight.detach(),
-            qkv=_join(attention.q_proj, attention.k_proj, attention.v_proj),
-            o=attention.o_proj.weight.detach(),
+            qkv=join(attention.q_proj, attention.k_proj, attention.v_proj),
+            o=join(attention.o_proj),
             post_norm=layer.post_attention_layernorm.weight.detach(),
-            gate_up=_join(feed_forward.gate_proj, feed_forward.up_proj),
-            down=feed_forward.down_proj.weight.detach(),
+            gate_up=join(feed_forward.gate_proj, feed_forward.up_proj),
+            down=join(feed_forward.down_proj),
             eps=layer.input_layernorm.eps,
         )
-
-
-def _join(*products: nn.Linear) -> Tensor:
-    joined = torch.cat([product.weight.detach() for product in products])
-    parts = joined.split([product.out_features for product in products])
-    for product, part in zip(products, parts, strict=True):
-        product.weight = nn.Parameter(part, requires_grad=False)
-    return joined

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from common.model_config import MistralConfig
 from common.rope import inverse_frequencies
@@ -46,7 +45,7 @@ class CudaLayers:
         self._config = config
         self._weights = weights
         self._kv_cache = kv_cache
-        self._frequencies = inverse_frequencies(config.head_dim, config.rope_theta, weights[0].qkv.device)
+        self._frequencies = inverse_frequencies(config.head_dim, config.rope_theta, weights[0].input_norm.device)
 
     def __call__(self, embeds: Tensor, places: Places) -> Tensor:
         """Hidden rows [num_tokens, hidden_size] before the final norm; embeds, of the same shape, are overwritten."""
@@ -55,10 +54,10 @@ class CudaLayers:
         delta: Tensor | None = None
         for layer, weights in enumerate(self._weights):
             normed = add_rms_norm(embeds, delta, weights.input_norm, eps=weights.eps)
-            delta = self._attend(layer, functional.linear(normed, weights.qkv), cos, sin, places)
+            delta = self._attend(layer, weights.qkv(normed), cos, sin, places)
             normed = add_rms_norm(embeds, delta, weights.post_norm, eps=weights.eps)
-            gated = silu_and_multiply(functional.linear(normed, weights.gate_up))
-            delta = functional.linear(gated, weights.down)
+            gated = silu_and_multiply(weights.gate_up(normed))
+            delta = weights.down(gated)
         return embeds if delta is None else embeds + delta
 
     def _attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, places: Places) -> Tensor:
@@ -78,7 +77,7 @@ class CudaLayers:
             scale=config.attention_multiplier,
             sliding_window=config.sliding_window,
         )
-        return functional.linear(mixed.flatten(1), self._weights[layer].o)
+        return self._weights[layer].o(mixed.flatten(1))
 
     def _blocks(self, layer: int) -> tuple[Tensor, Tensor]:
         return self._kv_cache.key_blocks[layer], self._kv_cache.value_blocks[layer]

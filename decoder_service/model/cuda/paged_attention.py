@@ -37,7 +37,8 @@ def triton_paged_attention(
     """Causal attention of each request's newest rows over its blocks.
 
     Takes query [num_tokens, num_heads, head_dim], packed by request; key_blocks and value_blocks
-    [num_blocks, block_size, num_key_value_heads, head_dim], in which the new rows already stand; block_tables
+    [num_blocks, block_size, num_key_value_heads, head_dim], in which the new rows already stand, in the query's type
+    or in FP8; block_tables
     int32 [num_requests, max_blocks]; query_starts int32 [num_requests + 1], where each request's rows begin; seq_lens
     int32 [num_requests], lengths with the new rows. Returns the query's shape, in `out` if given; rows of a request of
     length 0 become 0. Nothing here waits for the device.
@@ -161,8 +162,8 @@ def _attend(  # noqa: PLR0915 - a kernel is one function
         slot = block.to(tl.int64) * block_stride + (keys % BLOCK_SIZE) * slot_stride + kv_head * head_stride
         # What was never written is not read: a product of 0 and a NaN would be one.
         is_read = is_key[:, None] & is_dim[None, :]
-        k = tl.load(key_blocks + slot[:, None] + dims[None, :], mask=is_read, other=0.0)
-        v = tl.load(value_blocks + slot[:, None] + dims[None, :], mask=is_read, other=0.0)
+        k = tl.load(key_blocks + slot[:, None] + dims[None, :], mask=is_read, other=0.0).to(q.dtype)
+        v = tl.load(value_blocks + slot[:, None] + dims[None, :], mask=is_read, other=0.0).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         is_seen = is_key[None, :] & (keys[None, :] <= places[:, None])
         is_seen = is_seen & ((window == 0) | (keys[None, :] > places[:, None] - window))

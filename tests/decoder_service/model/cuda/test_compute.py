@@ -7,13 +7,14 @@ import torch
 
 from common.graph_recorder import Run
 from decoder_service.model.batch import ForwardBatch
-from decoder_service.model.compute import Compute
+from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.cuda.decode_graphs import DecodeGraphs, batch_sizes
 from decoder_service.model.cuda.layers import Places
+from decoder_service.model.fp8 import FP8, quantize_layers
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
-from tests.parity.harness import Harness
+from tests.parity.harness import Harness, MakeCompute
 from tests.replayer import Replayer
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, reference_logits, save
 
@@ -40,6 +41,33 @@ def test_mixed_requests_get_the_reference_logits_and_ids(window: int | None, tok
     for prompt, (ids, logits) in zip(prompts, harness.run(prompts), strict=True):
         torch.testing.assert_close(logits, reference_logits(model, prompt, ids), atol=1e-4, rtol=0)
     assert replayer.num_runs > 0
+
+
+def test_in_eight_bits_it_gives_the_logits_that_plain_torch_gives_in_eight_bits(tmp_path: Path) -> None:
+    """Weights, keys and values; and the rounding is seen, or nothing was tried."""
+    shape = Shape(name="pixtral-like", rope_theta=1e9, heads=6, kv_heads=2, head_dim=16)
+    directory = save(random_pixtral(shape), tmp_path)
+    prompts = [Prompt(token_ids=list(range(20, 38))), Prompt(token_ids=[20, 21])]
+
+    def cuda(loaded: DecoderModel, kv_cache: KVCache) -> Compute:
+        quantize_layers(loaded.decoder)
+        return CudaCompute(loaded, kv_cache, recorder=Replayer(), max_num_requests=6, max_model_len=1024)
+
+    def plain(loaded: DecoderModel, kv_cache: KVCache) -> Compute:
+        quantize_layers(loaded.decoder)
+        return TorchCompute(loaded, kv_cache)
+
+    def first_logits(make: MakeCompute, kv_dtype: torch.dtype) -> torch.Tensor:
+        harness = Harness(
+            directory, num_blocks=40, block_size=8, token_budget=64, make_compute=make, new_tokens=1, kv_dtype=kv_dtype
+        )
+        return torch.cat([logits for _, logits in harness.run(prompts)])
+
+    expected, exact = first_logits(plain, FP8), first_logits(TorchCompute, torch.float32)
+    spread = exact.std().item()
+    # A sum in another order may round to another one of 8 bits, here and there.
+    torch.testing.assert_close(first_logits(cuda, FP8), expected, atol=0.05 * spread, rtol=0)
+    assert 0.01 * spread < (expected - exact).abs().max() < spread
 
 
 def test_recorded_sizes_reach_the_most_and_rise() -> None:

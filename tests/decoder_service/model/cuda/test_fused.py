@@ -6,7 +6,10 @@ from torch.nn import functional
 
 from common.layers import RMSNorm
 from common.rope import apply_rotary, inverse_frequencies, rotary_1d
-from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, silu_and_multiply
+from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, round_rows, silu_and_multiply
+from decoder_service.model.fp8 import FP8, FP8_MAX
+from decoder_service.model.fp8 import round_rows as plain_round_rows
+from decoder_service.model.kv_cache import saturated
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -54,3 +57,27 @@ def test_keys_and_values_go_to_their_slots_rotated_and_nowhere_else(heads: int, 
         want = torch.zeros_like(blocks).flatten(0, 1)
         want[slots[stored]] = rows[stored]
         torch.testing.assert_close(blocks.flatten(0, 1), want)
+
+
+def test_rows_are_rounded_to_eight_bits_as_torch_rounds_them() -> None:
+    x = torch.randn(6, 5000, device=DEVICE) * torch.tensor([1e-5, 1.0, 7.0, 0.0, 1e4, 1.0], device=DEVICE)[:, None]
+    x[5, 17] = float("nan")
+    (rows, scale), (wanted, wanted_scale) = round_rows(x), plain_round_rows(x)
+    torch.testing.assert_close(scale[:5], wanted_scale[:5])
+    torch.testing.assert_close(rows[:5].float(), wanted[:5].float(), rtol=0, atol=0)
+    assert rows[5, 17].isnan()
+
+
+def test_keys_and_values_of_eight_bits_are_the_largest_number_at_most() -> None:
+    qkv = torch.randn(2, 3 * 8, device=DEVICE)
+    qkv[0, 8:] *= 1e4
+    qkv[1, 20] = float("nan")
+    cos, sin = torch.ones(2, 4, device=DEVICE), torch.zeros(2, 4, device=DEVICE)
+    key_blocks, value_blocks = torch.zeros(2, 1, 2, 1, 8, device=DEVICE).to(FP8)
+    slots = torch.tensor([1, 0], device=DEVICE)
+    rotate_and_store(qkv, cos, sin, slots, key_blocks, value_blocks, num_heads=1)
+    for blocks, rows in ((key_blocks, qkv[:, 8:16]), (value_blocks, qkv[:, 16:])):
+        got = blocks.float()[0, [1, 0], 0]
+        torch.testing.assert_close(got, saturated(rows, FP8).float(), equal_nan=True, rtol=0, atol=0)
+    assert key_blocks.float().abs().max() == FP8_MAX
+    assert value_blocks.float().isnan().sum() == 1

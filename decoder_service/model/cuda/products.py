@@ -1,0 +1,62 @@
+"""The products of a layer as the CUDA path computes them: several weights joined to one, in their own type or in FP8.
+
+Knows weights and their scales. Does not know layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from decoder_service.model.cuda.fused import round_rows
+from decoder_service.model.fp8 import Fp8Linear, multiply
+
+Product = Callable[[Tensor], Tensor]
+"""Maps [num_rows, in_features] to [num_rows, out_features]."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainProduct:
+    """A product in the weight's own type."""
+
+    weight: Tensor
+    """[out_features, in_features]"""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        return functional.linear(x, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Product:
+    """A product in 8-bit floats; the input is rounded by one kernel."""
+
+    weight: Tensor
+    """FP8 [out_features, in_features]"""
+    scale: Tensor
+    """fp32 [out_features, 1]"""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        return multiply(*round_rows(x), self.weight, self.scale, dtype=x.dtype)
+
+
+def join(*modules: nn.Module) -> Product:
+    """One product that gives the outputs of all. Their own weights become views of the joined one: nothing is twice."""
+    weight = _join_parameter(modules, "weight")
+    if isinstance(modules[0], Fp8Linear):
+        return Fp8Product(weight, _join_parameter(modules, "scale"))
+    return PlainProduct(weight)
+
+
+def _join_parameter(modules: tuple[nn.Module, ...], name: str) -> Tensor:
+    parts = [module.get_parameter(name).detach() for module in modules]
+    if len(parts) == 1:
+        return parts[0]
+    # Joined as bytes: not every device concatenates 8-bit floats.
+    joined = torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
+    for module, part in zip(modules, joined.split([len(part) for part in parts]), strict=True):
+        setattr(module, name, nn.Parameter(part, requires_grad=False))
+    return joined

@@ -1,0 +1,78 @@
+"""Products whose weights are kept in 8-bit floats (e4m3), with a scale for each output and for each row of input.
+
+Knows tensors and the decoder's modules. Does not know kernels that round faster (see `cuda.products`). A row's scale
+depends on that row alone, so its result does not depend on the other rows. torch multiplies; on a CPU, slowly.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.functional import ScalingType
+
+from decoder_service.model.mistral import MistralForCausalLM
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+"""The largest number of this type."""
+MIN_SCALE = 1e-12
+"""So that a row of zeros has one."""
+_MIN_CAPABILITY = (8, 9)
+
+
+class Fp8Linear(nn.Module):
+    """A product without bias in the place of an `nn.Linear`."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        """Take a weight [out_features, in_features] in FP8 and its scale, fp32 [out_features, 1]."""
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    @staticmethod
+    def of(linear: nn.Linear) -> "Fp8Linear":
+        """Round a weight."""
+        return Fp8Linear(*round_rows(linear.weight.detach()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [num_rows, in_features] to [num_rows, out_features], of the same type."""
+        return multiply(*round_rows(x), self.weight, self.scale, dtype=x.dtype)
+
+
+def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in FP8, and their scales in fp32 [num_rows, 1]; a row of its own scale reaches up to the largest number."""
+    wide = x.float()
+    scale = (wide.abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min(MIN_SCALE)
+    return (wide / scale).to(FP8), scale
+
+
+def multiply(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """`rows @ weight.T` with both sides scaled: [num_rows, out_features] in `dtype`."""
+    out: Tensor = functional.scaled_mm(
+        rows,
+        weight.t(),
+        row_scale,
+        ScalingType.RowWise,
+        weight_scale.t(),
+        ScalingType.RowWise,
+        output_dtype=dtype,
+    )
+    return out
+
+
+def quantize_layers(decoder: MistralForCausalLM) -> None:
+    """Round the weights of all layers, one after the other; embeddings, head and norms stay as they are."""
+    for layer in decoder.decoder_layers:
+        for module in (layer.self_attn, layer.mlp):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, Fp8Linear.of(child))
+
+
+def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError where 8-bit floats cannot be multiplied."""
+    if device.type != "cuda":
+        return
+    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+        raise ValueError("--quantize fp8 needs a device of compute capability 8.9 or newer")
+    if dtype != torch.bfloat16:
+        raise ValueError(f"--quantize fp8 needs --dtype bfloat16, not {str(dtype).removeprefix('torch.')}")

@@ -1,0 +1,85 @@
+"""Products in 8-bit floats against the definition of rounding and against the exact product."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from common.checkpoint import open_checkpoint
+from decoder_service.model.fp8 import FP8, FP8_MAX, Fp8Linear, check_fp8, quantize_layers, round_rows
+from decoder_service.model.weights import DecoderModel
+from tests.checkpoints import save_text
+
+
+def rows_of(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def test_every_row_reaches_the_largest_number_and_comes_back_within_a_sixteenth() -> None:
+    x = rows_of(5, 64) * torch.tensor([1e-4, 1.0, 30.0, 1e4, 1e6])[:, None]
+    rounded, scale = round_rows(x)
+    assert rounded.dtype == FP8
+    assert rounded.float().abs().amax(dim=1).tolist() == [FP8_MAX] * 5
+    # Three bits of mantissa; what is small beside the largest number of its row is spaced evenly.
+    error = (rounded.float() * scale - x).abs()
+    assert (error <= torch.maximum(x.abs() / 16, scale * 2**-10)).all()
+
+
+def test_a_row_of_zeros_stays_one_and_what_is_not_finite_stays_so() -> None:
+    rounded, scale = round_rows(torch.tensor([[0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0]]))
+    out = rounded.float() * scale
+    assert out[0].tolist() == [0.0, 0.0]
+    assert not out[1:].isfinite().all(dim=1).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_that_of_what_was_rounded(dtype: torch.dtype) -> None:
+    linear = nn.Linear(64, 48, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(rows_of(48, 64))
+    x = rows_of(7, 64).to(dtype)
+    product = Fp8Linear.of(linear.to(dtype))
+    rounded, scale = round_rows(x)
+    weight = product.weight.float() * product.scale
+    expected = (rounded.float() * scale) @ weight.T
+    torch.testing.assert_close(product(x).float(), expected, atol=1e-4 if dtype == torch.float32 else 0.1, rtol=1e-2)
+    exact = x.float() @ linear.weight.detach().float().T
+    relative = ((product(x).float() - exact).norm() / exact.norm()).item()
+    assert 0.005 < relative < 0.06, "rounded, and by no more than 8 bits cost"
+
+
+def test_a_rows_result_does_not_depend_on_the_other_rows() -> None:
+    product = Fp8Linear.of(nn.Linear(64, 48, bias=False))
+    x = rows_of(5, 64)
+    company = x.clone()
+    company[1:] *= 1e5
+    torch.testing.assert_close(product(x)[0], product(company)[0], atol=0, rtol=0)
+
+
+def test_only_the_layers_products_are_rounded(tmp_path: Path) -> None:
+    model = DecoderModel.load(open_checkpoint(save_text(tmp_path)), device=torch.device("cpu"), dtype=torch.bfloat16)
+    before = sum(parameter.numel() for parameter in model.decoder.parameters())
+    quantize_layers(model.decoder)
+    layer = model.decoder.decoder_layers[0]
+    modules = [*layer.self_attn.children(), *layer.mlp.children()]
+    assert len(modules) == 7
+    assert all(isinstance(module, Fp8Linear) for module in modules)
+    rest = {name for name, parameter in model.decoder.named_parameters() if parameter.dtype == torch.bfloat16}
+    assert {name.split(".")[-2] for name in rest} <= {
+        "embed_tokens", "norm", "input_layernorm", "post_attention_layernorm", "lm_head",
+    }  # fmt: skip
+    scales = sum(parameter.numel() for name, parameter in model.decoder.named_parameters() if name.endswith("scale"))
+    assert sum(parameter.numel() for parameter in model.decoder.parameters()) == before + scales
+
+
+def test_an_old_device_and_a_type_that_cannot_come_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(ValueError, match=r"compute capability 8\.9"):
+        check_fp8(device, torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    with pytest.raises(ValueError, match="needs --dtype bfloat16, not float16"):
+        check_fp8(device, torch.float16)
+    check_fp8(device, torch.bfloat16)
+    check_fp8(torch.device("cpu"), torch.float32)
