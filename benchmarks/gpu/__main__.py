@@ -20,6 +20,7 @@ from benchmarks.gpu.correctness import correctness_rows
 from benchmarks.gpu.decoding import decode_rows, prefill_rows
 from benchmarks.gpu.encoding import encode_rows
 from benchmarks.gpu.models import DECODER_12B, random_decoder
+from decoder_service.model.fp8 import FP8, quantize_layers
 
 Row = dict[str, object]
 
@@ -44,9 +45,17 @@ def main() -> None:
     _collect(results, "G6 encoder", encode_rows(device, ceilings), arguments.json)
     config = replace(DECODER_12B, num_hidden_layers=4) if arguments.small else DECODER_12B
     model = random_decoder(config, device, torch.bfloat16)
-    _collect(results, "G1, G2 decode", decode_rows(model, ceilings, (1, 8, 32, 128)), arguments.json)
+    batches, prompts = (1, 8, 32, 128), (512, 1024, 4096)
+    rows = decode_rows(model, ceilings, batches, layers=torch.bfloat16, keys=torch.bfloat16)
+    _collect(results, "G1, G2 decode", rows, arguments.json)
     torch.cuda.empty_cache()
-    _collect(results, "G5 prefill", prefill_rows(model, ceilings, (512, 1024, 4096)), arguments.json)
+    _collect(results, "G5 prefill", prefill_rows(model, ceilings, prompts), arguments.json)
+    quantize_layers(model.decoder)
+    torch.cuda.empty_cache()
+    for name, keys in (("fp8 weights", torch.bfloat16), ("fp8 weights, keys and values", FP8)):
+        rows = decode_rows(model, ceilings, batches, layers=FP8, keys=keys)
+        _collect(results, f"decode, {name}", rows, arguments.json)
+    _collect(results, "prefill, fp8 weights", prefill_rows(model, ceilings, prompts), arguments.json)
 
 
 def _collect(results: dict[str, list[Row]], name: str, rows: Iterable[Row], path: Path) -> list[Row]:

@@ -11,6 +11,7 @@ from common.graph_recorder import CudaGraphRecorder
 from common.model_config import MistralConfig
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.cuda.compute import CudaCompute
+from decoder_service.model.fp8 import FP8, quantize_layers
 from decoder_service.model.kv_cache import KVCache
 
 _MIXTURES = {
@@ -24,11 +25,13 @@ _MIXTURES = {
 def correctness_rows(device: torch.device) -> Iterator[dict[str, object]]:
     """A row per type and mixture: the largest difference of logits between the paths, over their spread."""
     config = _small()
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, in_eight_bits in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)):
         model = random_decoder(config, device, dtype)
+        if in_eight_bits:
+            quantize_layers(model.decoder)
         for recorder in (None, CudaGraphRecorder(device)):
             for name, (new, lengths) in _MIXTURES.items():
-                cache = kv_cache_for(model, sum(lengths))
+                cache = kv_cache_for(model, sum(lengths), FP8 if in_eight_bits else dtype)
                 twin = _copy(cache)
                 fast = CudaCompute(model, cache, recorder=recorder, max_num_requests=8, max_model_len=8192)
                 got = _logits(fast, new, lengths, device)
@@ -36,7 +39,7 @@ def correctness_rows(device: torch.device) -> Iterator[dict[str, object]]:
                 error = float((got - want).abs().max() / want.std())
                 limit = 1e-3 if dtype == torch.float32 else 0.15
                 yield {
-                    "case": f"{name}, {dtype}, graphs {recorder is not None}",
+                    "case": f"{name}, {'fp8' if in_eight_bits else dtype}, graphs {recorder is not None}",
                     "error / spread": error,
                     "limit": limit,
                     "right": error < limit,

@@ -16,9 +16,14 @@ CONTEXT = 1024
 
 
 @torch.inference_mode()
-def decode_rows(model: DecoderModel, ceilings: Ceilings, batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
-    """A row per batch size: time of a step with and without recorded passes, and the share of the bytes' limit."""
-    cache = kv_cache_for(model, max(batches) * CONTEXT)
+def decode_rows(
+    model: DecoderModel, ceilings: Ceilings, batches: tuple[int, ...], *, layers: torch.dtype, keys: torch.dtype
+) -> Iterator[dict[str, object]]:
+    """A row per batch size: time of a step with and without recorded passes, and the share of the bytes' limit.
+
+    The weights of the layers are of the type `layers`, keys and values of `keys`.
+    """
+    cache = kv_cache_for(model, max(batches) * CONTEXT, keys)
     recorded, plain = (
         CudaCompute(
             model,
@@ -31,8 +36,8 @@ def decode_rows(model: DecoderModel, ceilings: Ceilings, batches: tuple[int, ...
     )
     for batch in batches:
         forward = forward_batch([1] * batch, [CONTEXT] * batch, model.device)
-        num_bytes = weight_bytes(model.config, model.dtype)
-        num_bytes += key_value_bytes(model.config, batch * CONTEXT, model.dtype)
+        num_bytes = weight_bytes(model.config, model.dtype, layers=layers)
+        num_bytes += key_value_bytes(model.config, batch * CONTEXT, keys)
         step = seconds(partial(greedy_step, recorded, forward))
         unrecorded = seconds(partial(greedy_step, plain, forward))
         yield {

@@ -60,11 +60,15 @@ def randomise(module: torch.nn.Module) -> None:
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
 
 
-def weight_bytes(config: MistralConfig, dtype: torch.dtype) -> int:
-    """Bytes of weights that a decode step reads: all but the embedding table, of which it reads a few rows."""
+def weight_bytes(config: MistralConfig, dtype: torch.dtype, *, layers: torch.dtype | None = None) -> int:
+    """Bytes of weights that a decode step reads: all but the embedding table, of which it reads a few rows.
+
+    The layers' weights may be of another type than the head's.
+    """
     attention = config.hidden_size * config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
     layer = attention + 3 * config.hidden_size * config.feed_forward_length
-    return (config.num_hidden_layers * layer + config.vocab_size * config.hidden_size) * dtype.itemsize
+    in_layers = config.num_hidden_layers * layer * (layers or dtype).itemsize
+    return in_layers + config.vocab_size * config.hidden_size * dtype.itemsize
 
 
 def key_value_bytes(config: MistralConfig, num_tokens: int, dtype: torch.dtype) -> int:
@@ -104,17 +108,17 @@ def forward_batch(query_lengths: Sequence[int], seq_lens: Sequence[int], device:
     )
 
 
-def kv_cache_for(model: DecoderModel, num_tokens: int) -> KVCache:
-    """A cache with room for so many tokens, filled with noise."""
+def kv_cache_for(model: DecoderModel, num_tokens: int, dtype: torch.dtype | None = None) -> KVCache:
+    """A cache with room for so many tokens, of the model's type where no other is given, filled with noise."""
     cache = KVCache(
         model.config,
         num_blocks=-(-num_tokens // BLOCK_SIZE) + 300,
         block_size=BLOCK_SIZE,
         device=model.device,
-        dtype=model.dtype,
+        dtype=dtype or model.dtype,
     )
     for blocks in (*cache.key_blocks, *cache.value_blocks):
-        blocks.normal_()
+        blocks.copy_(torch.randn_like(blocks, dtype=model.dtype))
     return cache
 
 
