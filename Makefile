@@ -2,7 +2,7 @@
 # make demo    both services with the demo model
 # make test    all tests
 # make bench   ourselves beside every peer that is installed, see benchmarks/peers; ARGS='--cases C3 --cores 0,1'
-# make lock    requirements.hashes anew, after a change of requirements.lock
+# make lock    all lists of hashes anew, after a change of requirements.lock or of what pyproject.toml asks for
 # make sbom    build/sbom.json, a CycloneDX list of all that is installed
 # make check   formatting, lint, types, protos and layering
 # make image-steps   every command of the Dockerfile, in clean folders; downloads torch, takes minutes

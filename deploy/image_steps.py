@@ -21,7 +21,7 @@ from deploy.dockerfile import DOCKERFILE, Instruction, Stage, image_environment,
 
 CONTEXT = DOCKERFILE.parents[2]
 _IMAGE_PATHS = ("/src", "/wheels", "/kernels", "/opt/diptych", "/var/lib/apt")
-_DOWNLOADS = re.compile(r"(?<=&& )python -m pip \S+ \S+ install --constraint .*|(?<=^)apt-get .*")
+_DOWNLOADS = re.compile(r"(?<=&& )python -m pip \S+ \S+ install --require-hashes .*|(?<=^)apt-get .*")
 
 
 class Builder:

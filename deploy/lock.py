@@ -6,6 +6,9 @@ but torch, and for torch one of two, since its builds have different hashes and 
     requirements-cuda.hashes   PyPI's build, for Linux with the CUDA libraries that it needs, for others without
     requirements-cpu.hashes    the CPU builds that stand in torch-cpu.sha256, as sha256sum writes them
 
+The images are made from shorter lists in deploy/docker, without what only tests and linters need: build.hashes makes
+the wheel, cpu.hashes and cuda.hashes are what it imports on either device, all that this imports included.
+
 Hashes come from the package index through uv. Needs nothing but Python's own library and uv.
 """
 
@@ -15,7 +18,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +29,10 @@ HASHES: Final = ROOT / "requirements.hashes"
 CUDA: Final = ROOT / "requirements-cuda.hashes"
 CPU: Final = ROOT / "requirements-cpu.hashes"
 CPU_BUILDS: Final = ROOT / "torch-cpu.sha256"
+PROJECT: Final = ROOT / "pyproject.toml"
+IMAGES: Final = ROOT / "deploy" / "docker"
+IMAGE_EXTRAS: Final = ("structured", "tracing")
+"""Those of the project's extras that are in an image."""
 _HEADER: Final = "# Written by `make lock` from requirements.lock; do not edit.\n"
 _PIN: Final = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
 
@@ -39,20 +47,47 @@ def check() -> str | None:
     wanted = pins(LOCK.read_text(encoding="utf-8"))
     found = {**_pins_of(HASHES), "torch": _pins_of(CUDA).get("torch")}
     differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    return f"requirements.hashes is not of requirements.lock ({', '.join(differing)})" if differing else None
+    if differing:
+        return f"requirements.hashes is not of requirements.lock ({', '.join(differing)})"
+    known = {**wanted, **_pins_of(CUDA)}
+    for kind, direct in image_requirements().items():
+        listed = {name: version.removesuffix("+cpu") for name, version in _pins_of(image_list(kind)).items()}
+        other = {name for name, version in listed.items() if version != known.get(name)}
+        if differing := sorted(other | set(direct) - listed.keys()):
+            return f"{image_list(kind).name} is not of requirements.lock and pyproject.toml ({', '.join(differing)})"
+    return None
+
+
+def image_list(kind: str) -> Path:
+    """The list of hashes for a step of the images: build, cpu or cuda."""
+    return IMAGES / f"{kind}.hashes"
+
+
+def image_requirements() -> dict[str, list[str]]:
+    """What the project itself asks for in each step of the images, by normal name."""
+    return {kind: [_name(each) for each in _asked_for(kind)] for kind in ("build", "cpu", "cuda")}
 
 
 def write(wheels: Sequence[Path]) -> None:
     """Write the files of hashes. Raises CalledProcessError where the index does not have what is pinned."""
     _note_cpu_builds(wheels)
     version = pins(LOCK.read_text(encoding="utf-8"))["torch"]
-    pinned = _entries(_compile(LOCK, "--no-deps"))
+    lock = LOCK.read_text(encoding="utf-8")
+    pinned = _entries(_compile(lock, "--no-deps"))
     torch = pinned.pop("torch")
-    needed = _entries(_compile(LOCK, "--python-platform", "x86_64-unknown-linux-gnu", "--constraint", str(LOCK)))
-    added = [entry for name, entry in needed.items() if name not in pinned and name != "torch"]
-    cpu = " \\\n".join([f"torch=={version}+cpu", *(f"    --hash=sha256:{digest}" for digest in _cpu_digests(version))])
-    for path, entries in ((HASHES, [*pinned.values()]), (CUDA, [torch, *added]), (CPU, [cpu + "\n"])):
-        path.write_text(_HEADER + "".join(entries), encoding="utf-8")
+    needed = _closure(lock)
+    added = {name: entry for name, entry in needed.items() if name not in pinned and name != "torch"}
+    digests = (f"    --hash=sha256:{digest}" for digest in _cpu_digests(version))
+    cpu = " \\\n".join([f"torch=={version}+cpu", *digests]) + "\n"
+    _write(HASHES, pinned.values())
+    _write(CUDA, [torch, *added.values()])
+    _write(CPU, [cpu])
+    everywhere = pinned | added | {"torch": torch}
+    for kind in ("build", "cuda"):
+        _write(image_list(kind), [everywhere[name] for name in _closure("\n".join(_asked_for(kind)))])
+    only_cuda = {"torch", "triton", *added}
+    listed = [pinned[name] for name in _pins_of(image_list("cuda")) if name not in only_cuda]
+    _write(image_list("cpu"), [*listed, cpu])
 
 
 def _pins_of(path: Path) -> Mapping[str, str]:
@@ -65,7 +100,29 @@ def _entries(text: str) -> dict[str, str]:
     return {name: part for part in parts for name in pins(part)}
 
 
-def _compile(source: Path, *flags: str) -> str:
+def _write(path: Path, entries: Iterable[str]) -> None:
+    path.write_text(_HEADER + "".join(entries), encoding="utf-8")
+
+
+def _asked_for(kind: str) -> list[str]:
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    if kind == "build":
+        return list(extras["build"])
+    return [*project["dependencies"], *(each for extra in IMAGE_EXTRAS for each in extras[extra])]
+
+
+def _name(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~ ;\[]", requirement)[0]).lower()
+
+
+def _closure(requirements: str) -> dict[str, str]:
+    """Entries of these and of all that they need on the Linux that images are for, at the lock's versions."""
+    platform = ("--python-platform", "x86_64-unknown-linux-gnu")
+    return _entries(_compile(requirements, *platform, "--constraint", str(LOCK)))
+
+
+def _compile(requirements: str, *flags: str) -> str:
     environment = dict(os.environ)
     if "PIP_CERT" in environment:
         environment.setdefault("SSL_CERT_FILE", environment["PIP_CERT"])
@@ -77,9 +134,11 @@ def _compile(source: Path, *flags: str) -> str:
         "3.11",
         "--generate-hashes",
         *flags,
-        str(source),
+        "-",
     ]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ours
+    done = subprocess.run(  # noqa: S603 - ours
+        command, env=environment, check=True, input=requirements, stdout=subprocess.PIPE, text=True
+    )
     return done.stdout
 
 
