@@ -3,6 +3,7 @@
 Knows names and defaults. Does not know torch or files.
 """
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -62,6 +63,18 @@ class ModelSettings:
         False, help="the same answer, bit for bit, whatever else is computed beside it; slower"
     )
     verify_checksums: bool = setting(False, help="check the files against the model's SHA256SUMS while they load")
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"--device {self.device!r} is not supported; use cpu, cuda or cuda:N")
+        if self.compute is ComputeChoice.NATIVE and not self.may_have_kernels:
+            raise ValueError("--compute native needs --device cpu and --dtype float32: the kernels know no other")
+
+    @property
+    def may_have_kernels(self) -> bool:
+        """Whether our kernels for CPUs may compute this, if they can be had."""
+        knows_type = self.dtype in (DtypeChoice.AUTO, DtypeChoice.FLOAT32)
+        return self.device == "cpu" and knows_type and self.compute is not ComputeChoice.TORCH
 
     @property
     def served_name(self) -> str:

@@ -110,6 +110,8 @@ def _from_file(path: Path, schema: Mapping[str, Setting]) -> Iterator[_Found]:
         elif isinstance(key, str) and schema.get(key) and not schema[key].section:
             yield _found(path, "", key, value, schema)
         else:
+            if isinstance(key, str) and key in schema:
+                raise SettingError(f"{path}: {key} belongs in the section {schema[key].section}")
             own = (each.name for each in schema.values() if not each.section)
             raise SettingError(f"{path}: {key!r} is no section or setting{_meant(key, [*sections, *own])}")
 

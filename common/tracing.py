@@ -5,6 +5,7 @@ passes the caller's context on; `common.otel` records, and is imported only wher
 Times are seconds of the monotonic clock.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -67,6 +68,11 @@ class TracingSettings:
         maximum=1.0,
         help="part of the calls that begin a trace; one that came with a trace follows it",
     )
+
+    def __post_init__(self) -> None:
+        endpoint = self.otlp_endpoint
+        if endpoint is not None and not re.fullmatch(r"(https?://)?([\w.-]+|\[[\da-fA-F:]+\])(:\d+)?/?", endpoint):
+            raise ValueError(f"--otlp-endpoint {endpoint!r} is not http://HOST:PORT, https://HOST:PORT or HOST:PORT")
 
 
 def make_tracer(settings: TracingSettings, *, service_name: str) -> Tracer:

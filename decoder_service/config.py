@@ -11,6 +11,7 @@ from common.model_settings import KVCacheDtype, ModelSettings, Quantize
 from common.server_config import ServerConfig, check_image_fits
 from common.settings import setting
 from common.tracing import TracingSettings
+from decoder_service.vision.resolver import check_targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,13 @@ class EngineSettings:
     prefix_caching: bool = setting(True, help="keep the KV blocks of what was computed and use them again")
     feature_bytes: int = setting(512 * 2**20, minimum=1, help="memory for image features that wait to be computed")
     feature_caching: bool = setting(True, help="keep image features in that memory until it is needed")
+
+    def __post_init__(self) -> None:
+        if self.max_num_batched_tokens < self.max_num_requests:
+            raise ValueError(
+                f"--max-num-batched-tokens {self.max_num_batched_tokens} is below --max-num-requests "
+                f"{self.max_num_requests}: each running request has a token in every step"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,3 +115,11 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         check_image_fits(self.requests.max_image_bytes, self.server.max_message_bytes)
+        check_targets(self.vision_addresses)
+        if self.requests.max_image_bytes > self.engine.max_picture_bytes:
+            raise ValueError(
+                f"--max-image-bytes {self.requests.max_image_bytes} does not fit into --max-picture-bytes "
+                f"{self.engine.max_picture_bytes}"
+            )
+        if self.engine.quantize is Quantize.INT8 and not self.model.may_have_kernels:
+            raise ValueError("--quantize int8 needs the kernels: --device cpu, --dtype float32 and not --compute torch")

@@ -56,6 +56,8 @@ class DecoderService:
         """
         self._config = config
         self._tracer = make_tracer(config.tracing, service_name="diptych-decoder")
+        # Files that cannot be used are known before the weights are read, which may take minutes.
+        vision_tls = _vision_tls(config)
         checkpoint = open_checkpoint(config.model.model, verify_checksums=config.model.verify_checksums)
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
@@ -63,7 +65,7 @@ class DecoderService:
         run_config = build_run_config(config, checkpoint)
         self._engine = build_engine(config, checkpoint, run_config)
         self._tokenizer = tokenizer
-        self._vision = _image_source(config, checkpoint, make_encoder)
+        self._vision = _image_source(config, checkpoint, make_encoder, tls=vision_tls)
         checkpoint.finish_checks()
         self._prompts = PromptBuilder(
             tokenizer,
@@ -193,7 +195,11 @@ def _load_tokenizer(config: DecoderConfig, vocabulary_size: int, image_token_id:
 
 
 def _image_source(
-    config: DecoderConfig, checkpoint: Checkpoint, make_encoder: EncoderFactory | None
+    config: DecoderConfig,
+    checkpoint: Checkpoint,
+    make_encoder: EncoderFactory | None,
+    *,
+    tls: ChannelTlsFiles | None,
 ) -> ImageSource | None:
     if not isinstance(checkpoint.config, PixtralConfig):
         if config.vision_addresses:
@@ -213,7 +219,7 @@ def _image_source(
         expected_digest=expected.weights_digest,
         expected_width=expected.feature_width,
         hedge_seconds=config.vision_hedge_seconds,
-        tls=_vision_tls(config),
+        tls=tls,
         shared_memory=config.shared_memory,
     )
 

@@ -34,10 +34,9 @@ class VisionResolver:
 
     def __init__(self, targets: Sequence[str], *, lookup: Lookup = look_up, every: float = _EVERY) -> None:
         """Take the targets. Raises ValueError where one has no host or no port."""
+        check_targets(targets)
         self._fixed = [target for target in targets if not target.startswith(_SCHEME)]
         self._names = [_split(target.removeprefix(_SCHEME)) for target in targets if target.startswith(_SCHEME)]
-        for target in self._fixed:
-            _split(target)
         self._lookup = lookup
         self._every = every
         self._found: dict[tuple[str, int], frozenset[str]] = {}
@@ -67,6 +66,12 @@ class VisionResolver:
             return
         if found:
             self._found[host, port] = found
+
+
+def check_targets(targets: Iterable[str]) -> None:
+    """Raise ValueError where one is neither HOST:PORT nor dns:///NAME:PORT."""
+    for target in targets:
+        _split(target.removeprefix(_SCHEME))
 
 
 def name_of_all(targets: Sequence[str]) -> str:

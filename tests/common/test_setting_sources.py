@@ -135,7 +135,7 @@ def test_a_wrong_variable_is_named(environment: Mapping[str, str], words: str) -
     [
         ("inner: {depht: 3}", "inner.depht is no setting; did you mean depth?"),
         ("iner: {depth: 3}", "'iner' is no section or setting; did you mean inner?"),
-        ("depth: 3", "'depth' is no section or setting"),
+        ("depth: 3", "depth belongs in the section inner"),
         ("inner: {loud: true}", "loud belongs outside of all sections, not in inner"),
         ("inner: 3", "inner is a section; its settings stand below it"),
         ("inner: {depth: 10}", "inner.depth must be a whole number from 1 to 9, got 10"),
