@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 
 from common.health import LIVENESS, READINESS, STARTUP
+from deploy.dockerfile import image_environment, read_stages
 from deploy.manifests import ROOT, Manifest, container_of, container_ports, identify, of_kind, pod_of
 from deploy.references import reference_complaints, scaler_complaints, selector_complaints
 from deploy.service_settings import settings_complaints
@@ -15,6 +16,8 @@ from deploy.service_settings import settings_complaints
 Rule = Callable[[Sequence[Manifest]], Iterator[str]]
 _PRE_STOP_MARGIN_SECONDS = 5
 _CLUSTER_SCOPED = ("Namespace",)
+_HOME = image_environment(read_stages(), "decoder", {})["HOME"]
+"""Of the image's user; its root cannot be written."""
 
 
 def complaints(manifests: Sequence[Manifest]) -> list[str]:
@@ -132,6 +135,9 @@ def _container_security(container: Manifest) -> Iterator[str]:
 
 def _volume_complaints(pod: Manifest) -> Iterator[str]:
     mounts = {mount["name"]: mount for container in pod["containers"] for mount in container["volumeMounts"]}
+    scratch = [volume["name"] for volume in pod.get("volumes", []) if "emptyDir" in volume]
+    if [mounts[name]["mountPath"] for name in scratch if name in mounts] != [_HOME]:
+        yield f"{_HOME}, where caches and temporary files go, cannot be written, or more than that can"
     for volume in pod.get("volumes", []):
         if volume["name"] not in mounts:
             yield f"volume {volume['name']} is not mounted"

@@ -32,6 +32,8 @@ def settings_complaints(manifests: Sequence[Manifest]) -> Iterator[str]:
         yield from (f"{identify(deployment)}: {words}" for words in _file_complaints(deployment, config))
         if isinstance(config, DecoderConfig):
             yield from (f"{identify(deployment)}: {words}" for words in _addresses(manifests, config))
+            if config.server.tls.tls_cert and any(of_kind(manifests, "InferencePool")):
+                yield f"{identify(deployment)}: wants TLS, which an InferencePool does not speak"
 
 
 def read_settings(deployment: Manifest) -> VisionConfig | DecoderConfig:

@@ -1,6 +1,7 @@
 """What every rendered deployment keeps to, and that breaking it is seen."""
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from subprocess import CalledProcessError
 
@@ -13,7 +14,7 @@ from deploy.reachability import Pod, is_closed, may_connect
 from deploy.references import scaler_queries
 
 RENDERED = dict(rendered())
-PORTS = (50051, 50052, 9090, 9091, 53)
+PORTS = (50051, 50052, 9090, 9091, 4317, 53)
 
 
 def _pod(namespace: str, **labels: str) -> Pod:
@@ -74,7 +75,7 @@ def test_every_rendering_keeps_to_the_policy(name: str) -> None:
     assert complaints(RENDERED[name]) == []
 
 
-@pytest.mark.parametrize("name", [name for name in RENDERED if "inference-pool" not in name])
+@pytest.mark.parametrize("name", [name for name in RENDERED if not re.search("inference-pool|tracing", name)])
 def test_nobody_can_reach_more_than_the_table_says(name: str) -> None:
     assert _connections(RENDERED[name]) == ALLOWED
 
@@ -86,6 +87,25 @@ def test_gateway_reaches_calls_and_metrics_of_decoders_only() -> None:
         pod = Pod(namespace="diptych", labels=pod_labels(named(manifests, "Deployment", name)), namespace_labels={})
         assert {port for port in PORTS if may_connect(manifests, gateway, pod, port)} == ports
     assert _connections(manifests) == ALLOWED
+
+
+def test_spans_leave_for_the_collector_and_for_nothing_else() -> None:
+    collector = Pod(
+        namespace="monitoring",
+        labels={"app.kubernetes.io/name": "opentelemetry-collector"},
+        namespace_labels={"kubernetes.io/metadata.name": "monitoring"},
+    )
+    for name in ("gpu+tracing", "cpu-demo+tracing"):
+        manifests = RENDERED[name]
+        assert _connections(manifests) == ALLOWED | {("vision", "dns", 53)}
+        for service in ("vision", "decoder"):
+            pod = _pod("diptych", **pod_labels(named(manifests, "Deployment", service)))
+            assert [port for port in PORTS if may_connect(manifests, pod, collector, port)] == [4317]
+            assert not may_connect(RENDERED["gpu"], pod, collector, 4317)
+            assert (
+                "--otlp-endpoint=http://opentelemetry-collector.monitoring:4317"
+                in container_of(named(manifests, "Deployment", service))["args"]
+            )
 
 
 def test_names_are_looked_up_over_both_protocols() -> None:
@@ -121,6 +141,12 @@ def test_both_autoscalers_at_once_are_refused() -> None:
     hpa, keda = RENDERED["gpu+hpa"], RENDERED["gpu+keda"]
     both = [*hpa, *of_kind(keda, "ScaledObject")]
     assert complaints(both) == ["decoder has more than one scaler", "vision has more than one scaler"]
+
+
+def test_tls_behind_an_inference_gateway_is_refused() -> None:
+    pool = of_kind(RENDERED["gpu+inference-pool"], "InferencePool")
+    found = complaints([*RENDERED["gpu+tls"], *pool])
+    assert found == ["Deployment decoder: wants TLS, which an InferencePool does not speak"]
 
 
 def test_production_is_the_gpu_overlay_and_more() -> None:
@@ -172,6 +198,8 @@ BREAKS: dict[str, Break] = {
     "is on no volume": lambda m: _container(m)["args"].append("--tls-client-ca=/etc/ca.crt"),
     "DIPTYCH_PROT is no setting": lambda m: _container(m).update(env=[{"name": "DIPTYCH_PROT", "value": "1"}]),
     "a namespace with the host": lambda m: _spec(m).update(hostNetwork=True),
+    "more than that can": lambda m: _container(m)["volumeMounts"][0].update(mountPath="/opt/diptych"),
+    "cannot be written, or": lambda m: _container(m)["volumeMounts"][0].update(mountPath="/var"),
     "may fill the node": lambda m: _spec(m)["volumes"][0]["emptyDir"].clear(),
     "a kind that the standard refuses": lambda m: (
         _spec(m)["volumes"][1].update({"persistentVolumeClaim": None, "hostPath": {"path": "/"}})
