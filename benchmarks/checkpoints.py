@@ -54,6 +54,15 @@ TINY = replace(
     vocab_size=2048,
 )
 """1.4 million weights."""
+MEDIUM = replace(
+    SMALL,
+    hidden_size=1024,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    num_hidden_layers=7,
+    feed_forward_length=3584,
+)
+"""161 million weights, 650 MB in float32."""
 VISION = PixtralVisionConfig(
     patch_size=16,
     image_size=1024,
@@ -76,6 +85,7 @@ MODELS: dict[str, MistralConfig | PixtralConfig] = {
     "small": SMALL,
     "tiny": TINY,
     "pixtral": PixtralConfig(text=SMALL, vision=VISION, image_token_index=10),
+    "medium-pixtral": PixtralConfig(text=MEDIUM, vision=VISION, image_token_index=10),
     "smoke": replace(TINY, num_hidden_layers=1, feed_forward_length=64, vocab_size=512),
     "smoke-pixtral": PixtralConfig(
         text=replace(TINY, num_hidden_layers=1, feed_forward_length=64, vocab_size=512),

@@ -31,6 +31,16 @@ def tune_allocator() -> None:
     mallopt(_M_TOP_PAD, 64 << 20)
 
 
+def give_memory_back() -> None:
+    """Hand pages that are free now back to the system, which a tuned allocator would keep.
+
+    For the end of loading: weights that were converted or packed leave holes as large as themselves.
+    """
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent, the process id `parent`, is gone."""
     prctl = getattr(_libc(), "prctl", None)

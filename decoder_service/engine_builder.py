@@ -9,6 +9,7 @@ import math
 from common.checkpoint import Checkpoint
 from common.devices import find_device, find_dtype
 from common.model_settings import KVCacheDtype, Quantize
+from common.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig
 from decoder_service.engine.engine import Engine
@@ -79,6 +80,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         max_model_len=run_config.max_seq_len,
         quantize=engine.quantize,
     )
+    give_memory_back()
     runner = DecoderRunner(model, kv_cache, compute)
     runner.warm_up()
     scheduler = SchedulerConfig(

@@ -19,6 +19,7 @@ from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
 from common.model_settings import ModelSettings
 from common.native.opening import choose_library
+from common.process import give_memory_back
 from common.wire_types import DTYPE_SIZES
 from vision_service.batcher import Batcher
 from vision_service.byte_budget import ByteBudget
@@ -150,6 +151,7 @@ def _load_runner(
         keeps_on_device=keeps_on_device,
         segment_attention=choose_segment_attention(device, dtype),
     )
+    give_memory_back()
     extra = {"model": info.model_name, "device": str(device), "dtype": info.dtype}
     extra |= {"no_kernels": reason} if library is None else {"compute": library.name}
     _log.info("loaded", extra=extra)

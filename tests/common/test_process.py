@@ -17,6 +17,16 @@ size = 2 << 20
 for _ in range(30): buffers = [b"x" * size for _ in range(8)]; del buffers
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
+RESIDENT = """
+import re, sys
+from pathlib import Path
+from common.process import give_memory_back, tune_allocator
+tune_allocator()
+chunks = [b"x" * (1 << 20) for _ in range(200)]
+del chunks
+if sys.argv[1] == "given": give_memory_back()
+print(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
 PARENT = """
 import os, subprocess, sys
 from functools import partial
@@ -37,6 +47,15 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc only")
 def test_a_tuned_allocator_reuses_the_pages_of_large_buffers() -> None:
     assert faults("tuned") < faults("plain") / 5
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc only")
+def test_what_is_free_after_loading_goes_back_to_the_system() -> None:
+    given, kept = (
+        int(subprocess.run([sys.executable, "-c", RESIDENT, how], capture_output=True, check=True).stdout)  # noqa: S603
+        for how in ("given", "kept")
+    )
+    assert given + 150_000 < kept
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")

@@ -1,0 +1,180 @@
+"""Measures how long both services take from the start of their processes to ready, and what memory they keep.
+
+`python -m benchmarks start`: both start at the same moment, as on a fresh host; then some requests with a picture are
+answered, and what stays resident is compared with weights and KV cache. For the demo model, and for one of 650 MB with
+random weights, which is made before. Knows processes and the kernel's counts. Does not know how a service starts.
+"""
+
+import argparse
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import IO, Any
+
+import grpc
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from benchmarks.checkpoints import checkpoint
+from benchmarks.load.workload import random_picture
+from benchmarks.peers.protocol import ROOT
+from common.checkpoint import open_checkpoint
+from common.checkpoint_layout import Part
+from common.client import DiptychClient
+from common.client_messages import chat, user_message
+from decoder_service.model.run_config import make_run_config
+
+NUM_BLOCKS, BLOCK_SIZE = 256, 16
+DEADLINE_SECONDS = 300.0
+MB = 1_000_000
+PARTS = {"vision": [Part.VISION], "decoder": [Part.DECODER, Part.PROJECTOR]}
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one start of one service showed."""
+
+    seconds: float
+    resident: int
+    """Bytes of the service's own process after some requests"""
+    with_children: int
+    """The same with the processes that it started"""
+
+
+def main() -> None:
+    """Start both services some times with each model, and print a line a service."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks start", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    for model in (ROOT / "models/demo", checkpoint("medium-pixtral")):
+        rounds = [start_both(model) for _ in range(options.rounds)]
+        for service in PARTS:
+            found = [figures[service] for figures in rounds]
+            held = held_bytes(model, service)
+            seconds = [each.seconds for each in found]
+            kept = median(each.resident for each in found) - held
+            kept_by_all = median(each.with_children for each in found) - held
+            print(
+                f"{model.name:24} {service:8} ready after {median(seconds):5.2f} s "
+                f"({min(seconds):.2f} to {max(seconds):.2f}); weights and KV cache {held / MB:6.0f} MB, "
+                f"resident beyond {kept / MB:4.0f} MB, with the processes it started {kept_by_all / MB:4.0f} MB",
+                flush=True,
+            )
+
+
+def start_both(model: Path) -> dict[str, Figures]:
+    """One start of both services, and some requests; figures by service."""
+    ports = {service: free_port() for service in PARTS}
+    flags = {
+        "vision": [],
+        "decoder": ["--vision-addresses", f"127.0.0.1:{ports['vision']}", "--num-blocks", str(NUM_BLOCKS)],
+    }
+    with ExitStack() as stack:
+        log = stack.enter_context(tempfile.TemporaryFile())
+        started = time.monotonic()
+        processes = {
+            service: stack.enter_context(
+                running([f"{service}_service", "--model", str(model), *flags[service]], port, log)
+            )
+            for service, port in ports.items()
+        }
+        ready = wait_for_both(ports, started)
+        ask(f"127.0.0.1:{ports['decoder']}")
+        return {
+            service: Figures(ready[service], resident(process.pid), sum(map(resident, family(process.pid))))
+            for service, process in processes.items()
+        }
+
+
+def wait_for_both(ports: dict[str, int], started: float) -> dict[str, float]:
+    """Seconds until each service said that it is ready. Raises TimeoutError."""
+    ready: dict[str, float] = {}
+    while len(ready) < len(ports):
+        for service, port in ports.items():
+            if service not in ready and is_ready(port):
+                ready[service] = time.monotonic() - started
+        if time.monotonic() - started > DEADLINE_SECONDS:
+            raise TimeoutError(f"ready are only {sorted(ready)}")
+        time.sleep(0.02)
+    return ready
+
+
+def is_ready(port: int) -> bool:
+    """Whether a service's health says SERVING."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # its types know no methods
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def ask(address: str) -> None:
+    """Some questions about pictures, one after the other."""
+    with DiptychClient(address) as client:
+        for seed in range(8):
+            question = chat([user_message("What is this?", [random_picture(128, 128, seed=seed)])])
+            for _ in client.generate(question, max_tokens=16, timeout=120):
+                pass
+
+
+def held_bytes(model: Path, service: str) -> int:
+    """Bytes of a service's weights in float32, and of its KV cache if it has one."""
+    found = open_checkpoint(model)
+    elements = sum(
+        e.stored.num_bytes // e.stored.dtype.itemsize for part in PARTS[service] for e in found.entries(part)
+    )
+    weights = elements * torch.float32.itemsize
+    if service == "vision":
+        return weights
+    config = make_run_config(
+        found.config, dtype=torch.float32, device=torch.device("cpu"), max_seq_len=None, block_size=BLOCK_SIZE
+    )
+    return weights + NUM_BLOCKS * config.kv_params.bytes_per_block
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of a process, the pages that it shares with others in equal parts."""
+    found = re.search(r"^Pss:\s+(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started, directly or not."""
+    children = [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
+@contextmanager
+def running(arguments: list[str], port: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A service as a process."""
+    command = [sys.executable, "-m", *arguments, "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)  # noqa: S603
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    main()
