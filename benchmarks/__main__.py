@@ -23,6 +23,7 @@ _PROGRAMS = {
     "memory": ("benchmarks.loading_memory", "memory that each service needs to load its part"),
     "fairness": ("benchmarks.fair_share", "what a tenant at ten times the load does to another's first tokens"),
     "start": ("benchmarks.starting", "time until both services are ready, and the memory that they keep"),
+    "refusals": ("benchmarks.refusals", "how soon full services refuse a burst"),
     "replicas": ("benchmarks.scale_vision", "how encoding grows with vision replicas"),
     "observing": ("benchmarks.observing", "what it costs to count a token, a request, a step and a scrape"),
     "gpu": ("benchmarks.gpu.__main__", "correctness and speed on a GPU with Pixtral-12B's shape"),

@@ -27,7 +27,7 @@ from common.call import current_call
 from common.call_observer import CallObserver, Context
 from common.errors import DiptychError, InternalError, InvalidArgumentError, ResourceExhaustedError
 from common.open_calls import OpenCalls
-from common.status import status_code, to_rpc_status, to_trailers
+from common.status import status_code, status_message, to_trailers
 from common.tracing import Tracer
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -64,8 +64,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self._observer = CallObserver(registry, tracer or Tracer())
         self._stall_seconds = stall_seconds
         self._gate = gate
+        self._guarded: dict[str, tuple[Handler, Handler]] = {}
         self.open_calls = OpenCalls()
         """The calls that are being handled."""
+        self.check: Callable[[str], None] = lambda path: None
+        """Hears of each call that is let in before its request is received; a DiptychError that it raises ends it."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -74,17 +77,19 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None  # not counted: a caller could fill the metrics with names of its own
-        return _guarded(
-            handler,
-            lambda context: self._guard(handler_call_details.method, context),
-            stall_seconds=self._stall_seconds,
-        )
+        path = handler_call_details.method
+        known, guarded = self._guarded.get(path, (None, None))
+        if guarded is None or known is not handler:
+            guarded = _guarded(handler, lambda context: self._guard(path, context), stall_seconds=self._stall_seconds)
+            self._guarded[path] = handler, guarded
+        return guarded
 
     @asynccontextmanager
     async def _guard(self, path: str, context: Context) -> AsyncIterator[None]:
         with self._observer.observed(path, context) as outcome:
             try:
                 with self.open_calls.one(), self._admission(path, context):
+                    self.check(path)
                     yield
             except grpc.aio.AbortError:
                 outcome.code = _own_code(context)
@@ -156,7 +161,7 @@ async def _abort(context: Context, answer: DiptychError) -> None:
     """End the call with a status, which waits behind what the caller has still to read, but not for it here."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            await context.abort(status_code(answer), to_rpc_status(answer).message, to_trailers(answer))
+            await context.abort(status_code(answer), status_message(answer), to_trailers(answer))
     except TimeoutError:
         raise asyncio.CancelledError from answer
 

@@ -72,5 +72,5 @@ class Progress:
             return False  # gRPC's own retries have been here.
         if error.code is grpc.StatusCode.UNAVAILABLE:
             return True
-        # The server may not know yet that the call broke which this one goes on with.
-        return self._num_tries > 1 and error.reason == "REQUEST_RUNNING"
+        # The server may not know yet that the call broke which this one goes on with, or have no room just now.
+        return self._num_tries > 1 and error.reason in ("REQUEST_RUNNING", "QUEUE_FULL")

@@ -78,6 +78,13 @@ class GrpcServer:
         """The bound port of the metrics; `None` where they are off or not started."""
         return self._metrics.port
 
+    def ask_first(self, check: Callable[[str], None]) -> None:
+        """Have `check` told the /SERVICE/METHOD of each call that is let in, before its request is received.
+
+        What it raises ends the call, so whoever has no room for any request refuses for next to nothing.
+        """
+        self._errors.check = check
+
     async def start(self) -> int:
         """Listen, say `listening HOST:PORT` in one line on standard output, and return the bound port.
 

@@ -34,9 +34,14 @@ def status_code(error: DiptychError) -> grpc.StatusCode:
     return _STATUS_CODES[error.code]
 
 
+def status_message(error: DiptychError) -> str:
+    """The text of an error's status."""
+    return _cut(error.message, _MAX_MESSAGE_BYTES)
+
+
 def to_rpc_status(error: DiptychError) -> Status:
     """The status message of an error, with its details; under 4 KiB."""
-    message = _cut(error.message, _MAX_MESSAGE_BYTES)
+    message = status_message(error)
     details: list[Message] = [
         ErrorInfo(domain=DOMAIN, reason=_cut(error.reason, _MAX_KEY_BYTES), metadata=_cut_metadata(error.metadata))
     ]

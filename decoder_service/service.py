@@ -19,6 +19,7 @@ from common.model_config import PixtralConfig
 from common.server import GrpcServer
 from common.tracing import make_tracer
 from common.version import API_VERSION
+from decoder_service.api.doorkeeper import Doorkeeper
 from decoder_service.api.model_info import ModelInfo
 from decoder_service.api.servicer import GenerationServicer, ServicerLimits
 from decoder_service.cache.feature_store import FeatureStore
@@ -104,6 +105,7 @@ class DecoderService:
         engine = self._config.engine
         store = FeatureStore(self._vision, budget_bytes=engine.feature_bytes, caching=engine.feature_caching)
         structures = _structures(self._tokenizer, self._info)
+        metrics = RequestMetrics(registry)
         servicer = GenerationServicer(
             host=host,
             store=store,
@@ -111,7 +113,7 @@ class DecoderService:
             prompts=self._prompts,
             tokenizer=self._tokenizer,
             info=self._info,
-            metrics=RequestMetrics(registry),
+            metrics=metrics,
             structures=structures,
             limits=ServicerLimits(
                 capacity=self._engine.capacity,
@@ -131,6 +133,7 @@ class DecoderService:
             EngineCollector(host, store, replicas, admission=servicer.admission, block_size=engine.block_size)
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc)
+        server.ask_first(Doorkeeper(servicer.admission, metrics).check)
         host.start()
         await server.start()
         watchdog = Watchdog(

@@ -221,10 +221,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             num_tokens=guess_num_tokens(parsed.prompt) + may_fit * sampling.max_completion_tokens,
             picture_bytes=num_picture_bytes(parsed.prompt),
         )
-        digest = request_digest(request)
-        del request
-        with self._names.held(name, digest), place as held:
-            yield held
+        with place as held:
+            digest = request_digest(request)
+            del request
+            with self._names.held(name, digest):
+                yield held
 
     def _deadline(self, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]) -> float:
         # aio says None where the caller set no deadline; its stubs say float.

@@ -75,8 +75,7 @@ class Admission:
                 f"the pictures have {picture_bytes} bytes together, {limits.max_picture_bytes} is the most",
                 metadata={"limit": limits.max_picture_bytes, "got": picture_bytes},
             )
-        if self.num_requests >= limits.max_requests:
-            raise _full("too many requests are open", limits.max_requests, "requests")
+        self.check_open()
         if self.picture_bytes + picture_bytes > limits.max_picture_bytes:
             raise _full("too many pictures are open", limits.max_picture_bytes, "bytes of pictures")
         self.check_tokens(num_tokens)
@@ -90,6 +89,12 @@ class Admission:
             place.begun()
             self.num_requests -= 1
             self.picture_bytes -= picture_bytes
+
+    def check_open(self) -> None:
+        """Raise ResourceExhaustedError where no request at all is let in now, whatever it asks for."""
+        if self.num_requests >= self._limits.max_requests:
+            raise _full("too many requests are open", self._limits.max_requests, "requests")
+        self.check_tokens(1)
 
     def check_tokens(self, num_tokens: int) -> None:
         """Raise ResourceExhaustedError where so many more tokens are too many to wait."""

@@ -136,5 +136,5 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for command in ("compare", "load", "service", "components", "memory", "replicas"):
+    for command in ("compare", "load", "service", "components", "memory", "refusals", "replicas"):
         assert command in text

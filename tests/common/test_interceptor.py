@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from common.call_observer import Context
-from common.errors import InvalidArgumentError
+from common.errors import InvalidArgumentError, ResourceExhaustedError
 from common.interceptor import ErrorInterceptor
 from diptych.v1 import generation_pb2 as pb
 from tests.fake_generation import HIDDEN, NAME, FakeGeneration, running
@@ -198,3 +198,27 @@ async def test_a_stream_whose_caller_left_is_closed_at_once() -> None:
                 break
             await asyncio.sleep(0.01)
         assert servicer.num_open == 0
+
+
+async def test_who_is_asked_first_refuses_a_call_before_its_request_is_received() -> None:
+    """The request never comes: a server that received it first would wait for ever."""
+    asked: list[str] = []
+
+    def refuse(path: str) -> None:
+        asked.append(path)
+        raise ResourceExhaustedError("QUEUE_FULL", "full", retry_after=1.5)
+
+    registry = CollectorRegistry()
+    async with running(FakeGeneration(), registry=registry) as (server, address):
+        server.ask_first(refuse)
+        async with grpc.aio.insecure_channel(address) as channel:
+            method: Any = channel.stream_stream(f"/{NAME}/Generate")
+            call = method(timeout=10)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call.read()
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert info_of(raised.value).reason == "QUEUE_FULL"
+    assert dict(raised.value.trailing_metadata())["grpc-retry-pushback-ms"] == "1500"
+    assert asked == [f"/{NAME}/Generate"]
+    labels = {"grpc_service": NAME, "grpc_method": "Generate"}
+    assert registry.get_sample_value("grpc_server_in_flight", labels) == 0

@@ -10,12 +10,13 @@ from common.call_observer import Context
 from common.client import AsyncDiptychClient, DiptychClient
 from common.client_messages import raw_text
 from common.client_types import ClientError
-from common.errors import AbortedError, CancelledError, DiptychError, UnavailableError
+from common.errors import AbortedError, CancelledError, DiptychError, ResourceExhaustedError, UnavailableError
 from common.resuming import Progress
 from diptych.v1 import generation_pb2 as pb
 from tests.fake_generation import FakeGeneration, running
 
 RUNNING = AbortedError("REQUEST_RUNNING", "this request is running already")
+FULL = ResourceExhaustedError("QUEUE_FULL", "too many requests are open", retry_after=0.01)
 GONE = UnavailableError("DRAINING", "Not now.", retry_after=0.01)
 
 
@@ -66,6 +67,16 @@ async def test_threads_keep_a_whole_answer_too() -> None:
 
 async def test_a_client_waits_until_the_server_knows_that_its_call_broke() -> None:
     assert await tokens_of((1, GONE), (0, RUNNING), (0, RUNNING)) == ((4, 5), 4)
+
+
+async def test_a_client_that_goes_on_waits_for_a_server_that_is_full() -> None:
+    assert await tokens_of((1, GONE), (0, FULL)) == ((4, 5), 3)
+
+
+async def test_a_request_that_is_new_is_not_tried_again_at_a_server_that_is_full() -> None:
+    with pytest.raises(ClientError) as raised:
+        await tokens_of((0, FULL))
+    assert raised.value.reason == "QUEUE_FULL"
 
 
 async def test_a_request_that_somebody_else_runs_is_not_tried_again() -> None:

@@ -5,14 +5,16 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from safetensors.torch import load_file, save_file
 
 from common.client import DiptychClient
-from common.client_messages import raw_text, user_message
+from common.client_messages import GenerateOptions, generate_request, raw_text, user_message
 from common.client_types import ClientError
+from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 from tests import pictures
 from tests.end_to_end.services import DEMO_MODEL, assert_idle, decoder_service, free_port, vision_service
 from tests.tiny_models import Shape, random_text_model, save
@@ -73,6 +75,31 @@ def test_replica_of_another_model_is_never_used(tmp_path: Path) -> None:
         assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
         assert caught.value.reason == "MODEL_MISMATCH"
         assert client.complete(raw_text("red"), timeout=30, max_tokens=4).token_ids
+
+
+def test_full_queue_refuses_with_a_time_to_come_back_and_lets_in_again_when_there_is_room() -> None:
+    with decoder_service("--max-num-requests", "1", "--max-queue", "1", vision="127.0.0.1:1") as decoder:
+        with grpc.insecure_channel(decoder.address) as channel, DiptychClient(decoder.address) as client:
+            stub: Any = GenerationServiceStub(channel)
+            endless: GenerateOptions = {"max_tokens": 4000, "ignore_eos": True}
+            running = stub.Generate(generate_request(raw_text("red"), endless))
+            next(running)
+            waiting = stub.Generate(generate_request(raw_text("blue"), endless))
+            while decoder.metric("diptych_num_requests_waiting") < 1:
+                time.sleep(0.02)
+            for ask in (client.complete, client.tokenize):
+                with pytest.raises(ClientError) as refused:
+                    ask(raw_text("green"), timeout=20)
+                assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert (refused.value.reason, refused.value.retry_after) == ("QUEUE_FULL", 1.0)
+                assert refused.value.metadata == {"limit": "2", "unit": "requests"}
+            running.cancel()
+            waiting.cancel()
+            assert_idle(decoder)
+            assert (
+                client.complete(raw_text("green"), max_tokens=2, ignore_eos=True, timeout=20).finish_reason == "length"
+            )
+        assert decoder.metric('diptych_admission_rejections_total{reason="QUEUE_FULL"}') == 1
 
 
 def test_sigterm_lets_running_requests_finish_and_exits_cleanly() -> None:
