@@ -83,6 +83,6 @@ lock:
 
 sbom: setup
 	@mkdir -p build
-	@$(BIN)/uv tool run --quiet --native-tls --from cyclonedx-bom==7.5.0 cyclonedx-py environment --pyproject pyproject.toml \
+	@$(BIN)/uv tool run --quiet --system-certs --from cyclonedx-bom==7.5.0 cyclonedx-py environment --pyproject pyproject.toml \
 		--mc-type application --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
 	@echo build/sbom.json

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.logs import LogSettings
-from common.model_settings import KVCacheDtype, ModelSettings, Quantize
+from common.model_settings import ComputeChoice, DtypeChoice, KVCacheDtype, ModelSettings, Quantize
 from common.server_config import ServerConfig, check_image_fits
 from common.settings import setting
 from common.tracing import TracingSettings
@@ -121,5 +121,20 @@ class DecoderConfig:
                 f"--max-image-bytes {self.requests.max_image_bytes} does not fit into --max-picture-bytes "
                 f"{self.engine.max_picture_bytes}"
             )
-        if self.engine.quantize is Quantize.INT8 and not self.model.may_have_kernels:
+        self._check_number_types()
+
+    def _check_number_types(self) -> None:
+        quantize, model = self.engine.quantize, self.model
+        is_fp8 = quantize is Quantize.FP8 or self.engine.kv_cache_dtype is KVCacheDtype.FP8
+        if quantize is Quantize.INT8 and not model.may_have_kernels:
             raise ValueError("--quantize int8 needs the kernels: --device cpu, --dtype float32 and not --compute torch")
+        if is_fp8 and (quantize is Quantize.INT8 or model.compute is ComputeChoice.NATIVE):
+            raise ValueError(
+                "--quantize int8 and --compute native do not go with fp8: the kernels know no 8-bit floats"
+            )
+        if (
+            quantize is Quantize.FP8
+            and model.device != "cpu"
+            and model.dtype not in (DtypeChoice.AUTO, DtypeChoice.BFLOAT16)
+        ):
+            raise ValueError(f"--quantize fp8 needs --dtype bfloat16 on a GPU, not {model.dtype.value}")

@@ -38,6 +38,9 @@ DECODER = [
     ("--quantize=int8 --device=cuda:1", "--quantize int8 needs the kernels"),
     ("--quantize=int8 --dtype=float16", "--quantize int8 needs the kernels"),
     ("--quantize=int8 --compute=torch", "--quantize int8 needs the kernels"),
+    ("--quantize=int8 --kv-cache-dtype=fp8", "the kernels know no 8-bit floats"),
+    ("--quantize=fp8 --compute=native", "the kernels know no 8-bit floats"),
+    ("--quantize=fp8 --device=cuda --dtype=float16", "--quantize fp8 needs --dtype bfloat16 on a GPU, not float16"),
     ("--vision-addresses=vision:50052,vision", "--vision-addresses: 'vision' is not HOST:PORT"),
     ("--vision-cert=a", "--vision-cert and --vision-key go together"),
     ("--vision-server-name=a", "--vision-server-name needs --vision-tls or --vision-ca"),
@@ -60,6 +63,8 @@ def test_what_cannot_be_is_one_line_that_names_the_flags(service: str, flags: st
     [
         ("decoder", "--max-num-batched-tokens=64 --quantize=int8 --dtype=float32"),
         ("decoder", "--compute=native --quantize=int8 --vision-addresses=dns:///vision:50052,[::1]:50053"),
+        ("decoder", "--quantize=fp8 --kv-cache-dtype=fp8 --device=cuda"),
+        ("decoder", "--quantize=fp8"),
         ("decoder", "--device=cuda:1 --dtype=bfloat16 --otlp-endpoint=https://collector.tracing.svc:4317"),
         ("vision", "--device=cuda --compute=torch --otlp-endpoint=[::1]:4317"),
         ("vision", "--compute=native --otlp-endpoint=http://collector:4317/"),
