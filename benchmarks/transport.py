@@ -21,7 +21,9 @@ import numpy as np
 
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, picture
 from benchmarks.loop_stalls import worst_stall
+from common.chunk_copy import copy_plainly
 from common.features import FeatureSpec
+from common.native.chunks import open_copy
 from common.process import tune_allocator
 from common.server_config import ServerConfig
 from common.shared_memory import SharedArena
@@ -99,7 +101,7 @@ class Picture:
         self._image = picture(number, side=SIDE)
         grid = info.preprocessing.patch_grid(SIDE, SIDE)
         self._spec: FeatureSpec = info.feature_spec(self._image, grid=grid, salt=b"")
-        self._buffer = memoryview(bytearray(self._spec.num_bytes))
+        self._buffer = np.empty(self._spec.num_bytes, np.uint8).data
 
     async def fetch(self) -> int:
         """Get the features; returns their bytes."""
@@ -109,10 +111,16 @@ class Picture:
         return self._spec.num_bytes
 
 
-async def client_of(port: int, *, width: int, shared_memory: bool) -> VisionClient:
+async def client_of(port: int, *, width: int, shared_memory: bool, kernels: bool = True) -> VisionClient:
     """A client that has met its replica."""
     resolver = VisionResolver([f"127.0.0.1:{port}"])
-    client = VisionClient(resolver, expected_digest=b"t" * 32, expected_width=width, shared_memory=shared_memory)
+    client = VisionClient(
+        resolver,
+        expected_digest=b"t" * 32,
+        expected_width=width,
+        shared_memory=shared_memory,
+        copy=open_copy() if kernels else copy_plainly,
+    )
     await client.start()
     await client.wait_ready()
     return client
@@ -181,18 +189,21 @@ async def measure(ports: list[int], *, rounds: int, seconds: float) -> bool:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}", options=LIMITS) as channel:
         for (megabytes, width), port in zip(SIZES.items(), ports[1:], strict=True):
             client, sharing = [await client_of(port, width=width, shared_memory=shared) for shared in (False, True)]
+            plain = await client_of(port, width=width, shared_memory=False, kernels=False)
             total = (SIDE // PATCH) ** 2 * width * 2
             transfers: dict[str, Transfer] = {
                 f"bare, {method}, {chunk >> 10} KiB": bare_transfer(channel, method, total=total, chunk=chunk)
                 for method, chunk in (*(("raw", chunk) for chunk in CHUNKS), ("generated", 1 << 20))
             }
             transfers["service"] = Picture(client, 0, width=width).fetch
+            transfers["service, without kernels"] = Picture(plain, 0, width=width).fetch
             transfers["service, shared memory"] = Picture(sharing, 0, width=width).fetch
             reached &= report(megabytes, await compare(transfers, rounds=rounds, seconds=seconds))
             for how, each in (("", client), (", shared memory", sharing)):
                 eight = [Picture(each, number, width=width) for number in range(8)]
                 reached &= await report_stalls(megabytes, eight, how)
                 await each.close()
+            await plain.close()
     return reached
 
 

@@ -10,10 +10,10 @@ disagrees is refused before a byte is written, and each chunk must be exactly th
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from google.protobuf.message import DecodeError
 from zlib_ng.zlib_ng import crc32
 
+from common.chunk_copy import VALUE_TYPES, CopyChunk, copy_plainly
 from common.errors import InternalError
 from common.feature_codec import Chunk, pack_chunk, unpack
 from common.identity import ImageHash
@@ -25,9 +25,6 @@ CHUNK_SIZE = 1 << 20
 """Bytes in every chunk but the last; `benchmarks.transport` says why."""
 MAX_CHUNK_SIZE = 2 << 20
 MIN_CHUNK_SIZE = 64 << 10
-
-_EXPONENTS = {"float32": ("4", 0x7F800000), "bfloat16": ("2", 0x7F80), "float16": ("2", 0x7C00)}
-"""Bytes of a value and its exponent bits; they are all ones exactly in infinities and NaNs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,16 +127,25 @@ class FeatureReceiver:
     not finite), EMBED_CORRUPT where the stream is broken.
     """
 
-    def __init__(self, spec: FeatureSpec, buffer: memoryview, *, shared: memoryview | None = None) -> None:
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        buffer: memoryview,
+        *,
+        shared: memoryview | None = None,
+        copy: CopyChunk = copy_plainly,
+    ) -> None:
         """Receive into `buffer`, `spec.num_bytes` bytes that nobody else touches. Raises ValueError.
 
-        `shared` is memory that the sender may use in place of the stream, where it was mapped.
+        `shared` is memory that the sender may use in place of the stream, where it was mapped. `copy` puts the chunks
+        in place.
         """
         if buffer.nbytes != spec.num_bytes or buffer.readonly:
             raise ValueError(f"a writable buffer of {spec.num_bytes} bytes is needed, got {buffer.nbytes}")
         self._spec = spec
         self._buffer = buffer.cast("B")
         self._shared = shared
+        self._copy = copy
         self._region: memoryview | None = None
         self.lease: int | None = None
         """What to tell the sender when all is received, where the rows are in shared memory."""
@@ -210,13 +216,15 @@ class FeatureReceiver:
             raise _corrupt("a chunk is out of its place")
         if size > MAX_CHUNK_SIZE or (size < MIN_CHUNK_SIZE and end != len(self._buffer)) or not size:
             raise _corrupt("a chunk is of a wrong size")
-        # What is checked is what is kept: the bytes in their final place, which nobody else can change.
-        place = self._buffer[self._received : end]
-        place[:] = chunk.data if self._region is None else self._region[self._received : end]
-        if crc32(place) != chunk.crc32:
-            raise _corrupt("a chunk does not match its checksum")
+        if size % VALUE_TYPES[self._spec.dtype].size:
+            raise _corrupt("a chunk splits a value")
         # Chunk by chunk, so that an event loop is never held up by a whole image.
-        check_finite(place, self._spec.dtype)
+        data = chunk.data if self._region is None else self._region[self._received : end]
+        copied = self._copy(self._buffer[self._received : end], data, self._spec.dtype)
+        if copied.crc32 != chunk.crc32:
+            raise _corrupt("a chunk does not match its checksum")
+        if not copied.is_finite:
+            raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
         self._received = end
         self._num_chunks += 1
 
@@ -224,17 +232,6 @@ class FeatureReceiver:
         if not self._has_header or self._received != len(self._buffer) or end.num_chunks != self._num_chunks:
             raise _corrupt("the end comes before all rows")
         self._complete = True
-
-
-def check_finite(values: memoryview, dtype: str) -> None:
-    """Raise InternalError where bytes are not whole values of a type, or one of them is infinite or no number."""
-    size, exponent = _EXPONENTS[dtype]
-    if len(values) % int(size):
-        raise _corrupt("a chunk splits a value")
-    # Read as whole numbers, what is not finite is largest: those with a sign unsigned, the others signed.
-    unsigned, signed = np.frombuffer(values, f"<u{size}"), np.frombuffer(values, f"<i{size}")
-    if signed.max() >= exponent or unsigned.max() >= exponent + (1 << 8 * int(size) - 1):
-        raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
 
 
 def _corrupt(what: str) -> InternalError:

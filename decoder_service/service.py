@@ -16,6 +16,7 @@ from common.checkpoint_layout import Part
 from common.client_tls import ChannelTlsFiles
 from common.image_header import ImageLimits
 from common.model_config import PixtralConfig
+from common.native.chunks import open_copy
 from common.server import GrpcServer
 from common.tracing import make_tracer
 from common.version import API_VERSION
@@ -224,6 +225,7 @@ def _image_source(
         hedge_seconds=config.vision_hedge_seconds,
         tls=tls,
         shared_memory=config.shared_memory,
+        copy=open_copy(config.model.compute),
     )
 
 

@@ -51,6 +51,7 @@ def main() -> None:
 def run(config: LocalConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status."""
     # Imported late: torch takes seconds, and a wrong flag should not.
+    from common.native.chunks import open_copy
     from decoder_service.service import DecoderService
     from decoder_service.vision.agreement import Expected
     from diptych.local_encoder import LocalEncoder
@@ -64,7 +65,7 @@ def run(config: LocalConfig) -> int:
             config.vision_model, decode=config.decode, batch=config.batch, cache=config.cache, registry=registry
         )
         encoders.append(encoder)
-        return LocalEncoder(encoder, expected=expected)
+        return LocalEncoder(encoder, expected=expected, copy=open_copy(config.model.compute))
 
     try:
         service = DecoderService(config, make_encoder=make_encoder)

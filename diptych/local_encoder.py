@@ -10,6 +10,7 @@ import logging
 import signal
 from contextlib import suppress
 
+from common.chunk_copy import CopyChunk, copy_plainly
 from common.errors import UnavailableError
 from common.features import FeatureReceiver, FeatureSpec, feature_messages
 from decoder_service.engine.loop_turns import LoopTurns
@@ -23,8 +24,12 @@ _log = logging.getLogger(__name__)
 class LocalEncoder:
     """An `ImageSource` without a network."""
 
-    def __init__(self, service: VisionService, *, expected: Expected) -> None:
-        """Use a loaded service. Raises ValueError where its encoder is not the expected one."""
+    def __init__(self, service: VisionService, *, expected: Expected, copy: CopyChunk = copy_plainly) -> None:
+        """Use a loaded service; `copy` puts features in their place.
+
+        Raises ValueError where its encoder is not the expected one.
+        """
+        self._copy = copy
         self._service = service
         self._turns = LoopTurns()
         message = service.info.to_wire()
@@ -70,7 +75,7 @@ class LocalEncoder:
         Raises a DiptychError, and no other error: what fails, fails for this image alone.
         """
         async with self._service.pipeline.features(image, salt=salt, request_id=request_id) as features:
-            receiver = FeatureReceiver(spec, buffer)
+            receiver = FeatureReceiver(spec, buffer, copy=self._copy)
             digest = self._agreed.weights_digest
             for message in feature_messages(
                 features.spec, features.chunks, weights_digest=digest, timings=features.timings

@@ -70,6 +70,7 @@ TENSOR_FILES = (
     "common.native.library",
     "common.native.weights",
     "common.native.opening",
+    "common.native.chunks",
     "common.attention",
     "common.graph_recorder",
     "common.checkpoint",

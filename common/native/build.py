@@ -23,6 +23,8 @@ _LEVELS = {
 }
 """Kinds of processors, best first, and the features in /proc/cpuinfo that each must have."""
 _COMPILERS = ("c++", "g++")
+VERSION = 3
+"""Of the library's interface in C."""
 CACHE_VARIABLE = "DIPTYCH_NATIVE_CACHE"
 
 _log = logging.getLogger(__name__)

@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.native.build import NativeUnavailableError
-
-_VERSION = 2
+from common.native.build import VERSION, NativeUnavailableError
 
 
 class CWeights(Structure):
@@ -69,7 +67,7 @@ class Library:
         except OSError as error:
             raise NativeUnavailableError(f"{path} does not load: {error}") from error
         _declare(self.c)
-        if self.c.diptych_version() != _VERSION:
+        if self.c.diptych_version() != VERSION:
             raise NativeUnavailableError(f"{path} is of another version")
         self.name = f"native {level}"
         self.panel: int = self.c.diptych_panel()

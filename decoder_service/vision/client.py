@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from common.chunk_copy import CopyChunk, copy_plainly
 from common.client_tls import ChannelTlsFiles
 from common.errors import (
     DiptychError,
@@ -48,14 +49,16 @@ class VisionClient:
         tls: ChannelTlsFiles | None = None,
         hedge_seconds: float | None = None,
         shared_memory: bool = True,
+        copy: CopyChunk = copy_plainly,
     ) -> None:
         """Talk to the replicas that `resolver` finds once `start` was called.
 
         An image that takes longer than `hedge_seconds` is asked for at a second replica too; None for never.
         Without `shared_memory` features come over the network from replicas on this host too.
+        `copy` puts chunks of features in their place.
         """
         expected = Expected(weights_digest=expected_digest, feature_width=expected_width, api_version=api_version)
-        self._fleet = VisionFleet(resolver, expected=expected, tls=tls, shared_memory=shared_memory)
+        self._fleet = VisionFleet(resolver, expected=expected, tls=tls, copy=copy, shared_memory=shared_memory)
         self._router = VisionRouter()
         self._hedge_seconds = hedge_seconds
         self._retries = RetryBudget(now=time.monotonic())

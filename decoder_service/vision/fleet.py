@@ -11,6 +11,7 @@ by it. Does not know images.
 import asyncio
 from contextlib import suppress
 
+from common.chunk_copy import CopyChunk
 from common.client_tls import ChannelTlsFiles
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import Expected
@@ -31,13 +32,20 @@ class VisionFleet:
     """Watches the replicas that a resolver finds."""
 
     def __init__(
-        self, resolver: VisionResolver, *, expected: Expected, tls: ChannelTlsFiles | None, shared_memory: bool
+        self,
+        resolver: VisionResolver,
+        *,
+        expected: Expected,
+        tls: ChannelTlsFiles | None,
+        copy: CopyChunk,
+        shared_memory: bool,
     ) -> None:
         self._resolver = resolver
         self._expected = expected
         self._tls_files = tls
         self._tls = None if tls is None else tls.latest()
         self._turns = LoopTurns()
+        self._copy = copy
         self._shared_memory = shared_memory
         self._members: dict[str, VisionReplica] = {}
         self._watches: dict[VisionReplica, list[asyncio.Task[None]]] = {}
@@ -90,7 +98,9 @@ class VisionFleet:
         self._notify()
 
     def _join(self, address: str) -> None:
-        replica = VisionReplica(address, tls=self._tls, turns=self._turns, shared_memory=self._shared_memory)
+        replica = VisionReplica(
+            address, tls=self._tls, turns=self._turns, copy=self._copy, shared_memory=self._shared_memory
+        )
         self._members[address] = replica
         self._watches[replica] = [
             asyncio.create_task(self._watch(replica), name=f"vision {address}"),

@@ -21,6 +21,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from common.call import current_call, trace_metadata
 from common.channel_options import CLIENT_OPTIONS
+from common.chunk_copy import CopyChunk
 from common.client_tls import ChannelTls, aio_channel
 from common.errors import DiptychError, InternalError, UnavailableError
 from common.features import FeatureReceiver, FeatureSpec
@@ -67,13 +68,16 @@ Matches = Callable[[str, VisionInfo], bool]
 class VisionReplica:
     """A replica at a fixed address; made on the event loop that uses it."""
 
-    def __init__(self, address: str, *, tls: ChannelTls | None, turns: LoopTurns, shared_memory: bool) -> None:
-        """Talk to `address`; chunks of features are checked in `turns`.
+    def __init__(
+        self, address: str, *, tls: ChannelTls | None, turns: LoopTurns, copy: CopyChunk, shared_memory: bool
+    ) -> None:
+        """Talk to `address`; chunks of features are copied and checked by `copy`, in `turns`.
 
         With `shared_memory` features come through memory that the replica shares, where it can.
         """
         self.address = address
         self._turns = turns
+        self._copy = copy
         self.state = ReplicaState.UNREACHABLE
         self.info: VisionInfo | None = None
         """What the replica said when it was last asked."""
@@ -186,7 +190,7 @@ class VisionReplica:
 
     async def _receive(self, request: pb.EncodeRequest, spec: FeatureSpec, buffer: memoryview) -> None:
         visit = self._guest.visit
-        receiver = FeatureReceiver(spec, buffer, shared=visit.memory if visit else None)
+        receiver = FeatureReceiver(spec, buffer, shared=visit.memory if visit else None, copy=self._copy)
         span = current_call().span.start(_ENCODE, kind=SpanKind.CLIENT)
         call = self._encode((request, visit.token if visit else b""), metadata=trace_metadata(span))
         try:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.chunk_copy import CopyChunk, copy_plainly
 from common.errors import InternalError
 from common.features import (
     CHUNK_SIZE,
@@ -20,6 +21,7 @@ from common.features import (
     shared_feature_messages,
 )
 from common.identity import ImageHash
+from common.native.chunks import open_copy
 from common.preprocessing import PatchGrid
 from diptych.v1 import types_pb2, vision_pb2
 
@@ -32,17 +34,20 @@ GUARD = 64
 Message = vision_pb2.EncodeResponse
 
 
-@pytest.fixture(autouse=True, params=["inline", "shared"])
+@pytest.fixture(autouse=True, params=["inline", "shared", "inline by kernels", "shared by kernels"])
 def memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whether rows lie in the stream, or in shared memory with another's bytes on both sides."""
+    """Whether rows lie in the stream, or in shared memory with another's bytes on both sides, and who copies them."""
     SHARED.clear()
-    if request.param == "shared":
+    if request.param.startswith("shared"):
         SHARED.append(bytearray())
+    COPY[:] = [KERNELS if request.param.endswith("kernels") else copy_plainly]
     yield
     SHARED.clear()
 
 
 SHARED: list[bytearray] = []
+KERNELS = open_copy()
+COPY: list[CopyChunk] = []
 OFFSET = 4096
 
 
@@ -82,7 +87,7 @@ def chunk(offset: int, data: bytes) -> Message:
 def receive(messages: list[Message], spec: FeatureSpec = SPEC) -> bytes:
     """What arrives in a buffer that lies between two guards, which must not be touched."""
     memory = bytearray(b"g" * (spec.num_bytes + 2 * GUARD))
-    receiver = FeatureReceiver(spec, memoryview(memory)[GUARD:-GUARD], shared=view())
+    receiver = FeatureReceiver(spec, memoryview(memory)[GUARD:-GUARD], shared=view(), copy=COPY[0])
     try:
         for message in messages:
             receiver.receive(message.SerializeToString())
@@ -202,7 +207,7 @@ def test_a_header_of_other_features_is_refused_before_anything_is_written(name: 
     messages = sent()
     WRONG_HEADERS[name](messages[0].header)
     memory = bytearray(SPEC.num_bytes)
-    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view())
+    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view(), copy=COPY[0])
     with pytest.raises(InternalError) as caught:
         receiver.receive(messages[0].SerializeToString())
     assert caught.value.reason == "EMBED_INVALID"
@@ -264,7 +269,7 @@ def test_chunks_lie_where_the_header_says_and_nowhere_else() -> None:
 def test_what_changes_after_it_was_copied_changes_nothing() -> None:
     messages = sent()
     memory = bytearray(SPEC.num_bytes)
-    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view())
+    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view(), copy=COPY[0])
     for message in messages:
         receiver.receive(message.SerializeToString())
         if SHARED and message.HasField("chunk"):

@@ -1,11 +1,12 @@
 // The library's interface in C: what ctypes calls. Pointers are to float32 and int64 unless they say otherwise; who calls
 // answers for their sizes. Nothing here throws, allocates for the caller or keeps what is not named.
 
+#include "chunks.h"
 #include "decoder.h"
 
 extern "C" {
 
-int32_t diptych_version() { return 2; }
+int32_t diptych_version() { return 3; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -99,6 +100,18 @@ void diptych_greedy(int64_t rows, int64_t vocabulary, const float* logits, float
     best[r] = first;
     near_tie[r] = close > 1;
   }
+}
+
+// Whether this processor has what diptych_take_chunk is worth calling for.
+int32_t diptych_can_take() { return can_take(); }
+
+// Copies a chunk; returns its CRC-32, and above that 1 where a value has all bits of the exponent set.
+int64_t diptych_take_chunk(void* to, const void* from, int64_t size, int32_t value_bytes, uint32_t exponent) {
+  uint8_t* const place = static_cast<uint8_t*>(to);
+  const uint8_t* const bytes = static_cast<const uint8_t*>(from);
+  const Taken taken = value_bytes == 2 ? take<uint16_t>(place, bytes, size, static_cast<uint16_t>(exponent))
+                                       : take<uint32_t>(place, bytes, size, exponent);
+  return static_cast<int64_t>(taken.crc) | static_cast<int64_t>(taken.special) << 32;
 }
 
 }  // extern "C"
