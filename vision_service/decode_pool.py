@@ -7,7 +7,8 @@ costs exactly the one image that it held. `close` leaves no process and no task 
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ _RESTART_PAUSE = 1.0
 """Seconds between tries to start a worker, so that a broken installation does not spin."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     image: bytes
     grid: PatchGrid
@@ -39,7 +40,9 @@ class DecodePool:
         self._settings = settings
         self._timeout = timeout
         self._num_workers = num_workers
-        self._jobs: asyncio.Queue[_Job] = asyncio.Queue(max_waiting)
+        self._max_waiting = max_waiting
+        self._jobs: deque[_Job] = deque()
+        self._arrived = asyncio.Event()
         self._workers: dict[int, WorkerProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self.num_restarts = 0
@@ -54,7 +57,7 @@ class DecodePool:
     @property
     def num_waiting(self) -> int:
         """Images that wait for a worker."""
-        return self._jobs.qsize()
+        return len(self._jobs)
 
     @property
     def worker_ids(self) -> list[int]:
@@ -75,8 +78,8 @@ class DecodePool:
         self._keepers.clear()
         while self._workers:
             await self._workers.popitem()[1].close()
-        while not self._jobs.empty():
-            _fail(self._jobs.get_nowait(), _closing())
+        while self._jobs:
+            _fail(self._jobs.popleft(), _closing())
 
     async def decode(self, image: bytes, *, grid: PatchGrid, field: str) -> Pixels:
         """The image's pixels, resized to `grid`, as `decode_image` returns them.
@@ -86,37 +89,48 @@ class DecodePool:
         """
         if not self._keepers:
             raise _closing()
-        job = _Job(image, grid, field, asyncio.get_running_loop().create_future())
-        try:
-            self._jobs.put_nowait(job)
-        except asyncio.QueueFull:
+        if len(self._jobs) >= self._max_waiting:
             raise ResourceExhaustedError(
                 "DECODE_QUEUE_FULL",
                 "too many images wait to be decoded",
-                metadata={"limit": self._jobs.maxsize},
+                metadata={"limit": self._max_waiting},
                 retry_after=1.0,
-            ) from None
-        return await job.pixels
+            )
+        job = _Job(image, grid, field, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        self._arrived.set()
+        try:
+            return await job.pixels
+        except asyncio.CancelledError:
+            # Who has left takes nobody's place, and the file is not held longer than it is counted.
+            with suppress(ValueError):
+                self._jobs.remove(job)
+            raise
 
     async def _keep(self, index: int) -> None:
         """The life of one worker and its successors."""
         while True:
-            job = await self._jobs.get()
-            if job.pixels.done():
-                continue
+            job = await self._next_job()
             try:
                 if not self._workers[index].is_alive:
                     await self._replace(index)
                 await self._run(job, self._workers[index])
-            except (WorkerBrokenError, TimeoutError) as error:
+            except asyncio.CancelledError:
+                _fail(job, _closing())
+                raise
+            except Exception as error:
+                # Anything: what a worker answers that a picture has taken over must not end its keeper.
                 _LOG.warning("decode worker %d lost one image and is replaced: %s", index, type(error).__name__)
                 lost = _lost(job, error, self._timeout)
                 self.failures[lost.reason] += 1
                 _fail(job, lost)
                 await self._replace(index)
-            except asyncio.CancelledError:
-                _fail(job, _closing())
-                raise
+
+    async def _next_job(self) -> _Job:
+        while not self._jobs:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._jobs.popleft()
 
     async def _run(self, job: _Job, worker: WorkerProcess) -> None:
         """Exchange one job. Raises WorkerBrokenError or TimeoutError where the worker must be replaced."""

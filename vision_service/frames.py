@@ -21,7 +21,10 @@ def pack_head(header: Mapping[str, object], *, payload_size: int) -> bytes:
 
 def parse_header(encoded: bytes) -> dict[str, Any]:
     """The header of a message. Raises ValueError where it is no JSON object."""
-    header = json.loads(encoded)
+    try:
+        header = json.loads(encoded)
+    except RecursionError:
+        raise ValueError("a message header is nested too deeply") from None
     if not isinstance(header, dict):
         raise ValueError("a message header is a JSON object")
     return header

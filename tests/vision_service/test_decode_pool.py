@@ -18,7 +18,9 @@ from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from tests.pictures import LIMITS, noise, preprocessing, save
 from vision_service.decode_pool import DecodePool
 from vision_service.decode_worker import DecodeSettings
+from vision_service.frames import parse_header
 from vision_service.image import decode_image
+from vision_service.worker_process import WorkerProcess
 
 PICTURE = save(noise(20, 40))
 GRID = PatchGrid(height=3, width=2)
@@ -138,6 +140,56 @@ async def test_more_images_than_may_wait_are_refused_at_once() -> None:
         assert error.retry_after is not None
         os.kill(pool.worker_ids[0], signal.SIGCONT)
         assert [pixels.shape for pixels in await asyncio.gather(*waiting)] == [(48, 32, 3)] * 3
+
+
+async def test_who_has_left_takes_nobodys_place() -> None:
+    async with pool_of(max_waiting=2) as pool:
+        os.kill(pool.worker_ids[0], signal.SIGSTOP)
+        first = asyncio.create_task(pool.decode(PICTURE, grid=GRID, field="image"))
+        await asyncio.sleep(0)  # It has come to wait,
+        await until(lambda: pool.num_waiting == 0)  # and is in the worker's hands.
+        for _ in range(3):
+            leaving = [asyncio.create_task(pool.decode(PICTURE, grid=GRID, field="image")) for _ in range(2)]
+            await until(lambda: pool.num_waiting == 2)
+            assert (await error_of(pool)).reason == "DECODE_QUEUE_FULL"
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+            assert pool.num_waiting == 0
+        os.kill(pool.worker_ids[0], signal.SIGCONT)
+        assert (await first).shape == (48, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"reason": "MINE", "metadata": 5}, {"reason": ["x"], "metadata": [1]}, RecursionError(), {"reason": 7}, {}],
+    ids=str,
+)
+async def test_what_a_worker_answers_never_ends_its_keeper(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, object] | Exception
+) -> None:
+    answers = [answer]
+    exchange = WorkerProcess.exchange
+
+    async def taken_over(worker: WorkerProcess, image: bytes) -> tuple[dict[str, object], bytes]:
+        if not answers:
+            return await exchange(worker, image)
+        given = answers.pop()
+        if isinstance(given, Exception):
+            raise given
+        return given, b""
+
+    monkeypatch.setattr(WorkerProcess, "exchange", taken_over)
+    async with pool_of() as pool, asyncio.timeout(10):
+        assert isinstance(await error_of(pool), InternalError | InvalidArgumentError)
+        assert (await pool.decode(PICTURE, grid=GRID, field="image")).shape == (48, 32, 3)
+
+
+def test_headers_are_objects_and_never_deep() -> None:
+    assert parse_header(b'{"ready": true}') == {"ready": True}
+    for header in (b"[" * 4000, b"[]", b"5", b"{", b"\xff"):
+        with pytest.raises(ValueError, match=r"."):
+            parse_header(header)
 
 
 async def test_a_caller_may_leave_at_any_time() -> None:
