@@ -4,6 +4,7 @@ Knows bytes and the types of values. Does not know messages (see `common.feature
 same in one pass over memory, where there are kernels.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,6 +29,9 @@ VALUE_TYPES = {
 }
 
 
+_PIECE_BYTES = 1 << 20
+
+
 class Copied(NamedTuple):
     """What was found of a chunk, in the place where it now is."""
 
@@ -44,6 +48,13 @@ def copy_plainly(place: memoryview, data: memoryview, dtype: str) -> Copied:
     place[:] = data
     # What is checked is what is kept: the bytes in their final place, which nobody else can change.
     return Copied(crc32(place), _is_finite(place, VALUE_TYPES[dtype]))
+
+
+async def copy_in_turns(place: memoryview, data: memoryview) -> None:
+    """Copy any number of bytes without holding up the event loop."""
+    for start in range(0, len(data), _PIECE_BYTES):
+        place[start : start + _PIECE_BYTES] = data[start : start + _PIECE_BYTES]
+        await asyncio.sleep(0)
 
 
 def _is_finite(values: memoryview, kind: ValueType) -> bool:

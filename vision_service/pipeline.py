@@ -83,8 +83,10 @@ class Pipeline:
                     timings = _NO_TIMINGS if was_there else _timings(result)
                     watch.encoded(None if was_there else timings)
                     features = result.features
-                    chunks = features.chunks() if features.is_on_host else await asyncio.to_thread(features.chunks)
-                    yield PictureFeatures(spec=spec, chunks=chunks, timings=timings)
+                    # Of features on the device every caller has a copy of its own.
+                    with self._budget.hold(0 if features.is_on_host else spec.num_bytes):
+                        chunks = features.chunks() if features.is_on_host else await asyncio.to_thread(features.chunks)
+                        yield PictureFeatures(spec=spec, chunks=chunks, timings=timings)
                     watch.sent(spec.num_bytes)
 
     async def _spec(self, image: bytes, *, grid: PatchGrid, salt: bytes) -> FeatureSpec:

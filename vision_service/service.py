@@ -55,14 +55,15 @@ class VisionService:
         dtype = find_dtype(model.dtype, device)
         checkpoint = open_checkpoint(model.model, verify_checksums=model.verify_checksums)
         self.info = _read_info(checkpoint, model, decode, dtype)
-        _check_bytes(self.info, batch.max_pending_bytes)
+        keeps_on_device = cache.feature_cache_place is FeaturePlace.DEVICE
+        _check_bytes(self.info, batch.max_pending_bytes, keeps_on_device=keeps_on_device)
         runner = _load_runner(
             checkpoint,
             self.info,
             model,
             device=device,
             dtype=dtype,
-            keeps_on_device=cache.feature_cache_place is FeaturePlace.DEVICE,
+            keeps_on_device=keeps_on_device,
         )
         checkpoint.finish_checks()
         _warm_up(runner, checkpoint, self.info, device=device, dtype=dtype, batch=batch, cache=cache)
@@ -76,7 +77,7 @@ class VisionService:
             max_pending_patches=batch.max_pending_patches,
             max_wait=batch.max_batch_wait,
             on_batch=metrics.batch_encoded,
-            make_room=features.drop_kept if cache.feature_cache_place is FeaturePlace.DEVICE else None,
+            make_room=features.drop_kept if keeps_on_device else None,
         )
         self.pipeline = Pipeline(
             self.info,
@@ -120,10 +121,11 @@ def _read_info(checkpoint: Checkpoint, model: ModelSettings, decode: DecodeConfi
     )
 
 
-def _check_bytes(info: EncoderInfo, max_pending_bytes: int) -> None:
+def _check_bytes(info: EncoderInfo, max_pending_bytes: int, *, keeps_on_device: bool) -> None:
     """Raise ValueError where not even one picture would be admitted."""
     features = info.max_patches * info.feature_width * DTYPE_SIZES[info.dtype]
-    needed = 2 * info.limits.max_bytes + features
+    # What stays on the device is copied to be sent.
+    needed = 2 * info.limits.max_bytes + features * (2 if keeps_on_device else 1)
     if needed > max_pending_bytes:
         raise ValueError(
             f"--max-pending-bytes {max_pending_bytes} is less than one picture may need, {needed}; "

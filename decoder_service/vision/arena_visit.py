@@ -13,6 +13,8 @@ from common.shared_memory import map_arena
 
 _SECONDS = 1.0
 _MAX_BYTES = 1 << 36
+_MAX_TRIES = 3
+"""Tries in a row to get at one name's memory."""
 
 
 class ArenaGuest:
@@ -23,18 +25,29 @@ class ArenaGuest:
         """None where the memory is not to be had."""
         self._wants_memory = wants_memory
         self._name = ""
+        self._tries = 0
 
     async def meet(self, name: str) -> None:
-        """Hear the name of the replica's socket, "" for none; another one than before says that it is a new process."""
-        if name == self._name or not self._wants_memory:
+        """Hear the name of the replica's socket, "" for none; another one than before says that it is a new process.
+
+        Hearing it again is an occasion to connect again, where the connection was lost or did not come about.
+        """
+        if not self._wants_memory or (name == self._name and not self._should_try_again()):
             return
+        tries = self._tries + 1 if name == self._name else 1
         self.leave()
-        self._name = name
+        self._name, self._tries = name, tries
         visit = await ArenaVisit.open(name) if name else None
         if self._name == name:
             self.visit = visit
+            self._tries = self._tries if visit is None else 0
         elif visit is not None:
             visit.close()
+
+    def _should_try_again(self) -> bool:
+        if self.visit is not None:
+            return self.visit.is_over
+        return bool(self._name) and self._tries < _MAX_TRIES
 
     def leave(self) -> None:
         """Let go, until a name is heard again."""
@@ -72,6 +85,16 @@ class ArenaVisit:
             if not isinstance(error, OSError | ValueError):
                 raise
             return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether either side has closed the connection, so that the token is void."""
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def release(self, lease: int) -> None:
         """Say that the bytes of a lease were copied."""

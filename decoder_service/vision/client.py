@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from common.chunk_copy import CopyChunk, copy_plainly
+import numpy as np
+
+from common.chunk_copy import CopyChunk, copy_in_turns, copy_plainly
 from common.client_tls import ChannelTlsFiles
 from common.errors import (
     DiptychError,
@@ -182,7 +184,7 @@ class VisionClient:
         if self._hedge_seconds is None:
             await first
             return
-        spare = bytearray()
+        spare: list[memoryview] = []
 
         def second() -> Coroutine[None, None, None] | None:
             others = [other for other in self._fleet.ready if other not in tried]
@@ -191,11 +193,11 @@ class VisionClient:
             other = self._route(others, request, spec)
             tried.append(other)
             # A buffer of its own: two replicas need not agree in the last bit.
-            spare.extend(bytes(spec.num_bytes))
-            return self._send(other, request, spec, memoryview(spare))
+            spare.append(np.empty(spec.num_bytes, np.uint8).data)
+            return self._send(other, request, spec, spare[0])
 
         if await hedged(first, second, after=self._hedge_seconds):
-            buffer[:] = spare
+            await copy_in_turns(buffer, spare[0])
 
     async def _send(
         self, replica: VisionReplica, request: pb.EncodeRequest, spec: FeatureSpec, buffer: memoryview

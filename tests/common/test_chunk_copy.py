@@ -1,11 +1,12 @@
 """Both ways to copy a chunk find the same: the bytes, their checksum, and values that are not finite."""
 
+import asyncio
 import zlib
 
 import numpy as np
 import pytest
 
-from common.chunk_copy import VALUE_TYPES, CopyChunk, copy_plainly
+from common.chunk_copy import VALUE_TYPES, CopyChunk, copy_in_turns, copy_plainly
 from common.model_settings import ComputeChoice
 from common.native.build import cpu_level, default_cache, find_or_build
 from common.native.chunks import ChunkCopier, open_copy
@@ -71,6 +72,23 @@ def test_memory_that_may_only_be_read_is_copied_from_and_never_to(copy: CopyChun
         copy(memoryview(data), memoryview(target), "bfloat16")
     with pytest.raises(ValueError, match=r"do not go|structures"):
         copy(memoryview(target)[:128], memoryview(data), "bfloat16")
+
+
+async def test_a_large_copy_leaves_turns_to_others() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    data, place = bytes(values("float32", 10 * 2**20 + 12)), bytearray(10 * 2**20 + 12)
+    await copy_in_turns(memoryview(place), memoryview(data))
+    counting.cancel()
+    assert place == data
+    assert turns >= 10
 
 
 def test_without_kernels_chunks_are_copied_plainly(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

@@ -25,7 +25,7 @@ from vision_service.batcher import Batcher
 from vision_service.byte_budget import ByteBudget
 from vision_service.decode_pool import DecodePool
 from vision_service.decode_worker import DecodeSettings
-from vision_service.encoded_image import HostImage
+from vision_service.encoded_image import DeviceImage, HostImage
 from vision_service.feature_cache import FeatureCache
 from vision_service.image import Pixels
 from vision_service.image_metrics import ImageMetrics
@@ -255,6 +255,24 @@ async def test_bytes_under_way_are_bounded_and_a_slow_reader_counts() -> None:
         service.encoder.gate.set()
         await task
         assert service.budget.held == 0
+
+
+async def test_of_features_on_the_device_every_callers_own_copy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, rows = threading.Event(), np.ones((28, WIDTH), "<f4")
+
+    def fetch() -> memoryview:
+        assert gate.wait(5)
+        return memoryview(rows.tobytes())
+
+    monkeypatch.setattr(FakeEncoder, "_encode", lambda self, image: DeviceImage(fetch))
+    async with running(max_kept_bytes=10**6) as service:
+        tasks = [asyncio.create_task(encode(service)) for _ in range(3)]
+        held = 3 * 2 * len(PICTURE) + (1 + 3) * rows.nbytes
+        async with asyncio.timeout(5):
+            while service.budget.held != held:
+                await asyncio.sleep(0.01)
+        gate.set()
+        assert await asyncio.gather(*tasks) == [rows.tobytes()] * 3
 
 
 async def test_two_hundred_pictures_at_once_are_all_answered_or_refused_at_once() -> None:

@@ -194,6 +194,40 @@ async def test_a_new_name_is_a_new_process_and_none_is_none() -> None:
         assert unwilling.visit is None
 
 
+async def test_a_lost_connection_is_made_again_when_the_name_is_heard_again() -> None:
+    async with door_of() as door:
+        guest = ArenaGuest(wants_memory=True)
+        await guest.meet(door.name)
+        lost = guest.visit
+        assert lost is not None
+        lost.close()  # As it does itself where a word does not get through.
+        await settle()
+        await guest.meet(door.name)
+        assert guest.visit is not None
+        assert guest.visit is not lost
+        with door.lease(lost.token, 10) as old, door.lease(guest.visit.token, 10) as new:
+            assert old is None
+            assert new is not None
+        guest.leave()
+
+
+async def test_memory_that_cannot_be_had_is_asked_for_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    async def open_(name: str) -> None:
+        tries.append(name)
+
+    monkeypatch.setattr(ArenaVisit, "open", open_)
+    guest = ArenaGuest(wants_memory=True)
+    for name in ("first", "second", "second"):
+        for _ in range(10):
+            await guest.meet(name)
+    assert tries == ["first"] * 3 + ["second"] * 3
+    for _ in range(5):
+        await guest.meet("")
+    assert len(tries) == 6
+
+
 @pytest.mark.parametrize("is_cancelled", [True, False])
 async def test_who_leaves_before_the_greeting_holds_nothing(is_cancelled: bool) -> None:
     arena, name = SharedArena(SIZE), arena_greeting.new_name()
