@@ -3,8 +3,8 @@
 A second process serves three things: chunks of bytes from a bare grpc.aio server, made beforehand and read by a
 client that throws them away; the same as generated messages; and the vision service's own path, from a picture
 whose features are cached to checked rows in their final buffer, through the decoder service's own client, over the
-network and through shared memory. Rounds
-alternate between all of them, as a machine's speed changes with time. The last part has eight pictures arrive at once
+network with and without the kernel that copies chunks, and through shared memory. Rounds alternate between all of them,
+as a machine's speed changes with time. The last part has eight pictures arrive at once
 and tells how long the receiving event loop stood still at worst.
 """
 
@@ -170,7 +170,10 @@ def report(megabytes: int, found: Mapping[str, list[float]]) -> bool:
 
 
 async def report_stalls(megabytes: int, pictures: Sequence[Picture], how: str) -> bool:
-    """Have pictures arrive at once, several times; returns whether the event loop went on well enough."""
+    """Have pictures arrive at once, several times; returns whether the event loop went on well enough.
+
+    Judged by the loop's own work: the rest of a stall is time that the machine gave to others.
+    """
     await asyncio.gather(*(each.fetch() for each in pictures))
     stalls = [await worst_stall(asyncio.gather(*(each.fetch() for each in pictures))) for _ in range(12)]
     idle = [await worst_stall(asyncio.sleep(0.1)) for _ in range(12)]
@@ -180,7 +183,7 @@ async def report_stalls(megabytes: int, pictures: Sequence[Picture], how: str) -
             f"{megabytes:3} MB  {name}: worst stall {statistics.median_low(each).wall:.1f} ms "
             f"({min(each).wall:.1f} to {max(each).wall:.1f}), at most {own:.1f} ms of it the loop's own work"
         )
-    return max(stalls).wall <= 10
+    return max(stall.own for stall in stalls) <= 10
 
 
 async def measure(ports: list[int], *, rounds: int, seconds: float) -> bool:

@@ -16,11 +16,15 @@ import triton
 
 from benchmarks.gpu.attention import attention_rows
 from benchmarks.gpu.ceilings import measure
+from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.correctness import correctness_rows
 from benchmarks.gpu.decoding import decode_rows, prefill_rows
+from benchmarks.gpu.encoder_graphs import encoder_graph_rows
 from benchmarks.gpu.encoding import encode_rows
-from benchmarks.gpu.models import DECODER_12B, random_decoder
+from benchmarks.gpu.models import DECODER_12B, random_decoder, random_encoder
+from common.graph_recorder import CudaGraphRecorder
 from decoder_service.model.fp8 import FP8, quantize_layers
+from vision_service.segment_attention import flash_attention
 
 Row = dict[str, object]
 
@@ -43,6 +47,10 @@ def main() -> None:
     _collect(results, "G0 ceilings", [{**limits, "TFLOP/s": ceilings.flops / 1e12}], arguments.json)
     _collect(results, "G3 attention", attention_rows(device, ceilings), arguments.json)
     _collect(results, "G6 encoder", encode_rows(device, ceilings), arguments.json)
+    recorder = CudaGraphRecorder(device)
+    small = encoder_graph_rows(random_encoder(device), recorder, flash_attention, seconds)
+    if not all(row["right"] for row in _collect(results, "G6 recorded encoder", small, arguments.json)):
+        raise SystemExit("recorded passes of the encoder give other features")
     config = replace(DECODER_12B, num_hidden_layers=4) if arguments.small else DECODER_12B
     model = random_decoder(config, device, torch.bfloat16)
     batches, prompts = (1, 8, 32, 128), (512, 1024, 4096)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
-from benchmarks.gpu.models import ENCODER_400M, randomise
+from benchmarks.gpu.models import ENCODER_400M, random_encoder
 from common.attention import packed_attention
 from vision_service.encoder import PixtralVisionModel, grid_positions
 
@@ -24,10 +24,7 @@ _PACKS = {
 @torch.inference_mode()
 def encode_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[str, object]]:
     """A row per pack of pictures, given as patch grids."""
-    with torch.device("meta"):
-        model = PixtralVisionModel(ENCODER_400M)
-    model.to(torch.bfloat16).to_empty(device=device)
-    randomise(model)
+    model = random_encoder(device)
     for name, grids in _PACKS.items():
         lengths = [height * width for height, width in grids]
         time = seconds(partial(_encode, model, grids, lengths, device))

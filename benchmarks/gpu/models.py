@@ -10,6 +10,7 @@ from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.weights import DecoderModel
+from vision_service.encoder import PixtralVisionModel
 
 BLOCK_SIZE = 16
 
@@ -46,6 +47,15 @@ def random_decoder(config: MistralConfig, device: torch.device, dtype: torch.dty
     decoder.to(dtype).to_empty(device=device)
     randomise(decoder)
     return DecoderModel(config=config, decoder=decoder, projector=None, device=device, dtype=dtype)
+
+
+def random_encoder(device: torch.device) -> PixtralVisionModel:
+    """The encoder in bfloat16."""
+    with torch.device("meta"):
+        model = PixtralVisionModel(ENCODER_400M)
+    model.to(torch.bfloat16).to_empty(device=device)
+    randomise(model)
+    return model
 
 
 def randomise(module: torch.nn.Module) -> None:

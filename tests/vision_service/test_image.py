@@ -130,3 +130,11 @@ def test_a_broken_colour_profile_is_ignored() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         np.testing.assert_array_equal(decode(data), np.asarray(noise(16, 16)))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("other", ["PDF", "TIFF", "BMP", "PNG"])
+def test_a_file_of_two_formats_is_what_its_first_bytes_say_and_nothing_else(format: str, other: str) -> None:
+    picture, guest = save(noise(32, 48), format), save(noise(16, 16, seed=1), other)
+    np.testing.assert_array_equal(decode(picture + guest), decode(picture))
+    assert refusal(picture[:12] + guest).reason == "IMAGE_UNDECODABLE"

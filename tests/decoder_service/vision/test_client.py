@@ -115,6 +115,7 @@ class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
             max_image_pixels=200,
             max_patches=4096,
         )
+        self.host = "127.0.0.1"
         self.address = "127.0.0.1:0"
         self._server: GrpcServer | None = None
         self._door: ArenaDoor | None = None
@@ -159,9 +160,9 @@ class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
             self._door.start()
             self.info.shared_memory_socket = self._door.name
         port = int(self.address.partition(":")[2])
-        self._server = GrpcServer(ServerConfig(port=port), registry=CollectorRegistry())
+        self._server = GrpcServer(ServerConfig(host=self.host, port=port), registry=CollectorRegistry())
         vision_pb2_grpc.add_VisionServiceServicer_to_server(self, self._server.grpc)
-        self.address = f"127.0.0.1:{await self._server.start()}"
+        self.address = f"{self.host}:{await self._server.start()}"
 
     def set_serving(self, serving: bool) -> None:
         assert self._server is not None
@@ -239,8 +240,8 @@ async def failure(client: VisionClient, grid: PatchGrid = GRID) -> DiptychError:
     return caught.value
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+async def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -282,6 +283,68 @@ async def test_a_killed_server_costs_nothing_while_another_lives() -> None:
         await replicas[0].stop()
         assert await task == rows_of()
         assert replicas[1].num_encodes == 1
+
+
+_DYING_SERVER = """
+import asyncio, os, signal, sys
+from tests.decoder_service.vision import test_client as tests
+async def dies(messages):
+    for message in messages[: int(sys.argv[1])]:
+        yield message
+    await asyncio.sleep(0.05)  # They are on their way.
+    os.kill(os.getpid(), signal.SIGKILL)
+async def main():
+    tests.SHARES[:] = [True] if sys.argv[2] == "shared" else []
+    await tests.FakeReplica(dies).start()
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def test_a_process_that_is_killed_after_any_message_costs_nothing() -> None:
+    memory = "shared" if SHARES else "inline"
+    dying = await asyncio.gather(*(_server_process(_DYING_SERVER, str(after), memory) for after in range(7)))
+    living = FakeReplica()
+    try:
+        await living.start()
+        for process, address in dying:
+            names = Names(address)
+            async with _meeting(names, address) as client:
+                task = asyncio.create_task(encode(client))
+                names.addresses.append(living.address)
+                assert await task == rows_of()
+                assert await process.wait() == -signal.SIGKILL
+        assert living.num_encodes == len(dying)
+    finally:
+        await living.stop()
+        for process, _ in dying:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def _meeting(names: Names, address: str) -> AsyncIterator[VisionClient]:
+    """A client that has met one replica."""
+    client = VisionClient(names.resolver, expected_digest=DIGEST, expected_width=WIDTH)
+    await client.start()
+    try:
+        await client.wait_ready()
+        assert [replica.address for replica in client.replicas] == [address]
+        yield client
+    finally:
+        await client.close()
+
+
+async def _server_process(program: str, *arguments: str) -> tuple[asyncio.subprocess.Process, str]:
+    """A process that serves, and its address."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    return process, (await process.stdout.readline()).decode().split()[1]
 
 
 async def test_a_broken_stream_is_tried_again_elsewhere() -> None:
@@ -651,13 +714,7 @@ asyncio.run(main())
 
 
 async def test_a_frozen_replica_is_given_up_within_six_seconds() -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _FROZEN_SERVER),
-        stdout=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert process.stdout is not None
-    address = (await process.stdout.readline()).decode().split()[1]
+    process, address = await _server_process(_FROZEN_SERVER)
     client = VisionClient(VisionResolver([address]), expected_digest=DIGEST, expected_width=WIDTH)
     try:
         await client.start()

@@ -1,0 +1,77 @@
+"""Case G6 for small packs: the encoder's recorded passes beside the same packs launched kernel by kernel.
+
+Knows what both must have in common: the features. Does not know how a pass is recorded, nor the device's clock: who
+asks brings them, so that the comparison itself runs on a CPU too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from common.attention import packed_attention
+from common.graph_recorder import GraphRecorder
+from vision_service.encoder import PixtralVisionModel, grid_positions
+from vision_service.encoder_graphs import EncoderGraphs, pack_sizes
+from vision_service.segment_attention import SegmentAttention
+
+_PACKS = {
+    "128 px": [(8, 8)],
+    "256 px": [(16, 16)],
+    "256 px x 4": [(16, 16)] * 4,
+    "512 px": [(32, 32)],
+    "8 of mixed sizes": [(8 + 3 * index, 20 - 2 * index) for index in range(8)],
+    "512 px x 4": [(32, 32)] * 4,
+}
+_MAX_PATCHES = 4096
+_MAX_ERROR = 0.15
+"""Of 16-bit features, over their spread: both ways sum in other orders, and rows that fill up change the products."""
+
+Clock = Callable[[Callable[[], object]], float]
+"""Seconds that work takes."""
+
+
+@torch.inference_mode()
+def encoder_graph_rows(
+    model: PixtralVisionModel, recorder: GraphRecorder, attention: SegmentAttention, clock: Clock
+) -> Iterator[dict[str, object]]:
+    """A row per pack: whether its features are right when they come from a recorded pass, and both times."""
+    weight = model.patch_conv.weight
+    sizes = pack_sizes(_MAX_PATCHES)
+    graphs = EncoderGraphs(model, attention, recorder, sizes=sizes, device=weight.device, dtype=weight.dtype)
+    generator = torch.Generator(device=weight.device).manual_seed(0)
+    for name, grids in _PACKS.items():
+        lengths = [height * width for height, width in grids]
+        size = graphs.size_for(lengths)
+        if size is None:
+            yield {"case": name, "right": False, "reason": "no pass of this size could be recorded"}
+            continue
+        shape = (sum(lengths), weight[0].numel())
+        patches = torch.randn(shape, device=weight.device, generator=generator).to(weight.dtype)
+        rows, columns = grid_positions(grids, weight.device)
+        plain = partial(_plainly, model, patches, rows, columns, lengths)
+        recorded = partial(graphs.features, patches, rows, columns, lengths=lengths, size=size)
+        want = plain()
+        error = float((recorded() - want).float().abs().max() / want.float().std())
+        time, unrecorded = clock(recorded), clock(plain)
+        yield {
+            "case": name,
+            "recorded patches": size,
+            "error / spread": error,
+            "right": error < _MAX_ERROR,
+            "ms": time * 1e3,
+            "ms without graphs": unrecorded * 1e3,
+            "pictures/s": len(grids) / time,
+        }
+
+
+def _plainly(
+    model: PixtralVisionModel, patches: Tensor, rows: Tensor, columns: Tensor, lengths: Sequence[int]
+) -> Tensor:
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scale = model.config.vision_attention_multiplier
+        return packed_attention(query, key, value, lengths=lengths, causal=False, scale=scale)
+
+    features: Tensor = model(patches, rows, columns, attend)
+    return features
