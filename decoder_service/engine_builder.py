@@ -8,8 +8,10 @@ import math
 
 from common.checkpoint import Checkpoint
 from common.devices import find_device, find_dtype
+from common.model_config import PixtralConfig, PixtralVisionConfig
 from common.model_settings import KVCacheDtype, Quantize
 from common.process import give_memory_back
+from common.wire_types import DTYPE_SIZES
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig
 from decoder_service.engine.engine import Engine
@@ -32,6 +34,8 @@ def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig
     dtype = find_dtype(config.model.dtype, device)
     if config.engine.quantize is Quantize.FP8:
         check_fp8(device, dtype)
+    if isinstance(checkpoint.config, PixtralConfig):
+        _check_feature_bytes(config.engine.feature_bytes, checkpoint.config.vision)
     return make_run_config(
         checkpoint.config,
         dtype=dtype,
@@ -40,6 +44,14 @@ def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig
         block_size=config.engine.block_size,
         kv_dtype=FP8 if config.engine.kv_cache_dtype is KVCacheDtype.FP8 else None,
     )
+
+
+def _check_feature_bytes(feature_bytes: int, vision: PixtralVisionConfig) -> None:
+    """Raise ValueError where a picture of the largest size never had room."""
+    # In the smallest type that there is; the vision service says which one it sends only when it is met.
+    needed = (vision.image_size // vision.patch_size) ** 2 * vision.vision_hidden_size * min(DTYPE_SIZES.values())
+    if needed > feature_bytes:
+        raise ValueError(f"--feature-bytes {feature_bytes} is less than the features of one picture need, {needed}")
 
 
 def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig) -> Engine:
