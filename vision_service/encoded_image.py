@@ -46,7 +46,7 @@ class DeviceImage:
     """Features in the encoder's memory; they are copied off it whenever they are sent."""
 
     fetch: Callable[[], memoryview]
-    """Copies the rows to the host; callable from any thread."""
+    """Copies the rows to the host; callable from any thread. Raises a DiptychError where the device fails."""
 
     @property
     def is_on_host(self) -> bool:

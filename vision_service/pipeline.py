@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from common.errors import InvalidArgumentError
+from common.errors import InvalidArgumentError, UnavailableError
 from common.features import EncodeTimings, FeatureSpec
 from common.image_header import read_image_header
 from common.preprocessing import PatchGrid
 from vision_service.batcher import Batcher, EncodeResult
 from vision_service.byte_budget import ByteBudget
 from vision_service.decode_pool import DecodePool
+from vision_service.encoded_image import EncodedImage
 from vision_service.feature_cache import FeatureCache
 from vision_service.image_metrics import ImageMetrics
 from vision_service.model_info import EncoderInfo
@@ -85,9 +86,17 @@ class Pipeline:
                     features = result.features
                     # Of features on the device every caller has a copy of its own.
                     with self._budget.hold(0 if features.is_on_host else spec.num_bytes):
-                        chunks = features.chunks() if features.is_on_host else await asyncio.to_thread(features.chunks)
+                        chunks = features.chunks() if features.is_on_host else await self._fetch(features)
                         yield PictureFeatures(spec=spec, chunks=chunks, timings=timings)
                     watch.sent(spec.num_bytes)
+
+    async def _fetch(self, features: EncodedImage) -> tuple[bytes, ...]:
+        """Features off the device; they may be all that is asked for when it is lost, so that no batch would tell."""
+        try:
+            return await asyncio.to_thread(features.chunks)
+        except UnavailableError:
+            self.batcher.device_lost.set()
+            raise
 
     async def _spec(self, image: bytes, *, grid: PatchGrid, salt: bytes) -> FeatureSpec:
         if len(image) <= _SMALL_FILE:

@@ -4,7 +4,8 @@ Knows tensors, the device and its failures. Does not know queues, calls or files
 batch share every matrix product but never attention, so a batch gives what its images give alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 
@@ -131,18 +132,11 @@ class EncoderRunner:
         Raises ResourceExhaustedError where the device's memory does not do, after giving back what is cached;
         UnavailableError where the device is lost, which only a new process cures.
         """
-        try:
+        with _device_failures():
             if self._deterministic:
                 # The number of rows decides how a product is summed, so only an image alone is always the same bits.
                 return [encoded for image in images for encoded in self._encode([image])]
             return self._encode(images)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise ResourceExhaustedError(
-                "ENCODER_OUT_OF_MEMORY", "the images do not fit into the encoder's memory", retry_after=1.0
-            ) from error
-        except torch.AcceleratorError as error:
-            raise UnavailableError("DEVICE_LOST", "this replica lost its device") from error
 
     @torch.inference_mode()
     def _encode(self, images: Sequence[Pixels]) -> list[EncodedImage]:
@@ -158,7 +152,7 @@ class EncoderRunner:
             features = self._model(patches, rows, columns, self._attend_to(lengths))
         if self._keeps_on_device:
             # Copies, so that one image keeps no other of its batch in memory, and the next batch overwrites none.
-            return [DeviceImage(partial(_to_host, rows.clone())) for rows in features.split(lengths)]
+            return [DeviceImage(partial(_fetch, rows.clone())) for rows in features.split(lengths)]
         # One copy off the device for the whole batch.
         in_bytes = _to_host(features)
         row_bytes = features.shape[1] * features.dtype.itemsize
@@ -188,6 +182,26 @@ class EncoderRunner:
         height, width = pixels.shape[0] // self._patch_size, pixels.shape[1] // self._patch_size
         split = pixels.view(height, self._patch_size, width, self._patch_size, 3)
         return split.permute(0, 2, 4, 1, 3).reshape(height * width, -1).to(self._dtype)
+
+
+@contextmanager
+def _device_failures() -> Iterator[None]:
+    """Tell what may be tried again from what only a new process cures."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise ResourceExhaustedError(
+            "ENCODER_OUT_OF_MEMORY", "the images do not fit into the encoder's memory", retry_after=1.0
+        ) from error
+    except torch.AcceleratorError as error:
+        raise UnavailableError("DEVICE_LOST", "this replica lost its device") from error
+
+
+def _fetch(rows: Tensor) -> memoryview:
+    """Rows that stayed on the device."""
+    with _device_failures():
+        return _to_host(rows)
 
 
 def _to_host(rows: Tensor) -> memoryview:

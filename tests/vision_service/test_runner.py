@@ -192,7 +192,11 @@ def test_failures_of_the_device_are_told_apart(
     def fail(*args: object) -> None:
         raise failure("CUDA error at 0x7f00")
 
+    keeping = make_runner(reference, keeps_on_device=True)
+    (kept,) = keeping.encode(decode([(8, 8)]))
     monkeypatch.setattr(PixtralVisionModel, "forward", fail)
-    with pytest.raises(error) as caught:
-        runner.encode(decode([(8, 8)]))
-    assert "0x" not in str(caught.value)
+    monkeypatch.setattr("vision_service.runner._to_host", fail)
+    for work in (lambda: runner.encode(decode([(8, 8)])), kept.chunks):
+        with pytest.raises(error) as caught:
+            work()
+        assert "0x" not in str(caught.value)

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.client_types import to_client_error
+from common.errors import UnavailableError
 from common.features import FeatureReceiver
 from common.image_header import ImageLimits
 from common.preprocessing import PreprocessingMode
@@ -273,6 +274,17 @@ async def test_of_features_on_the_device_every_callers_own_copy_counts(monkeypat
                 await asyncio.sleep(0.01)
         gate.set()
         assert await asyncio.gather(*tasks) == [rows.tobytes()] * 3
+
+
+async def test_a_device_that_is_lost_is_told_of_though_nothing_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch() -> memoryview:
+        raise UnavailableError("DEVICE_LOST", "this replica lost its device")
+
+    monkeypatch.setattr(FakeEncoder, "_encode", lambda self, image: DeviceImage(fetch))
+    async with running(max_kept_bytes=10**6) as service:
+        code, reason, _ = await refusal(service, image=PICTURE)
+        assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DEVICE_LOST")
+        assert service.batcher.device_lost.is_set()
 
 
 async def test_two_hundred_pictures_at_once_are_all_answered_or_refused_at_once() -> None:
