@@ -20,6 +20,12 @@ class EngineSettings:
 
     max_model_len: int | None = setting(None, minimum=2, help="longest prompt and completion; the model's where unset")
     max_num_batched_tokens: int = setting(2048, minimum=1, help="most tokens in a step")
+    max_num_mixed_tokens: int | None = setting(
+        None,
+        minimum=1,
+        help="what each prompt may have in a step that also gives others their next tokens, besides as many tokens as "
+        "those are; 8 on a CPU and no such limit on CUDA where unset",
+    )
     max_num_requests: int = setting(64, minimum=1, help="most requests that run at once")
     max_queue: int = setting(1024, minimum=0, help="most requests that wait")
     max_queue_tokens: int = setting(

@@ -27,6 +27,9 @@ from decoder_service.scheduling.scheduler_config import SchedulerConfig
 
 _log = logging.getLogger(__name__)
 
+_DEFAULT_MIXED_TOKENS = {"cpu": 8}
+"""By kind of device. A step reads all weights in the time in which a CPU computes some 8 tokens, and a GPU some 200."""
+
 
 def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig:
     """What the engine runs with. Raises ValueError where settings and model do not fit."""
@@ -97,6 +100,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     runner.warm_up()
     scheduler = SchedulerConfig(
         max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_mixed_tokens=engine.max_num_mixed_tokens or _DEFAULT_MIXED_TOKENS.get(run_config.device.type),
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
         num_spare_blocks=math.ceil(engine.watermark * num_blocks),

@@ -24,9 +24,11 @@ from decoder_service.engine_builder import build_engine, build_run_config
 from decoder_service.sampling.sampling_params import SamplingParams
 
 
-def in_process_engine(model: Path, *, max_requests: int, max_tokens: int) -> Engine:
-    """An engine with room for so many requests of so many tokens each."""
-    defaults = EngineSettings()
+def in_process_engine(
+    model: Path, *, max_requests: int, max_tokens: int, settings: EngineSettings | None = None
+) -> Engine:
+    """An engine with room for so many requests of so many tokens each, with the service's defaults otherwise."""
+    defaults = settings or EngineSettings()
     settings = replace(
         defaults,
         max_num_requests=max_requests,

@@ -7,8 +7,11 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks import checkpoints
 from benchmarks.exclusive import exclusive
@@ -35,6 +38,9 @@ class ServiceConfig:
     requests: int = setting(40, minimum=4, help="requests of each load of C11 and C12")
     streams: int = setting(4, minimum=1, help="streams of text at the same time in C12")
     pictures_per_second: float = setting(1.0, minimum=0.01, help="requests with a picture that come beside them in C12")
+    mixed_tokens: tuple[str, ...] = setting(
+        (), help="values of the decoder's --max-num-mixed-tokens to run C11 and C12 with; its default where none"
+    )
     quick: bool = setting(False, help="tiny models, to see that everything runs")
     json: Path | None = setting(None, help="file for the results")
     lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
@@ -42,6 +48,8 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         if unknown := set(self.cases) - set(CASES):
             raise ValueError(f"--cases knows no {', '.join(sorted(unknown))}")
+        if not all(each.isdecimal() for each in self.mixed_tokens):
+            raise ValueError("--mixed-tokens must be whole numbers")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,11 +61,15 @@ def run(options: argparse.Namespace) -> int:
             results["C10"] = overheads = _overheads(config)
             sys.stdout.write("".join(map(_overhead_line, overheads)))
         if {"C11", "C12"} & set(config.cases):
-            open_loops, interference = asyncio.run(_pictures(config))
-            results |= {"C11": open_loops, "C12": interference}
-            sys.stdout.write("".join(map(_open_loop_line, open_loops)))
-            if interference is not None:
-                sys.stdout.write(_interference_line(interference))
+            results["pictures"] = runs = []
+            for mixed_tokens in config.mixed_tokens or ("",):
+                open_loops, interference = asyncio.run(_pictures(config, mixed_tokens))
+                runs.append({"mixed_tokens": mixed_tokens, "C11": open_loops, "C12": interference})
+                heading = f"--max-num-mixed-tokens {mixed_tokens}:\n" if mixed_tokens else ""
+                sys.stdout.write(heading + "".join(map(_open_loop_line, open_loops)))
+                if interference is not None:
+                    sys.stdout.write(_interference_line(interference))
+                sys.stdout.flush()
     if config.json is not None:
         save(config.json, "service", results)
     return 0
@@ -80,10 +92,10 @@ def _overheads(config: ServiceConfig) -> list[OverheadResult]:
         os.sched_setaffinity(0, everything)
 
 
-async def _pictures(config: ServiceConfig) -> tuple[list[OpenLoopResult], InterferenceResult | None]:
+async def _pictures(config: ServiceConfig, mixed_tokens: str) -> tuple[list[OpenLoopResult], InterferenceResult | None]:
     model = checkpoints.checkpoint("smoke-pixtral" if config.quick else "pixtral")
     cores = [int(core) for core in config.cores.split(",")]
-    with running_pair(model, cores=cores, log=_LOG) as pair:
+    with _decoder_flags(mixed_tokens) as flags, running_pair(model, cores=cores, log=_LOG, flags=flags) as pair:
         async with AsyncDiptychClient(pair.address) as client:
             loads = PictureLoads(client, PromptMaker(client, await client.get_model_info(timeout=60)))
             open_loops = await loads.open_loops((0.5, 0.8), count=config.requests) if "C11" in config.cases else []
@@ -92,6 +104,18 @@ async def _pictures(config: ServiceConfig) -> tuple[list[OpenLoopResult], Interf
             return open_loops, await loads.interference(
                 streams=config.streams, count=config.requests, pictures_per_second=config.pictures_per_second
             )
+
+
+@contextmanager
+def _decoder_flags(mixed_tokens: str) -> Iterator[tuple[str, ...]]:
+    """What gives the pair's decoder this setting; nothing where it is unset."""
+    if not mixed_tokens:
+        yield ()
+        return
+    with TemporaryDirectory() as folder:
+        settings = Path(folder) / "decoder.yaml"
+        settings.write_text(f"engine:\n  max_num_mixed_tokens: {mixed_tokens}\n")
+        yield "--decoder-config", str(settings)
 
 
 def _overhead_line(result: OverheadResult) -> str:
@@ -113,8 +137,10 @@ def _open_loop_line(result: OpenLoopResult) -> str:
 
 
 def _interference_line(result: InterferenceResult) -> str:
-    alone, beside = result.alone.itl.percentiles[99], result.beside_pictures.itl.percentiles[99]
+    alone, beside, pictures = result.alone, result.beside_pictures, result.pictures
     return (
-        f"C12: P99 ITL of text {alone:.1f} ms alone, {beside:.1f} ms beside "
-        f"{result.pictures.image_throughput:.2f} pictures/s: {result.inflation:.2f} times\n"
+        f"C12: P99 ITL of text {alone.itl.percentiles[99]:.1f} ms alone, {beside.itl.percentiles[99]:.1f} ms beside "
+        f"{pictures.image_throughput:.2f} pictures/s: {result.inflation:.2f} times; "
+        f"text {alone.output_throughput:.0f} and {beside.output_throughput:.0f} tok/s, TTFT of pictures P50 "
+        f"{pictures.ttft.percentiles[50]:.0f} ms, P99 {pictures.ttft.percentiles[99]:.0f} ms\n"
     )

@@ -154,11 +154,18 @@ class Request:
     def num_schedulable_tokens(self) -> int:
         """Tokens that can be computed now: up to the first image that is neither computed nor held."""
         end = self.num_tokens
+        if not self.placeholders or self.placeholders[-1].end <= self.num_computed_tokens:
+            return end - self.num_computed_tokens
         for placeholder, features in zip(self.placeholders, self.features, strict=True):
             if features is None and placeholder.end > self.num_computed_tokens:
                 end = placeholder.offset
                 break
         return end - self.num_computed_tokens
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether one token more is all that must be computed for its next one."""
+        return self.num_tokens - self.num_computed_tokens == 1
 
     @property
     def needs_features(self) -> bool:
@@ -173,7 +180,7 @@ class Request:
     @property
     def is_movable(self) -> bool:
         """Whether a token of it can be computed now, if it runs."""
-        return not self.is_paused and not self.is_stalled
+        return not self.is_paused and self.num_schedulable_tokens > 0
 
     @property
     def is_ready(self) -> bool:
@@ -189,11 +196,6 @@ class Request:
             return not missing
         # With a cached start it needs a token to compute before the image that it goes on to wait for.
         return missing[0] > 0 and self.placeholders[missing[0]].offset > self.num_cached_tokens
-
-    @property
-    def image_refs(self) -> list[ImageRef]:
-        """All images, in prompt order."""
-        return [ImageRef(self.request_id, image, self.index) for image in range(len(self.placeholders))]
 
     @property
     def uncovered_images(self) -> tuple[int, ...]:
@@ -236,9 +238,9 @@ class Request:
     def release_features(self, num_tokens: int) -> list[ImageRef]:
         """Let go of the features of images that end within the first `num_tokens` tokens; returns which."""
         released = [
-            ref
-            for ref in self.image_refs
-            if self.features[ref.image_index] is not None and self.placeholders[ref.image_index].end <= num_tokens
+            ImageRef(self.request_id, image, self.index)
+            for image, (placeholder, features) in enumerate(zip(self.placeholders, self.features, strict=True))
+            if features is not None and placeholder.end <= num_tokens
         ]
         for ref in released:
             self.features[ref.image_index] = None

@@ -22,6 +22,11 @@ class Room:
         self._blocks = blocks
         self._running = running
 
+    @property
+    def num_free_places(self) -> int:
+        """Places in the batch that nobody has."""
+        return max(0, self._plan.max_num_requests - num_places_of(self._running))
+
     def has_place(self, request: Request) -> bool:
         """Whether there is a place in the batch for a request, or somebody who must give it one."""
         num_places = num_places_of((request, *self._running))

@@ -112,6 +112,7 @@ class Scheduler:
         """Pick the next batch and allocate its blocks; writes admissions and preemptions to `output`."""
         self._take_back(output)
         self._move_running()
+        self._plan.spare_generating(min(len(self._waiting.ready), self._room.num_free_places))
         self._share_out(output)
         while self._waiting.ready and not self._plan:
             # All that run are stalled. The features they wait for may need memory that the ready one's

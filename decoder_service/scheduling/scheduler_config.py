@@ -16,12 +16,19 @@ class SchedulerConfig:
     """Most requests that run at once."""
     max_model_len: int
     """Most tokens of a request, prompt and output together."""
+    max_num_mixed_tokens: int | None = None
+    """What a prompt may have in a step that also gives others their next tokens, besides as many tokens as those are.
+
+    As much as in any other step where unset.
+    """
     num_spare_blocks: int = 0
     """Blocks that an admission leaves free while others run, as those will soon need more."""
 
     def __post_init__(self) -> None:
         if self.max_num_requests < 1 or self.max_model_len < 1:
             raise ValueError("max_num_requests and max_model_len must be 1 or more")
+        if self.max_num_mixed_tokens is not None and self.max_num_mixed_tokens < 1:
+            raise ValueError("max_num_mixed_tokens must be 1 or more: prompts must go on beside those that never pause")
         if self.max_num_batched_tokens < self.max_num_requests:
             # Every running request moves in every step, so each needs room for a token.
             raise ValueError(

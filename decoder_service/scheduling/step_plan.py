@@ -34,6 +34,19 @@ class StepPlan:
         self._limit, self._num_steps = max(1, min(self._limit, num_tokens)), 0
         self.budget = self._limit
 
+    def spare_generating(self, num_beginning: int) -> None:
+        """Keep the rest small where the step gives anybody the next token, as that comes when all of it is computed.
+
+        Every request that moves has its one token by now; `num_beginning` more could begin.
+        """
+        num_mixed = self._config.max_num_mixed_tokens
+        if num_mixed is None:
+            return
+        num_generating = sum(request.is_generating for request in self._num_tokens)
+        if num_generating:
+            num_prompts = len(self._num_tokens) - num_generating + num_beginning
+            self.budget = min(self.budget, max(1, num_prompts) * (num_mixed + num_generating))
+
     def __len__(self) -> int:
         return len(self._num_tokens)
 

@@ -124,6 +124,11 @@ def test_service_compares_itself_with_the_engine_alone(tmp_path: Path) -> None:
     assert two["added_ttft_ms"] is None
 
 
+def test_mixing_tells_what_long_prompts_do_with_each_limit() -> None:
+    lines = run("mixing", "--model", "smoke", "--requests", "2", "--rates", "200", "--tokens", "8", "2048").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["alone", "200 a second, 8 tokens", "200 a second, 2048 tokens"]
+
+
 @pytest.mark.parametrize("wrong", [["--images", "5-2"], ["--local", "--address", "127.0.0.1:50051"]])
 def test_a_wrong_setting_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:

@@ -223,6 +223,7 @@ class Host:
         max_model_len: int = 1000,
         feature_budget: int = 1000,
         num_spare_blocks: int = 0,
+        max_num_mixed_tokens: int | None = None,
         hash_block: HashBlock | None = block_hash,
     ) -> None:
         config = SchedulerConfig(
@@ -230,6 +231,7 @@ class Host:
             max_num_requests=max_num_requests,
             max_model_len=max_model_len,
             num_spare_blocks=num_spare_blocks,
+            max_num_mixed_tokens=max_num_mixed_tokens,
         )
         self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size)
         self.engine = Engine(

@@ -35,6 +35,7 @@ class EngineMachine(RuleBasedStateMachine):
         spare_tokens=st.integers(0, 12),
         feature_budget=st.integers(3 * MAX_IMAGE, 5 * MAX_IMAGE),
         num_spare_blocks=st.integers(0, 3),
+        max_num_mixed_tokens=st.sampled_from([None, 1, 3]),
         caching=st.booleans(),
     )
     def start(
@@ -44,6 +45,7 @@ class EngineMachine(RuleBasedStateMachine):
         spare_tokens: int,
         feature_budget: int,
         num_spare_blocks: int,
+        max_num_mixed_tokens: int | None,
         caching: bool,
     ) -> None:
         self.host = Host(
@@ -53,6 +55,7 @@ class EngineMachine(RuleBasedStateMachine):
             max_num_requests=max_num_requests,
             feature_budget=feature_budget,
             num_spare_blocks=num_spare_blocks,
+            max_num_mixed_tokens=max_num_mixed_tokens,
             hash_block=block_hash if caching else None,
         )
 

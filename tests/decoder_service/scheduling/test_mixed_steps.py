@@ -1,0 +1,121 @@
+"""How much of a prompt a step takes in beside others' next tokens."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from tests.decoder_service.engine_fakes import Host, make_request
+
+NUM_MIXED = 3
+
+
+def streaming_host(
+    count: int,
+    *,
+    max_num_batched_tokens: int = 64,
+    max_num_requests: int = 8,
+    max_num_mixed_tokens: int | None = NUM_MIXED,
+) -> Host:
+    """So many requests get a token in every step."""
+    host = Host(
+        num_blocks=200,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_requests=max_num_requests,
+        max_num_mixed_tokens=max_num_mixed_tokens,
+    )
+    for index in range(count):
+        host.submit(make_request(f"s{index}", 2, arrival=index, max_tokens=60))
+    host.step()
+    return host
+
+
+def chunks(host: Host, name: str, *, steps: int) -> list[int]:
+    """Tokens that a request gets in each of the next steps."""
+    for _ in range(steps):
+        host.step()
+    return [batch.get(name, 0) for batch in host.runner.batches[-steps:]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_prompt_has_few_tokens_in_a_step_beside_next_tokens_and_more_beside_more_of_them(count: int) -> None:
+    host = streaming_host(count)
+    host.submit(make_request("long", 60, arrival=9))
+    first, *later = chunks(host, "long", steps=3)
+    assert first == NUM_MIXED + count
+    # One that runs has the token that every running request has, besides.
+    assert later == [NUM_MIXED + count + 1] * 2
+    host.run()
+    host.check_outputs()
+
+
+def test_without_the_limit_a_prompt_has_the_whole_step() -> None:
+    host = streaming_host(2, max_num_mixed_tokens=None)
+    host.submit(make_request("long", 60, arrival=9))
+    assert chunks(host, "long", steps=1) == [60]
+
+
+def test_where_nobody_gets_a_next_token_prompts_have_the_whole_step() -> None:
+    host = streaming_host(0)
+    for index in range(2):
+        host.submit(make_request(f"r{index}", 100, arrival=index))
+    host.step()
+    assert host.runner.batches[-1] == {"r0": 64}
+    host.step()
+    assert host.runner.batches[-1] == {"r0": 36, "r1": 28}
+
+
+def test_more_prompts_have_more_tokens_together_so_that_a_queue_of_them_does_not_grow_for_ever() -> None:
+    host = streaming_host(1)
+    for index in range(3):
+        host.submit(make_request(f"long{index}", 60, arrival=1 + index))
+    host.step()
+    assert host.runner.batches[-1] == {"s0": 1, "long0": 3 * (NUM_MIXED + 1)}
+
+
+def test_prompts_without_a_place_in_the_batch_do_not_count() -> None:
+    host = streaming_host(2, max_num_requests=3)
+    for index in range(50):
+        host.submit(make_request(f"long{index}", 30, arrival=2 + index, max_tokens=2))
+    host.step()
+    assert host.runner.batches[-1] == {"s0": 1, "s1": 1, "long0": NUM_MIXED + 2}
+
+
+def test_the_limit_never_lifts_the_budget_of_a_step() -> None:
+    host = streaming_host(2, max_num_batched_tokens=8, max_num_mixed_tokens=100)
+    host.submit(make_request("long", 60, arrival=9))
+    host.step()
+    assert sum(host.runner.batches[-1].values()) == 8
+
+
+def test_a_higher_class_has_the_tokens_first() -> None:
+    host = streaming_host(1)
+    host.submit(make_request("low", 60, arrival=1, priority=-1))
+    host.step()
+    host.submit(make_request("high", 5, arrival=2, priority=1))
+    host.step()
+    assert host.runner.batches[-1] == {"s0": 1, "low": 1 + 3, "high": 5}
+
+
+def test_a_limit_below_one_is_refused_as_prompts_would_never_begin() -> None:
+    with pytest.raises(ValueError, match="max_num_mixed_tokens"):
+        SchedulerConfig(max_num_batched_tokens=8, max_num_requests=2, max_model_len=9, max_num_mixed_tokens=0)
+
+
+@settings(max_examples=30)
+@given(
+    num_mixed=st.sampled_from([None, 1, 2, 7]),
+    prompts=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    tenants=st.lists(st.sampled_from([b"a", b"b"]), min_size=6, max_size=6),
+)
+def test_no_limit_changes_a_token_or_keeps_a_prompt_from_its_end(
+    num_mixed: int | None, prompts: list[int], tenants: list[bytes]
+) -> None:
+    """`check_outputs` compares with each request alone; the streams go on all the time."""
+    host = streaming_host(2, max_num_mixed_tokens=num_mixed)
+    for index, length in enumerate(prompts):
+        host.submit(make_request(f"p{index}", length, arrival=10 + index, tenant=tenants[index], max_tokens=3))
+    chunks(host, "p0", steps=50)
+    assert set(host.live) == {"s0", "s1"}
+    host.run()
+    host.check_outputs()
