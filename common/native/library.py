@@ -6,8 +6,9 @@ contiguous and on the CPU; what is not is an error of the caller. Calls release 
 """
 
 import ctypes
+from array import array
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -101,10 +102,13 @@ class Library:
         another is within `margin` of the largest.
         """
         rows, vocabulary = logits.shape
-        best, flags = (c_int64 * rows)(), (ctypes.c_uint8 * (2 * rows))()
-        ties = byref(flags, rows)
-        self.c.diptych_greedy(rows, vocabulary, logits.data_ptr(), margin, best, flags, ties)
-        return list(best), [bool(flag) for flag in flags[:rows]], [bool(flag) for flag in flags[rows:]]
+        # Not arrays of ctypes: a type of each length would be made in nearly every step.
+        best, flags = array("q", bytes(8 * rows)), array("B", bytes(2 * rows))
+        first_flag = flags.buffer_info()[0]
+        self.c.diptych_greedy(
+            rows, vocabulary, logits.data_ptr(), margin, best.buffer_info()[0], first_flag, first_flag + rows
+        )
+        return best.tolist(), [flag != 0 for flag in flags[:rows]], [flag != 0 for flag in flags[rows:]]
 
 
 def _declare(c: ctypes.CDLL) -> None:

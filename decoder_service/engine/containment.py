@@ -37,14 +37,13 @@ def run_contained(
     Each part is to be accounted for before the next is asked for. `on_no_memory` hears of each batch that there was no
     memory for. Raises DeviceLostError, as then no part can pass.
     """
-    requests: Sequence[ScheduledRequest] = batch.requests
     if batch.copies:
         requests, error = _copy(runner, batch, error_id)
         if error is not None:
             yield from (Part(batch.part([each]), error) for each in batch.requests if each not in requests)
-            requests = _live(requests)
-    if requests:
-        yield from _run_parts(runner, batch.part(requests), error_id, on_no_memory)
+            batch = batch.part(_live(requests))
+    if batch.requests:
+        yield from _run_parts(runner, batch, error_id, on_no_memory)
 
 
 def _run_parts(

@@ -176,7 +176,6 @@ class Engine:
         self._scheduler.check_integrity(self._completions.all())
 
     def _update(self, batch: ScheduledBatch, result: StepResult, output: StepOutput) -> None:
-        sampled = batch.sampled  # Before the counters move.
         self._num_near_ties += result.num_near_ties
         for scheduled in batch.requests:
             request = scheduled.request
@@ -184,7 +183,7 @@ class Engine:
             output.consumed.extend(request.release_features(request.num_computed_tokens))
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs.get(request.request_id, ()))
-        for request, token_id in zip(sampled, result.token_ids, strict=True):
+        for request, token_id in zip(batch.sampled, result.token_ids, strict=True):
             if request.status is RequestStatus.FINISHED:
                 continue  # With another completion that failed just now.
             if isinstance(token_id, NoToken):

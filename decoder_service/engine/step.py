@@ -15,8 +15,7 @@ from decoder_service.engine.request_status import FinishReason
 from decoder_service.sampling.logprobs import Logprobs
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+class ScheduledRequest(NamedTuple):
     """A request's part in a step: its next `num_scheduled_tokens` tokens after `num_computed_tokens`."""
 
     request: Request
@@ -38,29 +37,30 @@ class BlockCopy(NamedTuple):
     target: BlockId
 
 
-@dataclass(frozen=True, slots=True)
 class ScheduledBatch:
-    """All that one step computes."""
+    """All that one step computes; made right before, as who gets a token follows from how far all are then."""
 
-    requests: tuple[ScheduledRequest, ...]
-    copies: tuple[BlockCopy, ...] = ()
-    """Made once, before anything is computed, as if all at once: every source is read before any target is written.
+    __slots__ = ("copies", "requests", "sampled")
 
-    A source may be somebody else's already, who writes to it in this step.
-    """
+    def __init__(self, requests: tuple[ScheduledRequest, ...], copies: tuple[BlockCopy, ...] = ()) -> None:
+        self.requests = requests
+        self.copies = copies
+        """Made once, before anything is computed, as if all at once: every source is read before any target is written.
 
-    @property
-    def sampled(self) -> tuple[Request, ...]:
-        """The requests that get a token, in batch order; read it before the step is accounted for.
+        A source may be somebody else's already, who writes to it in this step.
+        """
+        self.sampled: tuple[Request, ...] = tuple(
+            [
+                request
+                for scheduled in requests
+                if scheduled.is_sampled
+                for request in (scheduled.request, *scheduled.request.forks)
+            ]
+        )
+        """The requests that get a token, in batch order.
 
         Those that part from a request get theirs from its logits, right behind it.
         """
-        return tuple(
-            request
-            for scheduled in self.requests
-            if scheduled.is_sampled
-            for request in (scheduled.request, *scheduled.request.forks)
-        )
 
     def part(self, requests: Sequence[ScheduledRequest]) -> "ScheduledBatch":
         """A batch of some of the requests, perhaps with fewer tokens, that can be run by itself after the copies."""

@@ -3,6 +3,7 @@
 Knows the layout of a batch. Does not know the model or how requests were chosen.
 """
 
+from array import array
 from dataclasses import dataclass
 from itertools import chain
 
@@ -74,9 +75,21 @@ def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch
     image_indices: list[int] = []
     image_rows: list[ImageRows] = []
     prompt_rows: list[PromptRows] = []
+    query_lengths: list[int] = []
+    seq_lens: list[int] = []
     for scheduled in batch.requests:
         request, start = scheduled.request, scheduled.request.num_computed_tokens
         end = start + scheduled.num_scheduled_tokens
+        query_lengths.append(scheduled.num_scheduled_tokens)
+        seq_lens.append(end)
+        table = request.block_table
+        if request.is_generating and start >= request.num_prompt_tokens:
+            # What follows for any span, for what nearly all of them are.
+            token_ids.append(request.output_token_ids[-1])
+            positions.append(start)
+            slots.append(table[start // block_size] * block_size + start % block_size)
+            logits_indices.append(len(token_ids) - 1)
+            continue
         if start < request.num_prompt_tokens:
             for rows, indices in _image_rows(scheduled, offset=len(token_ids) - start):
                 image_rows.append(rows)
@@ -84,22 +97,21 @@ def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch
             prompt_rows.extend(_prompt_rows(scheduled, offset=len(token_ids) - start))
         token_ids.extend(request.token_ids(start, end))
         positions.extend(range(start, end))
-        table = request.block_table
         slots.extend([table[place // block_size] * block_size + place % block_size for place in range(start, end)])
         if end == request.num_tokens:
             logits_indices.extend([len(token_ids) - 1] * request.num_places)
     tables, width = _block_tables(batch)
     columns = (token_ids, positions, slots, logits_indices, image_indices, tables)
-    # One tensor made and moved, not six.
-    tensor = torch.tensor([*chain.from_iterable(columns)], dtype=torch.long, device=device)
-    on_device = tensor.split([len(column) for column in columns])
+    # One tensor made and moved, not six; an array becomes one in a fraction of the time that a list takes.
+    tensor = torch.frombuffer(array("q", [*chain.from_iterable(columns)]), dtype=torch.long).to(device)
+    on_device = tensor.split_with_sizes([len(column) for column in columns])
     return ForwardBatch(
         token_ids=on_device[0],
         positions=on_device[1],
         slot_mapping=on_device[2],
         block_tables=on_device[5].view(-1, width),
-        query_lengths=tuple(scheduled.num_scheduled_tokens for scheduled in batch.requests),
-        seq_lens=tuple(s.request.num_computed_tokens + s.num_scheduled_tokens for s in batch.requests),
+        query_lengths=tuple(query_lengths),
+        seq_lens=tuple(seq_lens),
         logits_indices=on_device[3],
         image_indices=on_device[4],
         image_rows=tuple(image_rows),

@@ -6,8 +6,8 @@ After an illegal access, a failed assertion in a kernel or a memory fault CUDA r
 process, whatever it is: such an error is sticky, and only a new process helps.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from types import TracebackType
 
 import torch
 
@@ -33,26 +33,32 @@ class GuardedRunner:
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copy blocks. Raises DeviceMemoryError or DeviceLostError."""
-        with device_errors():
+        with DeviceErrors():
             self._runner.copy(copies)
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute a batch. Raises DeviceMemoryError, DeviceLostError, or whatever the batch is at fault for."""
-        with device_errors():
+        with DeviceErrors():
             return self._runner.execute(batch)
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         """Clear blocks. Raises DeviceMemoryError or DeviceLostError."""
-        with device_errors():
+        with DeviceErrors():
             self._runner.clear(block_ids)
 
 
-@contextmanager
-def device_errors() -> Iterator[None]:
-    """Raise the errors of the device as what they are."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
+class DeviceErrors:
+    """While inside, raises the errors of the device as what they are."""
+
+    def __enter__(self) -> None:
+        """Let anything happen."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Raise DeviceMemoryError or DeviceLostError in place of what says so, and all else as it is."""
+        if not isinstance(error, RuntimeError | MemoryError):
+            return
         text = str(error).lower()
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
             if torch.cuda.is_available():
@@ -61,4 +67,3 @@ def device_errors() -> Iterator[None]:
             raise DeviceMemoryError("the device has no memory for this batch") from error
         if any(words in text for words in _LOST):
             raise DeviceLostError("the device computes nothing any more") from error
-        raise

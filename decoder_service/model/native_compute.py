@@ -4,7 +4,8 @@ Knows how the model's weights and the KV cache are laid out for the kernels (see
 they compute. float32 on a CPU only. A row's result is the same bits in any batch, so `--deterministic` costs nothing.
 """
 
-from ctypes import addressof, byref, c_int64
+from array import array
+from ctypes import byref
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class NativeCompute:
 
     def next_logits(self, forward: ForwardBatch) -> Tensor:
         """Logits [num_sampled, vocab_size] of a batch without images, all in one call: embeddings to output head."""
-        count = len(forward.logits_indices)
+        count = forward.logits_indices.shape[0]
         out = torch.empty(count, self._vocabulary)
         token_ids, rows = forward.token_ids.data_ptr(), forward.logits_indices.data_ptr()
         self._library.c.diptych_decoder_step(
@@ -106,16 +107,18 @@ class NativeCompute:
 def _c_batch(forward: ForwardBatch) -> CBatch:
     """The structure of pointers; it keeps the lengths alive, the tensors are the batch's."""
     num_requests = len(forward.seq_lens)
-    lengths = (c_int64 * (2 * num_requests))(*forward.query_lengths, *forward.seq_lens)
+    # Not an array of ctypes: a type of each length would be made in nearly every step.
+    lengths = array("q", forward.query_lengths + forward.seq_lens)
+    first_length = lengths.buffer_info()[0]
     batch = CBatch(
-        len(forward.token_ids),
+        forward.token_ids.shape[0],
         num_requests,
         forward.block_tables.shape[1],
         forward.positions.data_ptr(),
         forward.slot_mapping.data_ptr(),
         forward.block_tables.data_ptr(),
-        addressof(lengths),
-        addressof(lengths) + 8 * num_requests,
+        first_length,
+        first_length + lengths.itemsize * num_requests,
     )
     batch.lengths = lengths
     return batch

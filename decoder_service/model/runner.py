@@ -33,6 +33,7 @@ class DecoderRunner:
         self._model = model
         self._kv_cache = kv_cache
         self._compute = compute or TorchCompute(model, kv_cache)
+        self._no_rows = torch.empty(0)
         self._whole = self._compute if isinstance(self._compute, WholeCompute) else None
 
     @torch.inference_mode()
@@ -40,10 +41,20 @@ class DecoderRunner:
         """Copy blocks of keys and values."""
         self._kv_cache.copy(*zip(*copies, strict=True))
 
-    @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the scheduled tokens and choose the next one of each sampled request."""
         forward = build_forward_batch(batch, block_size=self._kv_cache.block_size, device=self._model.device)
+        is_special = forward.image_rows or forward.prompt_rows or any(map(_needs_logits, batch.sampled))
+        if self._whole is None or is_special:
+            return self._execute_in_torch(batch, forward)
+        # Torch computes nothing here, and its inference mode alone would cost more than the choice.
+        _, logits = self.compute(forward)
+        likeliest, finite, near_ties = self._whole.greedy(logits)
+        return StepResult(token_ids=_or_not_finite(likeliest, finite), num_near_ties=sum(near_ties))
+
+    @torch.inference_mode()
+    def _execute_in_torch(self, batch: ScheduledBatch, forward: ForwardBatch) -> StepResult:
+        """As `execute`, whatever the batch asks for."""
         hidden, logits = self.compute(forward)
         token_ids, num_near_ties = self._choose(logits, batch.sampled)
         return StepResult(
@@ -81,7 +92,7 @@ class DecoderRunner:
     def compute(self, forward: ForwardBatch) -> tuple[Tensor, Tensor]:
         """The batch's hidden rows, where prompts are judged by them, and the logits to choose tokens from."""
         if self._whole is not None and not forward.image_rows and not forward.prompt_rows:
-            return torch.empty(0), self._whole.next_logits(forward)
+            return self._no_rows, self._whole.next_logits(forward)
         hidden = self.hidden(forward)
         return hidden, self.logits(hidden[forward.logits_indices])
 
@@ -91,8 +102,7 @@ class DecoderRunner:
             token_ids = sample(logits, [_sampling_row(request) for request in requests])
             return token_ids, count_near_ties(logits, requests)
         likeliest, finite, near_ties = self._whole.greedy(logits)
-        columns = zip(likeliest, finite, strict=True)
-        return [token_id if is_finite else NoToken.NOT_FINITE for token_id, is_finite in columns], sum(near_ties)
+        return _or_not_finite(likeliest, finite), sum(near_ties)
 
     @torch.inference_mode()
     def hidden(self, forward: ForwardBatch) -> Tensor:
@@ -137,6 +147,16 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def _is_steered(request: Request) -> bool:
     """Whether anything but the model has a say in the request's next token."""
     return bool(request.sampling.temperature) or request.sampling.steers_logits or request.matcher is not None
+
+
+def _needs_logits(request: Request) -> bool:
+    """Whether more is done with the logits of its next token than to take the largest."""
+    return _is_steered(request) or request.sampling.logprobs is not None
+
+
+def _or_not_finite(token_ids: Sequence[int], finite: Sequence[bool]) -> list[int | NoToken]:
+    columns = zip(token_ids, finite, strict=True)
+    return [token_id if is_finite else NoToken.NOT_FINITE for token_id, is_finite in columns]
 
 
 def _sampling_row(request: Request) -> SamplingRow:

@@ -7,16 +7,13 @@ Knows their order and what each tenant has of them. Does not know blocks, or whe
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from operator import attrgetter
 
 from decoder_service.cache.block_manager import IntegrityError
 from decoder_service.engine.request import Request
 
-_arrival = attrgetter("arrival")
-
 
 class RunningRequests:
-    """Those that own blocks, in order of arrival."""
+    """Those that own blocks: the highest class first, in it in order of arrival."""
 
     def __init__(self) -> None:
         self._requests: list[Request] = []
@@ -34,13 +31,12 @@ class RunningRequests:
 
     @property
     def movable(self) -> list[Request]:
-        """Those with a token that can be computed: the highest class first, in it the oldest."""
-        # The sort keeps the order of arrival among equals.
-        return sorted((each for each in self._requests if each.is_movable), key=lambda each: -each.priority)
+        """Those with a token that can be computed, in order."""
+        return [each for each in self._requests if each.is_movable]
 
     def add(self, request: Request) -> None:
         """Let a request run."""
-        insort(self._requests, request, key=_arrival)
+        insort(self._requests, request, key=_place)
 
     def remove(self, request: Request) -> None:
         """Let it run no more."""
@@ -77,14 +73,19 @@ class RunningRequests:
         return victims
 
     def check_integrity(self) -> None:
-        """Raises IntegrityError where the order is not that of arrival."""
-        if self._requests != sorted(self._requests, key=_arrival):
-            raise IntegrityError("those that run are not in order of arrival")
+        """Raises IntegrityError where they are not in order."""
+        if self._requests != sorted(self._requests, key=_place):
+            raise IntegrityError("those that run are not in order")
 
 
 def num_places_of(requests: Iterable[Request]) -> int:
     """The places that they take: those that will part from them have theirs from the start."""
     return sum(request.num_places for request in requests)
+
+
+def _place(request: Request) -> tuple[int, int]:
+    """Where a request stands among those that run; completions of one prompt stand together."""
+    return -request.priority, request.arrival
 
 
 def _willingness(request: Request) -> tuple[bool, bool, int, int, int]:
