@@ -61,7 +61,7 @@ class VisionResolver:
         try:
             async with asyncio.timeout(_LONGEST):
                 found = frozenset(await self._lookup(host, port))
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, UnicodeError) as error:  # the last for what can be no name
             _log.warning("the name of the vision replicas is not found", extra={"host": host, "error": str(error)})
             return
         if found:

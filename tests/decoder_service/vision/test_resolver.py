@@ -21,6 +21,8 @@ async def test_the_system_finds_this_machine() -> None:
     assert await look_up("::1", 7) == ["[::1]:7"]
     with pytest.raises(OSError, match=r"."):
         await look_up("no-such-name.invalid", 7)
+    with pytest.raises(UnicodeError):
+        await look_up("no..name", 7)
 
 
 async def test_fixed_addresses_are_known_at_once_and_need_no_look_up() -> None:
@@ -30,7 +32,8 @@ async def test_fixed_addresses_are_known_at_once_and_need_no_look_up() -> None:
 
 
 async def test_changes_are_told_and_failures_are_not() -> None:
-    answers: list[list[str] | OSError] = [["x:1"], ["x:1"], OSError("down"), [], ["y:1", "x:1"], ["a:9", "y:1"]]
+    failures: list[Exception] = [OSError("down"), TimeoutError(), UnicodeError("label empty or too long")]
+    answers: list[list[str] | Exception] = [["x:1"], ["x:1"], *failures, [], ["y:1", "x:1"], ["a:9", "y:1"]]
     seen: list[list[str]] = []
     done = asyncio.Event()
 
@@ -39,7 +42,7 @@ async def test_changes_are_told_and_failures_are_not() -> None:
             done.set()
             await asyncio.sleep(60)
         answer = answers.pop(0)
-        if isinstance(answer, OSError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
