@@ -48,6 +48,7 @@ struct Taken {
 #if defined(__x86_64__) && defined(__AVX2__)
 
 constexpr int64_t kStride = 64;
+constexpr int64_t kAhead = 768;
 
 static inline bool can_take() { return __builtin_cpu_supports("pclmul"); }
 
@@ -67,6 +68,8 @@ __attribute__((target("pclmul"))) Taken take(uint8_t* to, const uint8_t* from, i
   const bool aligned = reinterpret_cast<uintptr_t>(to) % sizeof(__m128i) == 0;
   int64_t done = 0;
   for (; done + kStride <= size; done += kStride) {
+    // Read ahead, also behind the end, where it does nothing; what was read is not needed again.
+    _mm_prefetch(reinterpret_cast<const char*>(from + done + kAhead), _MM_HINT_NTA);
 #pragma GCC unroll 4
     for (int lane = 0; lane < 4; ++lane) {
       __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + done) + lane);
