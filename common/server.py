@@ -91,7 +91,11 @@ class GrpcServer:
         The process is alive from here on, and ready once `set_serving` says so. Raises SystemExit with one
         clear line where a port is taken.
         """
-        host = self._config.host
+        config, host = self._config, self._config.host
+        # All of them before any is bound: gRPC gives a port of a server that never started back only with the process.
+        for wanted, purpose in ((config.port, ""), (config.health_port, "health"), (config.metrics_port, "metrics")):
+            if wanted is not None:
+                check_free(host, wanted, purpose=purpose)
         port = _bind(self.grpc, host, self._config.port, self._credentials)
         if self._config.health_port is not None:
             self.health_port = _bind(self._probes, host, self._config.health_port, None)
@@ -164,7 +168,6 @@ class GrpcServer:
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-    check_free(host, port)
     place = address(host, port)
     try:
         return server.add_insecure_port(place) if credentials is None else server.add_secure_port(place, credentials)

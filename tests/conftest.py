@@ -1,8 +1,12 @@
 """What holds for every test."""
 
+import asyncio
+import inspect
 import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # Set before torch is imported, also by the services that tests start: tiny products gain nothing from a second
@@ -19,3 +23,32 @@ if not Path("/dev/nvidiactl").exists():
 settings.register_profile("repeatable", derandomize=True)
 if "PROPERTY_OPERATIONS" not in os.environ:
     settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def idle(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test: no blocks, features, threads, processes or files are left, and with asyncio no task.
+
+    A test that breaks the books to see that this is noticed says so with the marker `breaks_the_books`.
+    """
+    if request.node.get_closest_marker("breaks_the_books"):
+        yield
+        return
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("no_task_is_left")
+    from tests.idle import leaves_nothing  # Not before the variables above are set.
+
+    with leaves_nothing():
+        yield
+
+
+@pytest.fixture
+async def no_task_is_left() -> AsyncIterator[None]:
+    """No task goes on when a test that has an event loop is over."""
+    yield
+    for _ in range(100):
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if not tasks:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"tasks are left: {tasks}")

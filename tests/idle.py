@@ -8,7 +8,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,11 @@ LIBRARY_THREADS = (
     "tokenizers",
     "OTel",
     "Thread-",
+    "Dummy-",  # one of gRPC's own, of which Python knows since it asked for certificates
 )
 """Beginnings of names of threads that libraries keep for as long as the process lives."""
 SECONDS_TO_END = 3.0
+TASKS = Path("/proc/self/task")
 DESCRIPTORS = Path("/proc/self/fd")
 TCP = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 
@@ -52,7 +54,7 @@ def leaves_nothing() -> Iterator[None]:
     """Check after what is inside that nothing of it is left. Raises AssertionError."""
     engines: list[Engine] = []
     stores: list[FeatureStore] = []
-    threads, files = set(threading.enumerate()), _open_files()
+    threads, processes, files = set(threading.enumerate()), _children(), _open_files()
     with pytest.MonkeyPatch.context() as patch:
         _note(patch, Engine, engines)
         _note(patch, FeatureStore, stores)
@@ -62,6 +64,7 @@ def leaves_nothing() -> Iterator[None]:
     for store in stores:
         check_store(store)
     _check_threads(threads)
+    _check_processes(processes)
     _check_files(files)
 
 
@@ -85,6 +88,23 @@ def _check_threads(before: set[threading.Thread]) -> None:
 def _new_threads(before: set[threading.Thread]) -> list[str]:
     new = (thread.name for thread in set(threading.enumerate()) - before)
     return [name for name in new if not name.startswith(LIBRARY_THREADS)]
+
+
+def _check_processes(before: set[tuple[int, str]]) -> None:
+    end = time.monotonic() + SECONDS_TO_END
+    while time.monotonic() < end and _children() - before:
+        time.sleep(0.01)
+    assert not _children() - before, f"processes are left: {_children() - before}"
+
+
+def _children() -> set[tuple[int, str]]:
+    """Processes that this one has begun, dead ones that nobody has waited for among them, with their command lines."""
+    found = set()
+    for task in TASKS.iterdir() if TASKS.is_dir() else ():
+        with suppress(OSError):
+            for pid in map(int, (task / "children").read_text().split()):
+                found.add((pid, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]))
+    return found
 
 
 def _check_files(before: set[tuple[str, str]]) -> None:

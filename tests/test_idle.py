@@ -1,7 +1,10 @@
 """The check that tests leave nothing sees what is left: its negative controls."""
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +24,7 @@ def test_an_engine_whose_requests_only_still_run_is_fine() -> None:
         host.step()
 
 
+@pytest.mark.breaks_the_books
 def test_blocks_that_are_not_given_back_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def leak() -> None:
         host = Host()
@@ -34,6 +38,7 @@ def test_blocks_that_are_not_given_back_are_seen(monkeypatch: pytest.MonkeyPatch
         leak()
 
 
+@pytest.mark.breaks_the_books
 async def test_features_that_are_not_given_back_are_seen() -> None:
     async def leak() -> None:
         encoder = FakeEncoder()
@@ -54,6 +59,23 @@ def test_threads_that_go_on_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         thread.start()
     may_end.set()
     thread.join()
+
+
+def test_processes_that_go_on_or_that_nobody_waited_for_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.idle.SECONDS_TO_END", 0.05)
+    command = [sys.executable, "-c", "input()"]
+    with pytest.raises(AssertionError, match="processes are left"), leaves_nothing():
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603
+    process.communicate()
+
+    def begin_and_forget() -> subprocess.Popen[bytes]:
+        dead = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+        return dead
+
+    with pytest.raises(AssertionError, match="processes are left"), leaves_nothing():
+        dead = begin_and_forget()
+    dead.wait()
 
 
 def test_files_and_connections_that_stay_open_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,9 @@ class FeatureCache:
         where the bytes under way are too many.
         """
         lease = self._in_use.get(spec.image_hash)
+        if lease is not None and lease.encoding.done() and not _succeeded(lease.encoding):
+            self._withdraw(lease)  # It failed just now, and `_ended` is still to come.
+            lease = None
         if lease is not None:
             self._count_found(lease)
         else:

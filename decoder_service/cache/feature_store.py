@@ -131,7 +131,7 @@ class FeatureStore:
         """
         async with self._turn:
             for index, image in enumerate(images):
-                entry = self._entries.get(image.spec.image_hash)
+                entry = self._sound(image.spec.image_hash)
                 is_first = entry is None
                 if entry is None:
                     await self._wait_for_room(image.spec.num_bytes)
@@ -172,6 +172,14 @@ class FeatureStore:
             image_hash, entry = self._unheld.popitem(last=False)
             del self._entries[image_hash]
             self._drop(entry)
+
+    def _sound(self, image_hash: ImageHash) -> _Entry | None:
+        """Features that are here or on their way; those that failed just now are not, though `_ended` comes later."""
+        entry = self._entries.get(image_hash)
+        if entry is not None and entry.encoding.done() and not _has_succeeded(entry.encoding):
+            self._withdraw(entry)
+            return None
+        return entry
 
     def _start(self, image: PromptImage, *, salt: bytes, request_id: str) -> _Entry:
         if self._encoder is None:

@@ -53,9 +53,9 @@ class RunningRequests:
     def victims_for(self, request: Request) -> list[Request]:
         """Those that give way to a waiting request whose turn it is, in the order in which they do.
 
-        First those whose reader is behind, then those of lower classes. Then, for fairness, of the tenant that has most
-        of its class or below, as long as that tenant keeps more than the request's has with it: so two tenants never
-        take places from each other in turn, and the oldest of a tenant's is never taken.
+        First those whose reader is behind, then those of lower classes. Then, for fairness, those of its own class
+        whose tenant has most left, as long as that tenant keeps as many as the request's then has: so two tenants
+        never take places from each other in turn, and nobody's last is taken.
         """
         others = sorted(self._requests, key=_willingness, reverse=True)
         victims = [each for each in others if each.is_paused or each.priority < request.priority]

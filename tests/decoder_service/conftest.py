@@ -1,8 +1,6 @@
 """Tokenizers that several tests share; loading the large one takes a second."""
 
-import asyncio
-import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +14,6 @@ from decoder_service.prompt.mistral_chat import ChatTokenizer
 from decoder_service.prompt.tokenizer import Tokenizer
 from decoder_service.prompt.tokenizer_files import load_tokenizer
 from tests.decoder_service.hf_checkpoints import write_bytes_tokenizer, write_words_tokenizer
-from tests.idle import leaves_nothing
 
 # Files are read and templates compiled in the first example of a property, whose time then says nothing.
 settings.register_profile("no deadline", deadline=None)
@@ -32,33 +29,6 @@ MISTRAL_FILES = [
     "tekken_240911.json",
 ]
 LoadMistral = Callable[[str], tuple[Tokenizer, ChatTokenizer]]
-
-
-@pytest.fixture(autouse=True)
-def idle(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test: no blocks, features, threads or files are left, and with asyncio no task.
-
-    A test that breaks the books to see that this is noticed says so with the marker `breaks_the_books`.
-    """
-    if request.node.get_closest_marker("breaks_the_books"):
-        yield
-        return
-    if inspect.iscoroutinefunction(request.function):
-        request.getfixturevalue("no_task_is_left")
-    with leaves_nothing():
-        yield
-
-
-@pytest.fixture
-async def no_task_is_left() -> AsyncIterator[None]:
-    """No task goes on when a test that has an event loop is over."""
-    yield
-    for _ in range(100):
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        if not tasks:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"tasks are left: {tasks}")
 
 
 @pytest.fixture(scope="session")

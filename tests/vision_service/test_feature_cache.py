@@ -212,3 +212,19 @@ async def test_every_byte_is_counted_exactly_once_whatever_happens(seed: int) ->
     await asyncio.gather(*tasks, return_exceptions=True)
     await settle()
     assert (cache.budget.held, cache.cache._in_use, cache.encoder.running) == (0, {}, {})
+
+
+async def test_who_asks_in_the_moment_of_a_failure_does_not_get_it() -> None:
+    """Between the end of an encoding and the cache's hearing of it there is a turn of the loop."""
+    cache = Cache()
+    failing = asyncio.create_task(cache.ask("p"))
+    await asyncio.sleep(0.01)
+    cache.encoder.running["p"].set_exception(InternalError("ENCODE_FAILED", "x"))
+    asking = asyncio.create_task(cache.ask("p"))
+    await asyncio.sleep(0.01)
+    assert cache.encoder.started == ["p", "p"]
+    cache.encoder.running["p"].set_result(None)
+    assert await asking == b"p"
+    with pytest.raises(InternalError):
+        await failing
+    assert cache.budget.held == 0

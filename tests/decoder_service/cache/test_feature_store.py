@@ -83,6 +83,24 @@ async def test_failure_reaches_every_holder_and_is_not_remembered(store: Feature
     assert encoder.started == ["a", "a"]
 
 
+async def test_who_asks_in_the_moment_of_a_failure_does_not_get_it(store: FeatureStore, encoder: FakeEncoder) -> None:
+    """Between the end of an encoding and the store's hearing of it there is a turn of the loop."""
+    (failing,) = await take(store, ["a"])
+    await settle()
+    encoder.running["a"].set_exception(UnavailableError("VISION_UNAVAILABLE", "gone"))
+    asking, leases = start_taking(store, ["a"])
+    await settle()
+    assert encoder.started == ["a", "a"]
+    await encoder.finish("a")
+    await asking
+    await leases[0].arrived()
+    leases[0].release()
+    with pytest.raises(UnavailableError):
+        await failing.arrived()
+    failing.release()
+    assert store.bytes_held == 0
+
+
 async def test_memory_is_given_first_come_first_served_and_in_prompt_order(
     store: FeatureStore, encoder: FakeEncoder
 ) -> None:

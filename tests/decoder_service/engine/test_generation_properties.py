@@ -50,6 +50,7 @@ class TurnedHost(EngineHost):
             command = self._commands.get()
             if command is not None:
                 command(self._engine)
+                self._engine.check_integrity()
         if self._engine.has_work:
             now = time.monotonic()
             self._tell(self._publish, self._engine.step(), now, now)
@@ -94,6 +95,7 @@ class GenerationMachine(RuleBasedStateMachine):
         num_blocks=st.integers(24, 30),
         max_num_requests=st.integers(1, 4),
         spare_tokens=st.integers(0, 12),
+        num_spare_blocks=st.integers(0, 3),
         spare_bytes=st.integers(0, 2 * LARGEST),
         prefix_caching=st.booleans(),
         feature_caching=st.booleans(),
@@ -103,6 +105,7 @@ class GenerationMachine(RuleBasedStateMachine):
         num_blocks: int,
         max_num_requests: int,
         spare_tokens: int,
+        num_spare_blocks: int,
         spare_bytes: int,
         prefix_caching: bool,
         feature_caching: bool,
@@ -113,6 +116,7 @@ class GenerationMachine(RuleBasedStateMachine):
                 max_num_batched_tokens=max_num_requests + spare_tokens,
                 max_num_requests=max_num_requests,
                 max_model_len=1000,
+                num_spare_blocks=num_spare_blocks,
             ),
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
