@@ -29,6 +29,8 @@ LIBRARY_THREADS = (
 )
 """Beginnings of names of threads that libraries keep for as long as the process lives."""
 SECONDS_TO_END = 3.0
+LISTENING = "0A"
+"""As Linux writes the state of a socket."""
 TASKS = Path("/proc/self/task")
 DESCRIPTORS = Path("/proc/self/fd")
 TCP = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
@@ -54,7 +56,8 @@ def leaves_nothing() -> Iterator[None]:
     """Check after what is inside that nothing of it is left. Raises AssertionError."""
     engines: list[Engine] = []
     stores: list[FeatureStore] = []
-    threads, processes, files = set(threading.enumerate()), _children(), _open_files()
+    threads, processes, files = set(threading.enumerate()), _children(), _open_files(set())
+    ports = _own_ports()
     with pytest.MonkeyPatch.context() as patch:
         _note(patch, Engine, engines)
         _note(patch, FeatureStore, stores)
@@ -65,7 +68,7 @@ def leaves_nothing() -> Iterator[None]:
         check_store(store)
     _check_threads(threads)
     _check_processes(processes)
-    _check_files(files)
+    _check_files(files, ports)
 
 
 def _note(patch: pytest.MonkeyPatch, kind: type, made: list) -> None:  # type: ignore[type-arg]
@@ -107,30 +110,45 @@ def _children() -> set[tuple[int, str]]:
     return found
 
 
-def _check_files(before: set[tuple[str, str]]) -> None:
+def _check_files(before: set[tuple[str, str]], ports: set[str]) -> None:
     end = time.monotonic() + SECONDS_TO_END
-    while time.monotonic() < end and _open_files() - before:
+    while time.monotonic() < end and _open_files(ports) - before:
         gc.collect()  # What only waits for the collector, or for a library's own thread, is not lost.
         time.sleep(0.01)
-    assert not _open_files() - before, f"files are left open: {_open_files() - before}"
+    assert not _open_files(ports) - before, f"files are left open: {_open_files(ports) - before}"
 
 
-def _open_files() -> set[tuple[str, str]]:
-    """Descriptors of files, pipes and connections over TCP, with what they are."""
+def _open_files(ports: set[str]) -> set[tuple[str, str]]:
+    """Descriptors of files, pipes and connections over TCP, with what they are.
+
+    Not the connections at these ports of ours: others hold their ends, and may do so for many tests.
+    """
+    sockets = {what for what, port in _sockets() if port not in ports}
     found = set()
-    connections = _connections()
-    for entry in DESCRIPTORS.iterdir() if DESCRIPTORS.is_dir() else ():
-        try:
-            what = str(entry.readlink())
-        except OSError:
-            continue
+    for name, what in _descriptors():
         is_other = what.startswith(("anon_inode", "/dev/", "/proc/"))
-        if not is_other and (not what.startswith("socket:") or what in connections):
-            found.add((entry.name, what))
+        if not is_other and (not what.startswith("socket:") or what in sockets):
+            found.add((name, what))
     return found
 
 
-def _connections() -> set[str]:
-    """Sockets of TCP; others are what event loops wake themselves with, and live as long as these."""
-    lines = [line for path in TCP if path.exists() for line in path.read_text().splitlines()[1:]]
-    return {f"socket:[{line.split()[9]}]" for line in lines}
+def _own_ports() -> set[str]:
+    """Ports at which this process listens."""
+    own = {what for _, what in _descriptors()}
+    return {port for what, port in _sockets(state=LISTENING) if what in own}
+
+
+def _descriptors() -> Iterator[tuple[str, str]]:
+    """All of this process, with what they are."""
+    for entry in DESCRIPTORS.iterdir() if DESCRIPTORS.is_dir() else ():
+        with suppress(OSError):
+            yield entry.name, str(entry.readlink())
+
+
+def _sockets(*, state: str = "") -> Iterator[tuple[str, str]]:
+    """Sockets of TCP and their ports; others are what event loops wake themselves with, and live as long as these."""
+    for path in TCP:
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            columns = line.split()
+            if columns[3].startswith(state):
+                yield f"socket:[{columns[9]}]", columns[1].rpartition(":")[2]

@@ -84,7 +84,17 @@ def test_files_and_connections_that_stay_open_are_seen(tmp_path: Path, monkeypat
     with pytest.raises(AssertionError, match="left open"), leaves_nothing():
         held.append((tmp_path / "file").open("w"))
     with pytest.raises(AssertionError, match="left open"), leaves_nothing():
-        held.append(socket.create_server(("127.0.0.1", 0)))
+        server = socket.create_server(("127.0.0.1", 0))
+    held.append(server)
+    with leaves_nothing():  # A server that was there before may be spoken to after the test that began it.
+        caller = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", f"import socket; socket.create_connection({server.getsockname()}); input()"],
+            stdin=subprocess.PIPE,
+        )
+        held.append(server.accept()[0])
+        caller.communicate()
+    with pytest.raises(AssertionError, match="left open"), leaves_nothing():
+        held.append(socket.create_connection(server.getsockname()))
     for each in held:
         each.close()  # type: ignore[attr-defined]
 
