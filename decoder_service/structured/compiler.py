@@ -108,7 +108,7 @@ class StructureCompiler:
             except TimeoutError:
                 raise InvalidArgumentError(
                     "STRUCTURE_TOO_COMPLEX",
-                    f"it does not compile within {self._seconds:g} seconds",
+                    f"it does not compile within {self._seconds:g} seconds of processor time",
                     field=structure.field,
                     metadata={"limit": self._seconds},
                 ) from None
