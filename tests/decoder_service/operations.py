@@ -5,7 +5,7 @@ import os
 from hypothesis import HealthCheck, settings
 
 VARIABLE = "PROPERTY_OPERATIONS"
-"""Environment variable with the number for each machine; a million takes some forty minutes each on a free core."""
+"""Environment variable with the number for each machine; a million takes some thirty minutes of processor time each."""
 OPERATIONS_PER_EXAMPLE = 40
 
 
