@@ -1,6 +1,6 @@
 """From the structured output that a caller asks for to a language, or to the field at fault.
 
-Knows protobuf and the limits of size. Does not know whether the language makes sense (see `structure_compiler`).
+Knows protobuf and the limits of size. Does not know whether the language makes sense (see `structured.compiler`).
 """
 
 import json

@@ -1,6 +1,6 @@
 """What one request hears of the engine, on the event loop.
 
-Knows the events. Does not know threads (see `engine_host`) or what is made of them (see `generation`).
+Knows the events. Does not know threads (see `host`) or what is made of them (see `generation`).
 """
 
 from typing import Protocol

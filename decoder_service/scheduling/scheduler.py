@@ -30,7 +30,7 @@ class Scheduler:
     gives every running request at least one token if any of its tokens can be computed. What is left of the
     budget goes, token by token of prompt, to the highest class, in it to the tenant that got least so far, and of
     a tenant to those that run, then to those that wait, in order of arrival. Long prompts thereby split over
-    steps, mix with other requests' single tokens and never hold them up.
+    steps and mix with other requests' single tokens, a few at a time (see `StepPlan.spare_generating`).
 
     Between steps a running request owns exactly the blocks of its computed tokens, a waiting one owns none.
     So what the prefix cache holds for a waiting request may be gone when its turn comes. Then it asks for the

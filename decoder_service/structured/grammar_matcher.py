@@ -1,7 +1,7 @@
 """Follows completions through grammars, with llguidance.
 
 Knows the library, and what the tokens of a vocabulary write. Does not know requests, tensors, or who asks for which
-language (see `structure_compiler`). This and `structure_probe` are the files that need the extra `structured`.
+language (see `compiler`). This and `probe` are the files that need the extra `structured`.
 """
 
 import ctypes

@@ -23,7 +23,7 @@ _PATIENCE = 0.5
 
 
 class Encoders(Protocol):
-    """What there is to know of the vision replicas (see `vision_client`)."""
+    """What there is to know of the vision replicas (see `vision.client`)."""
 
     bad_streams: Counter[str]
     num_repeated: int

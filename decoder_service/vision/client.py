@@ -1,8 +1,7 @@
 """The vision client: image features from whichever vision replica is best placed to make them.
 
-Knows when to try another replica, and when not to. Does not know which replicas there are (`vision_fleet`), which
-one an image belongs to (`vision_router`), what one of them is doing (`vision_replica`) or how a stream is
-checked (`common.features`).
+Knows when to try another replica, and when not to. Does not know which replicas there are (`fleet`), which one an
+image belongs to (`router`), what one of them is doing (`replica`) or how a stream is checked (`common.features`).
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """One vision replica: its channel, what is known of it, and one attempt to get features from it.
 
-Knows one address. Does not know the other replicas or when to try again (see `vision_fleet`).
+Knows one address. Does not know the other replicas or when to try again (see `fleet`).
 
     UNREACHABLE --handshake--> READY        <-- the only state that gets work
          ^      --handshake--> MISMATCH         another model, or another version of the API
