@@ -37,6 +37,8 @@ def find_dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
 def free_bytes(device: torch.device) -> int:
     """Memory that can still be taken: on a GPU what the driver says, else the host's or the container's."""
     if device.type == "cuda":
+        # What torch keeps of weights that were rounded or joined counts as used there until it is handed back.
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     return free_host_bytes(Path("/"))
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.devices import find_device, find_dtype, free_host_bytes
+from common.devices import find_device, find_dtype, free_bytes, free_host_bytes
 from common.model_settings import DtypeChoice, ModelSettings
 from common.setting_values import SettingError
 from common.settings import read
@@ -46,6 +46,17 @@ def test_each_service_takes_its_own_device_and_type() -> None:
     assert (settings.device, settings.dtype, settings.verify_checksums) == ("cuda:3", DtypeChoice.FLOAT16, True)
     with pytest.raises(SettingError, match="--dtype must be one of auto, float32, bfloat16, float16"):
         read(ModelSettings, {"model": "m", "dtype": "int8"})
+
+
+def test_what_torch_keeps_on_a_gpu_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = {"free": 10, "kept": 5}
+
+    def empty_cache() -> None:
+        memory.update(free=memory["free"] + memory["kept"], kept=0)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory["free"], 20))
+    assert free_bytes(torch.device("cuda")) == 15
 
 
 def machine(root: Path, **group: str) -> Path:
