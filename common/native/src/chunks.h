@@ -92,6 +92,7 @@ __attribute__((target("pclmul"))) Taken take(uint8_t* to, const uint8_t* from, i
   }
   uint8_t tail[kStride];
   std::memcpy(tail, from + done, size - done);
+  asm volatile("" : : "r"(tail) : "memory");  // or it might be loaded again
   std::memcpy(to + done, tail, size - done);
   return {~crc_bytes(crc, tail, size - done),
           !_mm_testz_si128(special, special) || any_special(tail, size - done, exponent)};
