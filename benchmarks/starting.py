@@ -8,7 +8,6 @@ random weights, which is made before. Knows processes and the kernel's counts. D
 import argparse
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.checkpoints import checkpoint
+from benchmarks.free_port import free_port
 from benchmarks.load.workload import random_picture
 from benchmarks.peers.protocol import ROOT
 from common.checkpoint import open_checkpoint
@@ -166,14 +166,6 @@ def running(arguments: list[str], port: int, log: IO[bytes]) -> Iterator[subproc
     finally:
         process.terminate()
         process.wait(timeout=60)
-
-
-def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Knows processes, their ports and the line `listening`. Does not know what is ask
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +14,8 @@ from typing import Any, Final, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from benchmarks.free_port import free_port
 
 ROOT: Final = Path(__file__).parents[2]
 _START_SECONDS: Final = 120.0
@@ -25,7 +26,7 @@ class Replica:
 
     def __init__(self, service: str, flags: Sequence[str], log: Path) -> None:
         self.service = service
-        self.port = _free_port()
+        self.port = free_port()
         self._flags = ["--port", str(self.port), *flags]
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
@@ -98,10 +99,3 @@ async def _wait_ready(address: str, process: asyncio.subprocess.Process) -> None
                     return
             await asyncio.sleep(0.1)
     raise RuntimeError(f"{address} ended with status {process.returncode} before it was ready")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks.free_port import free_port
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 
 FAULT_FILE = "TEST_FAULT_FILE"
@@ -111,14 +111,6 @@ def local_service(*flags: str, model: Path = DEMO_MODEL) -> Iterator[Service]:
     ) as service:
         service.metrics_port = metrics_port
         yield service
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def assert_idle(decoder: Service, vision: Service | None = None) -> None:

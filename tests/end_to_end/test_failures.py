@@ -11,12 +11,13 @@ import grpc
 import pytest
 from safetensors.torch import load_file, save_file
 
+from benchmarks.free_port import free_port
 from common.client import DiptychClient
 from common.client_messages import GenerateOptions, generate_request, raw_text, user_message
 from common.client_types import ClientError
 from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 from tests import pictures
-from tests.end_to_end.services import DEMO_MODEL, assert_idle, decoder_service, free_port, vision_service
+from tests.end_to_end.services import DEMO_MODEL, assert_idle, decoder_service, vision_service
 from tests.tiny_models import Shape, random_text_model, save
 
 PICTURE, OTHER_PICTURE = (

@@ -13,11 +13,12 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
+from benchmarks.free_port import free_port
 from common.client import DiptychClient
 from common.client_messages import user_message
 from common.client_types import ClientError
 from tests import monitoring, pictures
-from tests.end_to_end.services import Service, free_port, stop_in_time
+from tests.end_to_end.services import Service, stop_in_time
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TYPES = {"unknown": "untyped"}

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from benchmarks.free_port import free_port
 from common.client import DiptychClient
 from common.client_messages import raw_text, user_message
 from common.client_types import ClientError, to_client_error
@@ -21,7 +22,7 @@ from diptych.v1 import generation_pb2 as pb
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 from tests.certificates import Authority, Leaf
-from tests.end_to_end.services import ROOT, Service, decoder_service, free_port, vision_service
+from tests.end_to_end.services import ROOT, Service, decoder_service, vision_service
 from training.scores import held_out
 
 SMALL_WINDOW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024))

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
+from benchmarks.free_port import free_port
 from common.client import DiptychClient
 from common.client_messages import user_message
 from common.client_types import ClientError
 from tests import pictures
-from tests.end_to_end.services import Service, assert_idle, decoder_service, free_port, vision_service
+from tests.end_to_end.services import Service, assert_idle, decoder_service, vision_service
 
 CALLERS = 3
 
