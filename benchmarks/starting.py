@@ -10,14 +10,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import Any
 
 import grpc
 import torch
@@ -79,15 +78,12 @@ def start_both(model: Path) -> dict[str, Figures]:
         "decoder": ["--vision-addresses", f"127.0.0.1:{ports['vision']}", "--num-blocks", str(NUM_BLOCKS)],
     }
     with ExitStack() as stack:
-        log = stack.enter_context(tempfile.TemporaryFile())
         started = time.monotonic()
         processes = {
-            service: stack.enter_context(
-                running([f"{service}_service", "--model", str(model), *flags[service]], port, log)
-            )
+            service: stack.enter_context(running([f"{service}_service", "--model", str(model), *flags[service]], port))
             for service, port in ports.items()
         }
-        ready = wait_for_both(ports, started)
+        ready = wait_for_both(ports, processes, started)
         ask(f"127.0.0.1:{ports['decoder']}")
         return {
             service: Figures(ready[service], resident(process.pid), sum(map(resident, family(process.pid))))
@@ -95,13 +91,17 @@ def start_both(model: Path) -> dict[str, Figures]:
         }
 
 
-def wait_for_both(ports: dict[str, int], started: float) -> dict[str, float]:
-    """Seconds until each service said that it is ready. Raises TimeoutError."""
+def wait_for_both(
+    ports: dict[str, int], processes: dict[str, subprocess.Popen[bytes]], started: float
+) -> dict[str, float]:
+    """Seconds until each service said that it is ready. Raises TimeoutError, and RuntimeError where one has ended."""
     ready: dict[str, float] = {}
     while len(ready) < len(ports):
         for service, port in ports.items():
             if service not in ready and is_ready(port):
                 ready[service] = time.monotonic() - started
+            if processes[service].poll() is not None:
+                raise RuntimeError(f"the {service} service ended with status {processes[service].returncode}")
         if time.monotonic() - started > DEADLINE_SECONDS:
             raise TimeoutError(f"ready are only {sorted(ready)}")
         time.sleep(0.02)
@@ -156,11 +156,11 @@ def family(pid: int) -> list[int]:
 
 
 @contextmanager
-def running(arguments: list[str], port: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A service as a process."""
+def running(arguments: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A service as a process; what it says goes to standard error."""
     command = [sys.executable, "-m", *arguments, "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)  # noqa: S603
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sys.stderr)  # noqa: S603
     try:
         yield process
     finally:

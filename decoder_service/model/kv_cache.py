@@ -50,7 +50,7 @@ class KVCache:
 
 
 def saturated(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows in a type, what is too large for it as its largest number; a NaN stays one."""
+    """Rows in a type, what is too large for it, infinities too, as its largest number; a NaN stays one."""
     if rows.dtype == dtype:
         return rows
     limit = torch.finfo(dtype).max
