@@ -7,7 +7,7 @@ caller leaves; whatever is then still held was leaked.
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -123,9 +123,10 @@ def _open_files(ports: set[str]) -> set[tuple[str, str]]:
 
     Not the connections at these ports of ours: others hold their ends, and may do so for many tests.
     """
-    sockets = {what for what, port in _sockets() if port not in ports}
+    descriptors = list(_descriptors())
+    sockets = {what for what, port in _sockets(_sockets_of(descriptors)) if port not in ports}
     found = set()
-    for name, what in _descriptors():
+    for name, what in descriptors:
         is_other = what.startswith(("anon_inode", "/dev/", "/proc/"))
         if not is_other and (not what.startswith("socket:") or what in sockets):
             found.add((name, what))
@@ -134,8 +135,7 @@ def _open_files(ports: set[str]) -> set[tuple[str, str]]:
 
 def _own_ports() -> set[str]:
     """Ports at which this process listens."""
-    own = {what for _, what in _descriptors()}
-    return {port for what, port in _sockets(state=LISTENING) if what in own}
+    return {port for _, port in _sockets(_sockets_of(_descriptors()), state=LISTENING)}
 
 
 def _descriptors() -> Iterator[tuple[str, str]]:
@@ -145,10 +145,15 @@ def _descriptors() -> Iterator[tuple[str, str]]:
             yield entry.name, str(entry.readlink())
 
 
-def _sockets(*, state: str = "") -> Iterator[tuple[str, str]]:
-    """Sockets of TCP and their ports; others are what event loops wake themselves with, and live as long as these."""
-    for path in TCP:
+def _sockets_of(descriptors: Iterable[tuple[str, str]]) -> set[str]:
+    return {what for _, what in descriptors if what.startswith("socket:")}
+
+
+def _sockets(own: set[str], *, state: str = "") -> Iterator[tuple[str, str]]:
+    """Which of our sockets are of TCP, and their ports; others wake event loops, and live as long as these."""
+    for path in TCP if own else ():  # The kernel takes milliseconds for the list, and most tests have no socket.
         for line in path.read_text().splitlines()[1:] if path.exists() else ():
             columns = line.split()
-            if columns[3].startswith(state):
-                yield f"socket:[{columns[9]}]", columns[1].rpartition(":")[2]
+            what = f"socket:[{columns[9]}]"
+            if what in own and columns[3].startswith(state):
+                yield what, columns[1].rpartition(":")[2]
