@@ -59,13 +59,12 @@ class Call:
         return self._is_overdue
 
 
-_NO_CALL: Final = Call(Span(None))
-_call: ContextVar[Call] = ContextVar("call", default=_NO_CALL)
+_call: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 def current_call() -> Call:
-    """The call of this task; outside of a call one without a name or a trace."""
-    return _call.get()
+    """The call of this task; outside of a call a new one without a name or a trace, which nobody else gets."""
+    return _call.get() or Call(Span(None))
 
 
 def trace_metadata(span: Span) -> tuple[tuple[str, str], ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.call import Call, handling
+from common.call import Call, current_call, handling
 from common.logs import LogFormat, LogSettings, set_up_logging
 from common.trace_context import TraceContext
 from common.tracing import Span
@@ -98,6 +98,11 @@ def test_what_is_told_while_a_call_is_handled_names_request_and_trace() -> None:
     assert (first.get("request_id"), first["trace_id"]) == (None, "ab" * 16)
     assert (second["request_id"], second["trace_id"], second["count"]) == ("r1", "ab" * 16, 1)
     assert not {"request_id", "trace_id"} & third.keys()
+
+
+def test_a_name_that_is_given_outside_of_any_call_stays_with_nobody() -> None:
+    current_call().request_id = "r1"
+    assert current_call().request_id == ""
 
 
 def test_the_format_can_be_chosen() -> None:
