@@ -49,7 +49,7 @@ class VisionFleet:
         self._shared_memory = shared_memory
         self._members: dict[str, VisionReplica] = {}
         self._watches: dict[VisionReplica, list[asyncio.Task[None]]] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], VisionReplica] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self.info: VisionInfo | None = None
@@ -76,11 +76,13 @@ class VisionFleet:
         """Stop looking and close the channels."""
         tasks = [task for watches in self._watches.values() for task in watches]
         tasks += [*self._leaving, *self._tasks]
+        # Those on their way out too: a task that is cancelled before it begins closes nothing.
+        replicas = [*self.replicas, *self._leaving.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._watches.clear()
-        for replica in self.replicas:
+        for replica in replicas:
             await replica.close()
 
     async def wait_changed(self) -> None:
@@ -108,9 +110,10 @@ class VisionFleet:
         ]
 
     def _leave(self, address: str) -> None:
-        leaving = asyncio.create_task(self._let_go(self._members.pop(address)), name=f"vision leaving {address}")
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
+        replica = self._members.pop(address)
+        leaving = asyncio.create_task(self._let_go(replica), name=f"vision leaving {address}")
+        self._leaving[leaving] = replica
+        leaving.add_done_callback(self._leaving.pop)
 
     async def _renew(self, files: ChannelTlsFiles) -> None:
         """Connect anew, for ever, whenever certificates have been replaced; calls under way end as they began."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 
+import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -670,6 +671,17 @@ async def test_a_replica_that_vanishes_ends_its_calls_first() -> None:
         gate.set()
         assert await task == rows_of()
         assert second.num_encodes == 0
+
+
+async def test_a_replica_that_vanishes_in_the_last_moment_is_closed_with_the_others() -> None:
+    names, first = Names(), FakeReplica()
+    async with client_of(first, names=names, ready=False) as client:
+        names.addresses = [first.address]
+        await until(lambda: [replica.state for replica in client.replicas] == [ReplicaState.READY])
+        (replica,) = client.replicas
+        client._fleet._leave(first.address)
+    assert replica._guest.visit is None
+    assert replica._channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
 
 async def test_a_name_that_is_not_found_changes_nothing() -> None:
