@@ -35,7 +35,8 @@ def aligned_attention(
         inside = slice(first - tile * _TILE, last - tile * _TILE)
         rows = query.new_zeros((_TILE, *query.shape[1:]))
         rows[inside] = query[first - start : last - start]
-        keys, values = (_up_to(blocks, block_table, (tile + 1) * _TILE) for blocks in (key_blocks, value_blocks))
+        end = (tile + 1) * _TILE
+        keys, values = (_up_to(blocks, block_table, end).to(query.dtype) for blocks in (key_blocks, value_blocks))
         q, k, v = (x.transpose(0, 1)[None] for x in (rows, keys, values))
         visible = _visible(tile, sliding_window, query.device)
         mixed = functional.scaled_dot_product_attention(

@@ -34,18 +34,18 @@ _DEFAULT_MIXED_TOKENS = {"cpu": 8}
 def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig:
     """What the engine runs with. Raises ValueError where settings and model do not fit."""
     device = find_device(config.model.device)
-    dtype = find_dtype(config.model.dtype, device)
-    if config.engine.quantize is Quantize.FP8:
-        check_fp8(device, dtype)
+    has_fp8_keys = config.engine.kv_cache_dtype is KVCacheDtype.FP8
+    if has_fp8_keys or config.engine.quantize is Quantize.FP8:
+        check_fp8(device)
     if isinstance(checkpoint.config, PixtralConfig):
         _check_feature_bytes(config.engine.feature_bytes, checkpoint.config.vision)
     return make_run_config(
         checkpoint.config,
-        dtype=dtype,
+        dtype=find_dtype(config.model.dtype, device),
         device=device,
         max_seq_len=config.engine.max_model_len,
         block_size=config.engine.block_size,
-        kv_dtype=FP8 if config.engine.kv_cache_dtype is KVCacheDtype.FP8 else None,
+        kv_dtype=FP8 if has_fp8_keys else None,
     )
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import ScalingType
 from decoder_service.model.mistral import MistralForCausalLM
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
+FP8_MAX = torch.finfo(FP8).max
 """The largest number of this type."""
 MIN_SCALE = 1e-12
 """So that a row of zeros has one."""
@@ -68,11 +68,7 @@ def quantize_layers(decoder: MistralForCausalLM) -> None:
                     setattr(module, name, Fp8Linear.of(child))
 
 
-def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ValueError where 8-bit floats cannot be multiplied."""
-    if device.type != "cuda":
-        return
-    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
-        raise ValueError("--quantize fp8 needs a device of compute capability 8.9 or newer")
-    if dtype != torch.bfloat16:
-        raise ValueError(f"--quantize fp8 needs --dtype bfloat16, not {str(dtype).removeprefix('torch.')}")
+def check_fp8(device: torch.device) -> None:
+    """Raise ValueError where a device knows no 8-bit floats, neither to multiply nor to keep."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+        raise ValueError("--quantize fp8 and --kv-cache-dtype fp8 need a device of compute capability 8.9 or newer")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from common.errors import InvalidArgumentError, ResourceExhaustedError
-from decoder_service.structured.structure import Matcher, Structure
+from decoder_service.structured.structure import Matcher, Structure, TooComplexError
 
 MAX_SECONDS = 5.0
 """Time for trying a language."""
@@ -27,7 +27,7 @@ class Grammars(Protocol):
     """What knows grammars."""
 
     async def try_out(self, structure: Structure, *, seconds: float) -> str | None:
-        """Why a language does not compile, or None. Raises TimeoutError."""
+        """Why a language does not compile, or None. Raises ValueError, TooComplexError, or TimeoutError if too busy."""
         ...
 
     def compile(self, structure: Structure) -> Matcher:
@@ -106,6 +106,13 @@ class StructureCompiler:
             except ValueError as error:
                 reason = str(error)
             except TimeoutError:
+                raise ResourceExhaustedError(
+                    "STRUCTURES_WAITING",
+                    "the machine is too busy to compile structures",
+                    field=structure.field,
+                    retry_after=1.0,
+                ) from None
+            except TooComplexError:
                 raise InvalidArgumentError(
                     "STRUCTURE_TOO_COMPLEX",
                     f"it does not compile within {self._seconds:g} seconds of processor time",

@@ -66,7 +66,7 @@ class GrammarVocabulary:
         )
 
     async def try_out(self, structure: Structure, *, seconds: float) -> str | None:
-        """Why a language does not compile, or None. Raises ValueError, and TimeoutError after so many seconds."""
+        """Why a language does not compile, or None. Raises ValueError, and what `probe` raises."""
         reason = await probe(grammar_of(structure), seconds=seconds)
         return None if reason is None else _in_own_words(structure, reason)
 

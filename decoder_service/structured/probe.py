@@ -16,6 +16,8 @@ import sys
 
 from llguidance import LLMatcher, LLParserLimits
 
+from decoder_service.structured.structure import TooComplexError
+
 MEMORY_BYTES = 1 << 30
 """Address space of the process, the interpreter's own included."""
 LIMITS = LLParserLimits(
@@ -37,7 +39,8 @@ _WALL_SECONDS = 6
 async def probe(grammar: str, *, seconds: float) -> str | None:
     """Why a grammar does not compile; None if it does.
 
-    Raises TimeoutError where that takes more than so many seconds of processor time, rounded up.
+    Raises TooComplexError where that takes more than so many seconds of processor time, rounded up, and TimeoutError
+    where the machine is too busy to give it these.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -56,7 +59,7 @@ async def probe(grammar: str, *, seconds: float) -> str | None:
             process.kill()
             await process.wait()
     if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise TimeoutError
+        raise TooComplexError
     if process.returncode:
         return "it needs too much memory"
     return output.decode(errors="replace") or None

@@ -33,6 +33,10 @@ class Structure:
         return f"structured.{self.kind.value}"
 
 
+class TooComplexError(Exception):
+    """A language takes more work than is allowed."""
+
+
 class Matcher(Protocol):
     """Follows one completion through its language, token by token."""
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.checkpoint import open_checkpoint
-from common.model_settings import ModelSettings
+from common.model_settings import KVCacheDtype, ModelSettings, Quantize
 from common.server_config import ServerConfig
+from decoder_service import engine_builder
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
 from decoder_service.engine_builder import build_run_config
 
@@ -15,11 +17,11 @@ LARGEST = 10 * 10 * 128 * 2
 """Bytes of the largest picture's features in the demo model, in 16 bits."""
 
 
-def config_of(**engine: int) -> DecoderConfig:
+def config_of(**engine: object) -> DecoderConfig:
     return DecoderConfig(
         server=ServerConfig(),
         model=ModelSettings(model=DEMO),
-        engine=EngineSettings(**engine),  # type: ignore[arg-type] # only numbers are given
+        engine=EngineSettings(**engine),  # type: ignore[arg-type] # whatever the test is about
         requests=RequestSettings(),
     )
 
@@ -32,9 +34,19 @@ def config_of(**engine: int) -> DecoderConfig:
     ],
 )
 def test_what_the_model_does_not_allow_is_refused_before_its_weights_are_read(
-    engine: dict[str, int], words: str
+    engine: dict[str, object], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
+        build_run_config(config_of(**engine), open_checkpoint(DEMO))
+
+
+@pytest.mark.parametrize("engine", [{"quantize": Quantize.FP8}, {"kv_cache_dtype": KVCacheDtype.FP8}])
+def test_a_device_that_knows_no_8_bit_floats_is_refused(
+    engine: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_builder, "find_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(ValueError, match=r"compute capability 8\.9"):
         build_run_config(config_of(**engine), open_checkpoint(DEMO))
 
 

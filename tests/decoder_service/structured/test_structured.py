@@ -274,6 +274,16 @@ async def test_what_takes_for_ever_is_stopped(demo_tekken: Any, monkeypatch: pyt
     await compiler.close()
 
 
+async def test_a_machine_that_is_too_busy_blames_no_schema(
+    compiler: StructureCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as busy:
+        busy.setattr(structure_probe, "_WALL_SECONDS", 0)
+        with pytest.raises(ResourceExhaustedError, match="too busy"):
+            await compiler.matcher(structure("regex", "a"))
+    assert await compiler.matcher(structure("regex", "a")), "and nothing of it is kept"
+
+
 async def test_equal_languages_are_compiled_once_and_few_are_kept(compiler: StructureCompiler) -> None:
     first, second, third = (structure("regex", regex) for regex in ("a", "b", "c"))
     matchers = await asyncio.gather(*(compiler.matcher(first) for _ in range(5)))
