@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from benchmarks.checkpoints import checkpoint
 from benchmarks.free_port import free_port
 from benchmarks.load.workload import random_picture
+from benchmarks.peers.processor_time import process_tree
 from benchmarks.peers.protocol import ROOT
 from common.checkpoint import open_checkpoint
 from common.checkpoint_layout import Part
@@ -86,7 +87,7 @@ def start_both(model: Path) -> dict[str, Figures]:
         ready = wait_for_both(ports, processes, started)
         ask(f"127.0.0.1:{ports['decoder']}")
         return {
-            service: Figures(ready[service], resident(process.pid), sum(map(resident, family(process.pid))))
+            service: Figures(ready[service], resident(process.pid), sum(map(resident, process_tree(process.pid))))
             for service, process in processes.items()
         }
 
@@ -147,12 +148,6 @@ def resident(pid: int) -> int:
     """Resident bytes of a process, the pages that it shares with others in equal parts."""
     found = re.search(r"^Pss:\s+(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that it started, directly or not."""
-    children = [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
-    return [pid, *(each for child in children for each in family(int(child)))]
 
 
 @contextmanager

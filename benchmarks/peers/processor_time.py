@@ -1,4 +1,4 @@
-"""Processor time of a process and of all that it started, from /proc.
+"""A process and all that it started, and their processor time, from /proc.
 
 Knows Linux. Needs nothing but the standard library.
 """
@@ -14,13 +14,14 @@ _PROC = Path("/proc")
 def processor_seconds(pid: int) -> float:
     """User and system time of a process and its living descendants, and of its children that it has waited for."""
     ticks = 0
-    for each in _tree(pid):
+    for each in process_tree(pid):
         with suppress(OSError):
             ticks += sum(map(int, _fields(each)[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _tree(pid: int) -> Iterator[int]:
+def process_tree(pid: int) -> Iterator[int]:
+    """A process and its living descendants."""
     parents: dict[int, list[int]] = {}
     for folder in _PROC.iterdir():
         if folder.name.isdigit():
