@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 import grpc
 import torch
@@ -35,6 +35,7 @@ from decoder_service.model.run_config import make_run_config
 
 NUM_BLOCKS, BLOCK_SIZE = 256, 16
 DEADLINE_SECONDS = 300.0
+_LOG = ROOT / "build/benchmarks/logs/start.log"
 MB = 1_000_000
 PARTS = {"vision": [Part.VISION], "decoder": [Part.DECODER, Part.PROJECTOR]}
 
@@ -78,10 +79,14 @@ def start_both(model: Path) -> dict[str, Figures]:
         "vision": [],
         "decoder": ["--vision-addresses", f"127.0.0.1:{ports['vision']}", "--num-blocks", str(NUM_BLOCKS)],
     }
+    _LOG.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        log = stack.enter_context(_LOG.open("ab"))
         started = time.monotonic()
         processes = {
-            service: stack.enter_context(running([f"{service}_service", "--model", str(model), *flags[service]], port))
+            service: stack.enter_context(
+                running([f"{service}_service", "--model", str(model), *flags[service]], port, log)
+            )
             for service, port in ports.items()
         }
         ready = wait_for_both(ports, processes, started)
@@ -102,7 +107,9 @@ def wait_for_both(
             if service not in ready and is_ready(port):
                 ready[service] = time.monotonic() - started
             if processes[service].poll() is not None:
-                raise RuntimeError(f"the {service} service ended with status {processes[service].returncode}")
+                raise RuntimeError(
+                    f"the {service} service ended with status {processes[service].returncode}; see {_LOG}"
+                )
         if time.monotonic() - started > DEADLINE_SECONDS:
             raise TimeoutError(f"ready are only {sorted(ready)}")
         time.sleep(0.02)
@@ -151,11 +158,11 @@ def resident(pid: int) -> int:
 
 
 @contextmanager
-def running(arguments: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A service as a process; what it says goes to standard error."""
+def running(arguments: list[str], port: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A service as a process; what it says goes to a log."""
     command = [sys.executable, "-m", *arguments, "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sys.stderr)  # noqa: S603
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)  # noqa: S603
     try:
         yield process
     finally:
