@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from common.settings import Parser, add_arguments
+from common.settings.settings import Parser, add_arguments
 
 _COMMANDS = {
     "compare": ("benchmarks.compare.command", "CompareConfig", "ourselves and every installed peer in turns"),

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.checkpoint_files import CheckpointFormat
-from common.checkpoint_layout import stored_name
-from common.checkpoint_shapes import tensor_shapes
-from common.convert import convert_checkpoint
-from common.hf_config import hf_documents
-from common.model_config import MistralConfig, PixtralConfig, PixtralVisionConfig
-from common.preprocessing import Preprocessing, PreprocessingMode
-from common.safetensors_writer import Planned, write_safetensors
+from common.checkpoint.convert import convert_checkpoint
+from common.checkpoint.files import CheckpointFormat
+from common.checkpoint.hf_config import hf_documents
+from common.checkpoint.layout import stored_name
+from common.checkpoint.safetensors_writer import Planned, write_safetensors
+from common.checkpoint.shapes import tensor_shapes
+from common.image.preprocessing import Preprocessing, PreprocessingMode
+from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build/benchmarks/checkpoints"

@@ -19,9 +19,9 @@ from pathlib import Path
 from benchmarks.load.pair import running_pair
 from benchmarks.peers.protocol import ROOT
 from benchmarks.statistics import percentile
-from common.client import AsyncDiptychClient
-from common.client_messages import token_ids
-from common.client_types import ClientError
+from common.client.client import AsyncDiptychClient
+from common.client.messages import token_ids
+from common.client.types import ClientError
 
 PROMPT_TOKENS = 200
 MAX_TOKENS = 40

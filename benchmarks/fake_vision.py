@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from common.image_header import ImageLimits
-from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
-from common.server import GrpcServer
-from common.server_config import ServerConfig
+from common.image.header import ImageLimits
+from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from common.server.config import ServerConfig
+from common.server.server import GrpcServer
 from vision_service.arena_door import ArenaDoor
 from vision_service.batcher import Batcher, Encode
 from vision_service.byte_budget import ByteBudget

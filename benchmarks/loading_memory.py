@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import open_checkpoint
-from common.checkpoint_files import CheckpointFormat
-from common.checkpoint_layout import Part, stored_name
-from common.checkpoint_shapes import tensor_shapes
-from common.hf_config import hf_documents
-from common.model_config import MistralConfig, PixtralConfig, PixtralVisionConfig
-from common.preprocessing import Preprocessing, PreprocessingMode
-from common.process import tune_allocator
-from common.safetensors_writer import Planned, write_header
+from common.checkpoint.checkpoint import open_checkpoint
+from common.checkpoint.files import CheckpointFormat
+from common.checkpoint.hf_config import hf_documents
+from common.checkpoint.layout import Part, stored_name
+from common.checkpoint.safetensors_writer import Planned, write_header
+from common.checkpoint.shapes import tensor_shapes
+from common.image.preprocessing import Preprocessing, PreprocessingMode
+from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.server.process import tune_allocator
 from decoder_service.model.weights import DecoderModel
 from vision_service.runner import EncoderRunner
 

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from benchmarks.fake_vision import picture
 from benchmarks.pod_network import NAMES, Network
-from common.client import DiptychClient
-from common.client_messages import user_message
-from common.client_types import ClientError
+from common.client.client import DiptychClient
+from common.client.messages import user_message
+from common.client.types import ClientError
 from diptych.models import demo_model
 
 CALLERS = 2

@@ -28,9 +28,9 @@ from benchmarks.fake_vision import picture
 from benchmarks.peers.protocol import ROOT
 from benchmarks.restarts.replicas import Replica
 from benchmarks.statistics import percentile
-from common.channel_options import SERVER_OPTIONS
-from common.client_messages import generate_request, token_ids
-from common.client_options import channel_options
+from common.calls.channel_options import SERVER_OPTIONS
+from common.client.messages import generate_request, token_ids
+from common.client.options import channel_options
 from diptych.v1 import vision_pb2
 
 CALLS_PER_CONNECTION = 50

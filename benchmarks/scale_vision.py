@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, pictures
 from common.errors import DiptychError
-from common.features import FeatureSpec
-from common.logs import set_up_logging
-from common.server_config import ServerConfig
+from common.features.features import FeatureSpec
+from common.server.config import ServerConfig
+from common.telemetry.logs import set_up_logging
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from vision_service.encoded_image import HostImage

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, pictures
-from common.server_config import ServerConfig
+from common.server.config import ServerConfig
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from vision_service.encoded_image import HostImage

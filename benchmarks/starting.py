@@ -27,10 +27,10 @@ from benchmarks.free_port import free_port
 from benchmarks.load.workload import random_picture
 from benchmarks.peers.processor_time import process_tree
 from benchmarks.peers.protocol import ROOT
-from common.checkpoint import open_checkpoint
-from common.checkpoint_layout import Part
-from common.client import DiptychClient
-from common.client_messages import chat, user_message
+from common.checkpoint.checkpoint import open_checkpoint
+from common.checkpoint.layout import Part
+from common.client.client import DiptychClient
+from common.client.messages import chat, user_message
 from decoder_service.model.run_config import make_run_config
 
 NUM_BLOCKS, BLOCK_SIZE = 256, 16

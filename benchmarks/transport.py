@@ -21,12 +21,12 @@ import numpy as np
 
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, picture
 from benchmarks.loop_stalls import worst_stall
-from common.chunk_copy import copy_plainly
-from common.features import FeatureSpec
+from common.features.chunk_copy import copy_plainly
+from common.features.features import FeatureSpec
+from common.features.shared_memory import SharedArena
 from common.native.chunks import open_copy
-from common.process import tune_allocator
-from common.server_config import ServerConfig
-from common.shared_memory import SharedArena
+from common.server.config import ServerConfig
+from common.server.process import tune_allocator
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from diptych.v1 import vision_pb2

@@ -13,7 +13,7 @@
     ├── CancelledError            the caller left
     └── InternalError             our fault; one request is lost, `error_id` finds it in the log
 
-Knows codes and reasons. Does not know gRPC: `common.status` turns these into statuses. Messages are for
+Knows codes and reasons. Does not know gRPC: `common.calls.status` turns these into statuses. Messages are for
 callers, so they never hold paths, addresses or exception texts; every value in a message is in `metadata`.
 """
 

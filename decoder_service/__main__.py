@@ -1,12 +1,12 @@
 """Runs the decoder service as a process: `python -m decoder_service --model DIR --vision-addresses HOST:PORT,...`."""
 
-import common.silent_grpc  # noqa: F401 - before gRPC is imported
+import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
 
 # isort: split
 import asyncio
 import sys
 
-from common.start import read_config
+from common.server.start import read_config
 from decoder_service.config import DecoderConfig
 
 

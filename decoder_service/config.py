@@ -6,11 +6,11 @@ Knows names, defaults and bounds. Does not know the model: what is bounded by it
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.logs import LogSettings
-from common.model_settings import ComputeChoice, DtypeChoice, KVCacheDtype, ModelSettings, Quantize
-from common.server_config import ServerConfig, check_image_fits
-from common.settings import setting
-from common.tracing import TracingSettings
+from common.model.settings import ComputeChoice, DtypeChoice, KVCacheDtype, ModelSettings, Quantize
+from common.server.config import ServerConfig, check_image_fits
+from common.settings.settings import setting
+from common.telemetry.logs import LogSettings
+from common.telemetry.tracing import TracingSettings
 from decoder_service.vision.resolver import check_targets
 
 

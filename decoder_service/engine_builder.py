@@ -6,12 +6,12 @@ Knows which part needs which. Does not know gRPC, tokens or pictures; whoever wa
 import logging
 import math
 
-from common.checkpoint import Checkpoint
-from common.devices import find_device, find_dtype
-from common.model_config import PixtralConfig, PixtralVisionConfig
-from common.model_settings import KVCacheDtype, Quantize
-from common.process import give_memory_back
-from common.wire_types import DTYPE_SIZES
+from common.checkpoint.checkpoint import Checkpoint
+from common.features.wire_types import DTYPE_SIZES
+from common.model.config import PixtralConfig, PixtralVisionConfig
+from common.model.devices import find_device, find_dtype
+from common.model.settings import KVCacheDtype, Quantize
+from common.server.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig
 from decoder_service.engine.engine import Engine

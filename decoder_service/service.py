@@ -11,14 +11,14 @@ from importlib.util import find_spec
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from common.checkpoint import Checkpoint, open_checkpoint
-from common.checkpoint_layout import Part
-from common.client_tls import ChannelTlsFiles
-from common.image_header import ImageLimits
-from common.model_config import PixtralConfig
+from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from common.checkpoint.layout import Part
+from common.client.tls import ChannelTlsFiles
+from common.image.header import ImageLimits
+from common.model.config import PixtralConfig
 from common.native.chunks import open_copy
-from common.server import GrpcServer
-from common.tracing import make_tracer
+from common.server.server import GrpcServer
+from common.telemetry.tracing import make_tracer
 from common.version import API_VERSION
 from decoder_service.api.doorkeeper import Doorkeeper
 from decoder_service.api.model_info import ModelInfo

@@ -7,7 +7,7 @@ schemas (kubernetes-validate does) or who may talk to whom (see `deploy.reachabi
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 
-from common.health import LIVENESS, READINESS, STARTUP
+from common.server.health import LIVENESS, READINESS, STARTUP
 from deploy.dockerfile import image_environment, read_stages
 from deploy.manifests import ROOT, Manifest, container_of, container_ports, identify, of_kind, pod_of
 from deploy.references import reference_complaints, scaler_complaints, selector_complaints

@@ -8,9 +8,9 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
-from common.server_config import ServerConfig
-from common.setting_sources import add_config_arguments, load
-from common.settings import Parser
+from common.server.config import ServerConfig
+from common.settings.settings import Parser
+from common.settings.sources import add_config_arguments, load
 from decoder_service.config import DecoderConfig
 from deploy.dockerfile import entry_point
 from deploy.manifests import Manifest, container_of, container_ports, identify, named, of_kind, pod_of

@@ -24,8 +24,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.client import DiptychClient
-from common.client_messages import user_message
+from common.client.client import DiptychClient
+from common.client.messages import user_message
 from deploy.image_steps import Builder
 from deploy.manifests import (
     KUBERNETES,

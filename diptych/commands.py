@@ -9,9 +9,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from common.client_types import ClientError
-from common.setting_sources import add_config_arguments, from_sources
-from common.settings import Parser
+from common.client.types import ClientError
+from common.settings.settings import Parser
+from common.settings.sources import add_config_arguments, from_sources
 from diptych import config, convert, generate, health, info, token, top
 from diptych.up import up
 from diptych.up_config import UpConfig

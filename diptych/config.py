@@ -9,10 +9,10 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any, Final
 
-from common.setting_print import to_yaml
-from common.setting_sources import add_config_arguments, load
-from common.setting_values import SettingError
-from common.settings import Parser
+from common.settings.printing import to_yaml
+from common.settings.settings import Parser
+from common.settings.sources import add_config_arguments, load
+from common.settings.values import SettingError
 from diptych.up_config import UpConfig
 
 _SERVICES: Final = ("vision", "decoder", "up")

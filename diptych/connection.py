@@ -13,9 +13,9 @@ from typing import Final
 
 import grpc
 
-from common.client import DiptychClient
-from common.client_tls import ChannelTls, ChannelTlsFiles
-from common.client_types import ClientError
+from common.client.client import DiptychClient
+from common.client.tls import ChannelTls, ChannelTlsFiles
+from common.client.types import ClientError
 from diptych.flags import read_text
 
 TOKEN_VARIABLE: Final = "DIPTYCH_TOKEN"  # noqa: S105 - the name of one

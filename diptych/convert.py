@@ -1,13 +1,13 @@
 """`diptych convert`: a checkpoint in the other format.
 
-Knows the command's flags. Does not know formats (see `common.convert`).
+Knows the command's flags. Does not know formats (see `common.checkpoint.convert`).
 """
 
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from common.checkpoint_files import CheckpointFormat
+from common.checkpoint.files import CheckpointFormat
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Convert; returns the exit status."""
     # Imported late: it needs torch, and the other commands do not.
-    from common.convert import convert_checkpoint
+    from common.checkpoint.convert import convert_checkpoint
 
     try:
         convert_checkpoint(options.source, options.destination, CheckpointFormat(options.to))

@@ -19,10 +19,10 @@ from tempfile import mkdtemp
 
 from PIL import Image
 
-from common.client import DiptychClient
-from common.client_messages import user_message
-from common.client_types import ClientError, Completion, CompletionBuilder
-from common.process import die_with_parent
+from common.client.client import DiptychClient
+from common.client.messages import user_message
+from common.client.types import ClientError, Completion, CompletionBuilder
+from common.server.process import die_with_parent
 from diptych.generate import visible
 from diptych.terminal import half_blocks, shows_colours
 from training.tasks import TASKS, Example, sample

@@ -10,8 +10,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from common.client_messages import GenerateOptions, Prompt, chat, raw_text, user_message
-from common.client_types import Completion, CompletionBuilder
+from common.client.messages import GenerateOptions, Prompt, chat, raw_text, user_message
+from common.client.types import Completion, CompletionBuilder
 from diptych import connection
 from diptych.flags import complaint, count, read_text, seconds
 

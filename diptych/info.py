@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from common.client_types import ClientError, to_client_error
+from common.client.types import ClientError, to_client_error
 from diptych import connection
 from diptych.flags import complaint, seconds
 from diptych.v1 import vision_pb2, vision_pb2_grpc

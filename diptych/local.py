@@ -3,7 +3,7 @@
 Knows how the two are put together. Does not know what either does; `diptych up --local-vision` starts it.
 """
 
-import common.silent_grpc  # noqa: F401 - before gRPC is imported
+import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
 
 # isort: split
 import asyncio
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry
 
-from common.model_settings import DtypeChoice, ModelSettings
-from common.settings import setting
-from common.start import read_config
+from common.model.settings import DtypeChoice, ModelSettings
+from common.server.start import read_config
+from common.settings.settings import setting
 from decoder_service.config import DecoderConfig
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
 

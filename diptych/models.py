@@ -5,8 +5,8 @@ Knows where the demo model lies, and whether a checkpoint understands pictures. 
 
 from pathlib import Path
 
-from common.checkpoint_config import read_model_config
-from common.model_config import PixtralConfig
+from common.checkpoint.config import read_model_config
+from common.model.config import PixtralConfig
 
 
 def demo_model() -> Path:

@@ -7,7 +7,7 @@ import secrets
 import sys
 from argparse import ArgumentParser, Namespace
 
-from common.token_file import hash_token, is_name
+from common.security.token_file import hash_token, is_name
 
 _TOKEN_BYTES = 32
 

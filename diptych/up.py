@@ -14,9 +14,9 @@ from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from common.ports import address, check_free
-from common.process import num_cores
-from common.setting_sources import without_settings
+from common.server.ports import address, check_free
+from common.server.process import num_cores
+from common.settings.sources import without_settings
 from diptych.child import Child, ChildError
 from diptych.models import demo_model, understands_images
 from diptych.up_config import ROLES, UpConfig, parse_devices, parse_dtypes

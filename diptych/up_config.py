@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.model_settings import DtypeChoice
-from common.settings import setting
+from common.model.settings import DtypeChoice
+from common.settings.settings import setting
 
 ROLES: Final = ("vision", "decoder")
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import Checkpoint, open_checkpoint
-from common.checkpoint_config import ModelConfig
-from common.checkpoint_layout import Part
-from common.model_config import PixtralConfig
+from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from common.checkpoint.config import ModelConfig
+from common.checkpoint.layout import Part
+from common.model.config import PixtralConfig
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector
 from tests.tiny_models import Shape, random_pixtral, random_text_model, save

@@ -8,9 +8,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from common import errors
-from common.call_observer import Context
-from common.server import GrpcServer
-from common.server_config import ServerConfig
+from common.calls.observer import Context
+from common.server.config import ServerConfig
+from common.server.server import GrpcServer
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1 import generation_pb2_grpc, types_pb2
 

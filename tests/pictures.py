@@ -5,8 +5,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from common.image_header import ImageLimits
-from common.preprocessing import Preprocessing, PreprocessingMode
+from common.image.header import ImageLimits
+from common.image.preprocessing import Preprocessing, PreprocessingMode
 
 LIMITS = ImageLimits(max_bytes=20 * 2**20, max_pixels=50_000_000)
 """The defaults of the services."""

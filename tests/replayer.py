@@ -1,6 +1,6 @@
 """Stands for what records graphs where there is no GPU."""
 
-from common.graph_recorder import Run
+from common.model.graph_recorder import Run
 
 
 class Replayer:

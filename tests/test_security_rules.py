@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from packaging.version import Version
 
-from common.server_config import ServerConfig
+from common.server.config import ServerConfig
 from diptych.v1 import generation_pb2, vision_pb2
 
 ROOT = Path(__file__).parents[1]
@@ -154,7 +154,7 @@ def test_no_request_names_a_place_to_fetch_from() -> None:
 
 def test_tokens_and_digests_are_compared_in_constant_time() -> None:
     """R15."""
-    text = (ROOT / "common/token_file.py").read_text()
+    text = (ROOT / "common/security/token_file.py").read_text()
     assert "hmac.compare_digest" in text
     assert not re.search(r"digest\s*[=!]=|[=!]=\s*\w*digest", text)
 

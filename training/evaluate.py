@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.client import DiptychClient
+from common.client.client import DiptychClient
 from training.scores import held_out
 from training.tasks import TASKS, Example, Task
 

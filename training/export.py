@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from common.model_config import PixtralConfig
+from common.model.config import PixtralConfig
 from training.batches import BOS, EOS, PAD
 from training.model import IMAGE_MEAN, IMAGE_STD, TrainablePixtral, demo_config
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.layers import Attend
-from common.model_config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.model.layers import Attend
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector
 from training.batches import IMG, MARK_CLASSES, PLACE_CLASSES, Batch, Slot

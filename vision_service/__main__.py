@@ -4,7 +4,7 @@ Knows the order in which things start and end. Exits with 0 after an orderly sto
 lost, and with 2 and one line of reason where the settings or the checkpoint cannot be served.
 """
 
-import common.silent_grpc  # noqa: F401 - before gRPC is imported
+import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
 
 # isort: split
 import asyncio
@@ -14,10 +14,10 @@ import sys
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from common.server import GrpcServer
-from common.shared_memory import SharedArena
-from common.start import read_config
-from common.tracing import make_tracer
+from common.features.shared_memory import SharedArena
+from common.server.server import GrpcServer
+from common.server.start import read_config
+from common.telemetry.tracing import make_tracer
 from vision_service.arena_door import ArenaDoor
 from vision_service.config import VisionConfig
 from vision_service.service import VisionService

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from common.arena_greeting import GREETING, LEASE, is_same_user, new_name, socket_address
-from common.shared_memory import Region, SharedArena
+from common.features.arena_greeting import GREETING, LEASE, is_same_user, new_name, socket_address
+from common.features.shared_memory import Region, SharedArena
 from diptych.v1 import vision_pb2
 
 _log = logging.getLogger(__name__)

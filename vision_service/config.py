@@ -6,12 +6,12 @@ Knows names, defaults and bounds. Does not know the model: what is bounded by it
 from dataclasses import dataclass, field
 from enum import Enum
 
-from common.logs import LogSettings
-from common.model_settings import ModelSettings
-from common.preprocessing import PreprocessingMode
-from common.server_config import ServerConfig, check_image_fits
-from common.settings import setting
-from common.tracing import TracingSettings
+from common.image.preprocessing import PreprocessingMode
+from common.model.settings import ModelSettings
+from common.server.config import ServerConfig, check_image_fits
+from common.settings.settings import setting
+from common.telemetry.logs import LogSettings
+from common.telemetry.tracing import TracingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.calls.reasons import bounded
 from common.errors import InternalError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
-from common.preprocessing import PatchGrid, PreprocessingMode
-from common.reasons import bounded
+from common.image.preprocessing import PatchGrid, PreprocessingMode
 from vision_service.decode_worker import DecodeSettings
 from vision_service.image import Pixels
 from vision_service.worker_process import WorkerBrokenError, WorkerProcess

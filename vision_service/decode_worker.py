@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from common.errors import InvalidArgumentError
-from common.image_header import ImageLimits
-from common.preprocessing import Preprocessing, PreprocessingMode
+from common.image.header import ImageLimits
+from common.image.preprocessing import Preprocessing, PreprocessingMode
 from vision_service.frames import PREFIX, pack_head
 from vision_service.image import decode_image
 

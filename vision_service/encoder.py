@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.layers import Attend, Attention, FeedForward, RMSNorm
-from common.model_config import PixtralVisionConfig
-from common.rope import inverse_frequencies, rotary_2d
+from common.model.config import PixtralVisionConfig
+from common.model.layers import Attend, Attention, FeedForward, RMSNorm
+from common.model.rope import inverse_frequencies, rotary_2d
 
 
 class EncoderLayer(nn.Module):

@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from common.graph_recorder import GraphRecorder, Run, record_sizes
+from common.model.graph_recorder import GraphRecorder, Run, record_sizes
 from vision_service.encoder import PixtralVisionModel
 from vision_service.segment_attention import SegmentAttention
 

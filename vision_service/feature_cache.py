@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from common.features import FeatureSpec
-from common.identity import ImageHash
+from common.features.features import FeatureSpec
+from common.image.identity import ImageHash
 from vision_service.batcher import EncodeResult
 from vision_service.byte_budget import ByteBudget
 

@@ -14,8 +14,8 @@ from PIL import Image
 # Imported for its side effect: else Pillow imports all its decoders when the first WebP file comes.
 from PIL import WebPImagePlugin as WebPImagePlugin
 
-from common.image_header import ImageLimits, read_image_header, undecodable
-from common.preprocessing import Preprocessing, PreprocessingMode
+from common.image.header import ImageLimits, read_image_header, undecodable
+from common.image.preprocessing import Preprocessing, PreprocessingMode
 from vision_service.cubic import resize_cubic
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]

@@ -13,10 +13,10 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from common.call import Call, current_call
+from common.calls.call import Call, current_call
+from common.calls.reasons import ReasonCounter
 from common.errors import DiptychError, InvalidArgumentError, ResourceExhaustedError
-from common.features import EncodeTimings
-from common.reasons import ReasonCounter
+from common.features.features import EncodeTimings
 
 _log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import logging
 import numpy as np
 import torch
 
-from common.devices import free_bytes
 from common.errors import ResourceExhaustedError
-from common.graph_recorder import GraphRecorder
-from common.model_config import PixtralVisionConfig
-from common.preprocessing import PatchGrid, Preprocessing
+from common.image.preprocessing import PatchGrid, Preprocessing
+from common.model.config import PixtralVisionConfig
+from common.model.devices import free_bytes
+from common.model.graph_recorder import GraphRecorder
 from vision_service.image import Pixels
 from vision_service.runner import EncoderRunner
 

@@ -5,12 +5,12 @@ Knows the fixed facts of the served encoder, the identity and the shape of what 
 
 from dataclasses import dataclass
 
-from common.features import FeatureSpec
-from common.identity import image_hash
-from common.image_header import ImageLimits
-from common.preprocessing import PatchGrid, Preprocessing
+from common.features.features import FeatureSpec
+from common.features.wire_types import dtype_to_proto, preprocessing_to_proto
+from common.image.header import ImageLimits
+from common.image.identity import image_hash
+from common.image.preprocessing import PatchGrid, Preprocessing
 from common.version import API_VERSION
-from common.wire_types import dtype_to_proto, preprocessing_to_proto
 from diptych.v1 import vision_pb2
 
 

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from common.errors import InvalidArgumentError, UnavailableError
-from common.features import EncodeTimings, FeatureSpec
-from common.image_header import read_image_header
-from common.preprocessing import PatchGrid
+from common.features.features import EncodeTimings, FeatureSpec
+from common.image.header import read_image_header
+from common.image.preprocessing import PatchGrid
 from vision_service.batcher import Batcher, EncodeResult
 from vision_service.byte_budget import ByteBudget
 from vision_service.decode_pool import DecodePool

@@ -12,17 +12,17 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from common.attention import packed_attention
-from common.checkpoint import Checkpoint
-from common.checkpoint_config import CheckpointError
-from common.checkpoint_layout import Part
+from common.checkpoint.checkpoint import Checkpoint
+from common.checkpoint.config import CheckpointError
+from common.checkpoint.layout import Part
 from common.errors import ResourceExhaustedError, UnavailableError
-from common.graph_recorder import GraphRecorder
-from common.layers import Attend
-from common.model_config import PixtralConfig
+from common.image.preprocessing import Preprocessing
+from common.model.attention import packed_attention
+from common.model.config import PixtralConfig
+from common.model.graph_recorder import GraphRecorder
+from common.model.layers import Attend
 from common.native.library import Library
 from common.native.modules import pack_linears
-from common.preprocessing import Preprocessing
 from vision_service.encoded_image import DeviceImage, EncodedImage, HostImage
 from vision_service.encoder import PixtralVisionModel, grid_positions
 from vision_service.encoder_graphs import EncoderGraphs, pack_sizes

@@ -10,17 +10,17 @@ import logging
 import torch
 from prometheus_client import CollectorRegistry
 
-from common.checkpoint import Checkpoint, open_checkpoint
-from common.checkpoint_config import CheckpointError, read_preprocessing
-from common.checkpoint_layout import Part
-from common.devices import find_device, find_dtype
-from common.graph_recorder import CudaGraphRecorder
-from common.image_header import ImageLimits
-from common.model_config import PixtralConfig
-from common.model_settings import ModelSettings
+from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from common.checkpoint.config import CheckpointError, read_preprocessing
+from common.checkpoint.layout import Part
+from common.features.wire_types import DTYPE_SIZES
+from common.image.header import ImageLimits
+from common.model.config import PixtralConfig
+from common.model.devices import find_device, find_dtype
+from common.model.graph_recorder import CudaGraphRecorder
+from common.model.settings import ModelSettings
 from common.native.opening import choose_library
-from common.process import give_memory_back
-from common.wire_types import DTYPE_SIZES
+from common.server.process import give_memory_back
 from vision_service.batcher import Batcher
 from vision_service.byte_budget import ByteBudget
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig, FeaturePlace

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.capacity.model import Capacity, Fleet, Workload, capacity, fleet
 from benchmarks.capacity.profile import Profile, read_profile
-from common.settings import from_arguments, setting
+from common.settings.settings import from_arguments, setting
 
 _DERIVED = Path(__file__).parent / "h200-derived.toml"
 

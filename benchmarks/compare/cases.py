@@ -6,7 +6,7 @@ Knows workloads and goals. Does not know how they are run.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from common.model_config import MistralConfig
+from common.model.config import MistralConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from benchmarks.compare.text import Quietly, run_text_cases
 from benchmarks.exclusive import exclusive
 from benchmarks.peers.environments import TEXT_PEERS, Peer
 from benchmarks.report import save
-from common.settings import from_arguments, setting
+from common.settings.settings import from_arguments, setting
 
 PEERS_FOLDER = Path("build/peers")
 PICTURES_FOLDER = Path("build/benchmarks/pictures")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.components.pictures import smooth_picture
-from common.model_config import PixtralConfig
+from common.model.config import PixtralConfig
 
 _MIXED = [[128, 128], [512, 512], [256, 192], [384, 256], [192, 448], [256, 256], [320, 320], [512, 256]]
 

@@ -19,7 +19,7 @@ from benchmarks.compare.text import Quietly
 from benchmarks.peers.environments import CEILINGS, OURS_VISION, VISION_PEERS
 from benchmarks.peers.protocol import PeerError, Worker
 from benchmarks.statistics import Spread, percentile
-from common.model_config import PixtralConfig
+from common.model.config import PixtralConfig
 
 _TOLERANCE = 1e-3
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.compare.results import CaseResult, EngineResult, table
 from benchmarks.statistics import Spread
-from common.settings import from_arguments, setting
+from common.settings.settings import from_arguments, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ from benchmarks.components.texts import measure_texts
 from benchmarks.components.timing import Measurement
 from benchmarks.exclusive import exclusive
 from benchmarks.report import save
-from common.process import tune_allocator
-from common.settings import from_arguments, setting
+from common.server.process import tune_allocator
+from common.settings.settings import from_arguments, setting
 
 PARTS = ("steps", "blocks", "texts", "decoding", "encoder", "decode", "prefill")
 

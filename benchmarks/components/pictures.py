@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks import checkpoints
 from benchmarks.components.timing import Measurement, scaled, seconds_per_call
 from benchmarks.peers.ours_vision import in_process_encoder
-from common.image_header import ImageLimits
+from common.image.header import ImageLimits
 from vision_service.image import Pixels, decode_image
 
 _LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)

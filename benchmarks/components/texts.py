@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from benchmarks.checkpoints import PREPROCESSING, TOKENIZER
 from benchmarks.components.timing import Measurement, scaled, seconds_per_call
 from benchmarks.load.workload import random_picture
-from common.image_header import ImageLimits
+from common.image.header import ImageLimits
 from decoder_service.prompt.prompt import PromptBuilder, PromptLimits
 from decoder_service.prompt.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TokenPrompt
 from decoder_service.prompt.tokenizer_files import load_tokenizer

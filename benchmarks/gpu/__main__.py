@@ -22,7 +22,7 @@ from benchmarks.gpu.decoding import decode_rows, prefill_rows
 from benchmarks.gpu.encoder_graphs import encoder_graph_rows
 from benchmarks.gpu.encoding import encode_rows
 from benchmarks.gpu.models import DECODER_12B, random_decoder, random_encoder
-from common.graph_recorder import CudaGraphRecorder
+from common.model.graph_recorder import CudaGraphRecorder
 from decoder_service.model.fp8 import FP8, quantize_layers
 from vision_service.segment_attention import flash_attention
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from benchmarks.gpu.models import DECODER_12B, forward_batch, kv_cache_for, random_decoder
-from common.graph_recorder import CudaGraphRecorder
-from common.model_config import MistralConfig
+from common.model.config import MistralConfig
+from common.model.graph_recorder import CudaGraphRecorder
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.fp8 import FP8, quantize_layers

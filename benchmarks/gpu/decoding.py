@@ -8,7 +8,7 @@ import torch
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.models import forward_batch, greedy_step, key_value_bytes, kv_cache_for, weight_bytes
-from common.graph_recorder import CudaGraphRecorder
+from common.model.graph_recorder import CudaGraphRecorder
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.weights import DecoderModel
 

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from common.attention import packed_attention
-from common.graph_recorder import GraphRecorder
+from common.model.attention import packed_attention
+from common.model.graph_recorder import GraphRecorder
 from vision_service.encoder import PixtralVisionModel, grid_positions
 from vision_service.encoder_graphs import EncoderGraphs, pack_sizes
 from vision_service.segment_attention import SegmentAttention

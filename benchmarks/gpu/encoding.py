@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.models import ENCODER_400M, random_encoder
-from common.attention import packed_attention
+from common.model.attention import packed_attention
 from vision_service.encoder import PixtralVisionModel, grid_positions
 
 _PACKS = {

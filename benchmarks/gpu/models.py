@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from common.model_config import MistralConfig, PixtralVisionConfig
+from common.model.config import MistralConfig, PixtralVisionConfig
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.kv_cache import KVCache

@@ -26,8 +26,8 @@ from benchmarks.load.sender import Sender
 from benchmarks.load.summary import summary
 from benchmarks.load.workload import ImageSize, RequestPlan, Span, WorkloadConfig, plan_requests
 from benchmarks.report import save
-from common.client import AsyncDiptychClient
-from common.settings import from_arguments, setting
+from common.client.client import AsyncDiptychClient
+from common.settings.settings import from_arguments, setting
 
 _LOG = Path("build/benchmarks/logs/pair.log")
 

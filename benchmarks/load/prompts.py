@@ -5,8 +5,8 @@ requests are sent.
 """
 
 from benchmarks.load.workload import ImageSize, RequestPlan
-from common.client import AsyncDiptychClient
-from common.client_messages import token_ids, user_message
+from common.client.client import AsyncDiptychClient
+from common.client.messages import token_ids, user_message
 from diptych.v1 import generation_pb2 as pb
 
 

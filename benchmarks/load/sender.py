@@ -12,7 +12,7 @@ from benchmarks.load.generator import observe
 from benchmarks.load.prompts import PromptMaker
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.workload import RequestPlan
-from common.client import AsyncDiptychClient
+from common.client.client import AsyncDiptychClient
 from diptych.v1 import generation_pb2 as pb
 
 

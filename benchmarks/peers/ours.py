@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers.protocol import serve
-from common.checkpoint import open_checkpoint
-from common.model_settings import ModelSettings
-from common.process import tune_allocator
-from common.server_config import ServerConfig
+from common.checkpoint.checkpoint import open_checkpoint
+from common.model.settings import ModelSettings
+from common.server.config import ServerConfig
+from common.server.process import tune_allocator
 from common.version import server_version
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
 from decoder_service.engine.engine import Engine

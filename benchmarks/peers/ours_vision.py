@@ -17,13 +17,13 @@ from benchmarks.checkpoints import PREPROCESSING
 from benchmarks.peers.ours import in_process_engine
 from benchmarks.peers.pictures import prompt, random_pixels
 from benchmarks.peers.protocol import serve
-from common.checkpoint import open_checkpoint
-from common.features import FeatureSpec
-from common.identity import ImageHash
-from common.image_header import ImageLimits
-from common.model_settings import ModelSettings
+from common.checkpoint.checkpoint import open_checkpoint
+from common.features.features import FeatureSpec
+from common.image.header import ImageLimits
+from common.image.identity import ImageHash
+from common.model.settings import ModelSettings
 from common.native.opening import choose_library
-from common.process import tune_allocator
+from common.server.process import tune_allocator
 from common.version import server_version
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.request import PlaceholderRange, Request

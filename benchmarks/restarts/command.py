@@ -14,10 +14,10 @@ from pathlib import Path
 
 from benchmarks.restarts.history import StreamRecord, Verdict, judge
 from benchmarks.restarts.replicas import Replica, Replicas
-from common.client import AsyncDiptychClient
-from common.client_messages import Prompt, raw_text, user_message
-from common.client_types import ClientError
-from common.settings import from_arguments, setting
+from common.client.client import AsyncDiptychClient
+from common.client.messages import Prompt, raw_text, user_message
+from common.client.types import ClientError
+from common.settings.settings import from_arguments, setting
 from decoder_service.prompt.tokenizer_files import find_tokenizer_file, load_tokenizer
 from training.scores import held_out
 

@@ -20,8 +20,8 @@ from benchmarks.load.prompts import PromptMaker
 from benchmarks.report import save
 from benchmarks.service.overhead import OverheadResult, measure_overhead
 from benchmarks.service.pictures import InterferenceResult, OpenLoopResult, PictureLoads
-from common.client import AsyncDiptychClient
-from common.settings import from_arguments, setting
+from common.client.client import AsyncDiptychClient
+from common.settings.settings import from_arguments, setting
 
 CASES = ("C10", "C11", "C12")
 _LOG = Path("build/benchmarks/logs/service.log")

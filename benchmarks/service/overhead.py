@@ -19,7 +19,7 @@ from benchmarks.load.workload import RequestPlan, Span, WorkloadConfig, plan_req
 from benchmarks.peers.environments import OURS
 from benchmarks.peers.protocol import Worker
 from benchmarks.statistics import percentile
-from common.client import AsyncDiptychClient
+from common.client.client import AsyncDiptychClient
 
 _WORKLOAD = WorkloadConfig(text_tokens=Span(63, 63), output_tokens=Span(64, 64))
 

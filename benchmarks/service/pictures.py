@@ -14,7 +14,7 @@ from benchmarks.load.prompts import PromptMaker
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.sender import Sender
 from benchmarks.load.workload import ImageSize, RequestPlan, Span, WorkloadConfig, plan_requests
-from common.client import AsyncDiptychClient
+from common.client.client import AsyncDiptychClient
 
 _SIZES = (ImageSize(256, 256, 0.5), ImageSize(320, 512, 0.5))
 """vLLM's random-mm has (256, 256) and (720, 1280); the larger one is made smaller here for a CPU."""

@@ -1,4 +1,4 @@
-"""Copies chunks of features in one pass over memory: `common.chunk_copy.CopyChunk` by the kernels.
+"""Copies chunks of features in one pass over memory: `common.features.chunk_copy.CopyChunk` by the kernels.
 
 Knows the library's interface in C. Does not know tensors: what receives features needs no torch. Calls release Python's
 lock.
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.chunk_copy import VALUE_TYPES, Copied, CopyChunk, copy_plainly
-from common.model_settings import ComputeChoice
+from common.features.chunk_copy import VALUE_TYPES, Copied, CopyChunk, copy_plainly
+from common.model.settings import ComputeChoice
 from common.native.build import VERSION, NativeUnavailableError, cpu_level, default_cache, find_or_build
 
 _log = logging.getLogger(__name__)

@@ -78,7 +78,7 @@ class Library:
     def packed_attention(
         self, query: Tensor, key: Tensor, value: Tensor, *, lengths: Sequence[int], causal: bool, scale: float
     ) -> Tensor:
-        """As `common.attention.packed_attention`."""
+        """As `common.model.attention.packed_attention`."""
         query, key, value = (x.contiguous() for x in (query, key, value))
         out = torch.empty_like(query)
         self.c.diptych_packed_attention(

@@ -5,7 +5,7 @@ Knows when they can be used, and sets how many threads compute. Who asks does wi
 
 import torch
 
-from common.model_settings import ComputeChoice, ModelSettings
+from common.model.settings import ComputeChoice, ModelSettings
 from common.native.build import NativeUnavailableError, cpu_level, default_cache, find_or_build
 from common.native.library import Library
 

@@ -6,7 +6,7 @@ Knows protobuf and what is counted. Does not know when a message is due.
 from collections import Counter
 from collections.abc import Iterator
 
-from common.wire_types import grid_to_proto
+from common.features.wire_types import grid_to_proto
 from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.timings import Timings
 from decoder_service.prompt.prompt import Prompt

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from common.principal import current_principal
+from common.security.principal import current_principal
 from decoder_service.api.model_info import ModelInfo
 from decoder_service.api.request_parser import ParsedRequest
 from decoder_service.cache.feature_store import PromptImage

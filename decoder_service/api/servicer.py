@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import grpc
 
 from common.errors import DeadlineExceededError
-from common.principal import charge_tokens, current_principal
-from common.wire_types import grid_to_proto
+from common.features.wire_types import grid_to_proto
+from common.security.principal import charge_tokens, current_principal
 from decoder_service.api.aftermath import Aftermath
 from decoder_service.api.answer import Answer
 from decoder_service.api.model_info import ModelInfo

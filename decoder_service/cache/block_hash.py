@@ -20,7 +20,7 @@ class BlockImage(NamedTuple):
     """An image that has tokens in a block."""
 
     identity: bytes
-    """See `common.identity`."""
+    """See `common.image.identity`."""
     offset: int
     """Place of the block's first token in the image; below 0 where the image begins inside the block."""
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InvalidArgumentError
-from common.features import FeatureSpec
-from common.identity import ImageHash
+from common.features.features import FeatureSpec
+from common.image.identity import ImageHash
 from decoder_service.vision.image_encoder import ImageEncoder, ImageFeatures
 
 

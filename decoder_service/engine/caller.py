@@ -1,10 +1,10 @@
 """What follows from who calls: whose request names are whose, and who shares the engine fairly with whom.
 
-Knows principals by name. Does not know how a caller proves to be one (see `common.access`). This is the one place
-where a tenant is decided.
+Knows principals by name. Does not know how a caller proves to be one (see `common.security.access`). This is the one
+place where a tenant is decided.
 """
 
-from common.principal import Principal
+from common.security.principal import Principal
 
 
 def tenant_of(principal: Principal, cache_salt: bytes) -> bytes:

@@ -7,7 +7,7 @@ Knows facts and what follows from them. Does not know other requests, the policy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.preprocessing import PatchGrid
+from common.image.preprocessing import PatchGrid
 from decoder_service.cache.block_hash import BlockHash
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.request_status import RequestStatus
@@ -62,7 +62,7 @@ class Request:
     placeholders: tuple[PlaceholderRange, ...] = ()
     """One for each image, in prompt order, not overlapping."""
     image_identities: tuple[bytes, ...] = ()
-    """One for each image, see `common.identity`; what is cached of a prompt is found by them."""
+    """One for each image, see `common.image.identity`; what is cached of a prompt is found by them."""
     cache_salt: bytes = b""
     """Nothing cached is shared with requests of another one."""
     sampling: SamplingParams

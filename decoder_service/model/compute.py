@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from common.attention import paged_attention
-from common.model_config import MistralConfig
+from common.model.attention import paged_attention
+from common.model.config import MistralConfig
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel

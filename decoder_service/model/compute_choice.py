@@ -6,7 +6,7 @@ Knows every implementation of `Compute` and what each asks for. Says in the log 
 import logging
 from importlib.util import find_spec
 
-from common.model_settings import ModelSettings, Quantize
+from common.model.settings import ModelSettings, Quantize
 from common.native.opening import choose_library
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.kv_cache import KVCache
@@ -53,7 +53,7 @@ def choose_compute(
 
 def _cuda_compute(model: DecoderModel, kv_cache: KVCache, *, max_num_requests: int, max_model_len: int) -> Compute:
     # Imported here: triton comes only with torch's CUDA builds, and takes its time.
-    from common.graph_recorder import CudaGraphRecorder
+    from common.model.graph_recorder import CudaGraphRecorder
     from decoder_service.model.cuda.compute import CudaCompute
 
     return CudaCompute(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.model_config import MistralConfig
+from common.model.config import MistralConfig
 
 
 class KVCache:

@@ -5,8 +5,8 @@ Knows free memory and what a step needs. Does not allocate anything.
 
 import torch
 
-from common.devices import free_bytes
-from common.model_config import MistralConfig
+from common.model.config import MistralConfig
+from common.model.devices import free_bytes
 from decoder_service.model.run_config import RunConfig
 from decoder_service.sampling.likelihood import PROMPT_LOGITS_ROWS
 

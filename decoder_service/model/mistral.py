@@ -7,9 +7,9 @@ is the `attend` function's affair. Attribute names are those of a Hugging Face `
 import torch
 from torch import Tensor, nn
 
-from common.layers import Attend, Attention, FeedForward, RMSNorm
-from common.model_config import MistralConfig
-from common.rope import inverse_frequencies, rotary_1d
+from common.model.config import MistralConfig
+from common.model.layers import Attend, Attention, FeedForward, RMSNorm
+from common.model.rope import inverse_frequencies, rotary_1d
 
 
 class DecoderLayer(nn.Module):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.model.rope import inverse_frequencies
 from common.native.library import CBatch, CLayer, CShape, Library
 from common.native.weights import PackedWeights
-from common.rope import inverse_frequencies
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import DecoderLayer

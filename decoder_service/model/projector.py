@@ -7,7 +7,7 @@ Hugging Face checkpoint below `multi_modal_projector.`.
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.model_config import PixtralConfig
+from common.model.config import PixtralConfig
 
 
 class Projector(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.model_config import MistralConfig, PixtralConfig
+from common.model.config import MistralConfig, PixtralConfig
 
 MAX_TRAINED_LEN = 131_072
 """Published configs state position limits far beyond the length that the models were trained for."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.aligned_attention import aligned_attention
+from common.model.aligned_attention import aligned_attention
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.kv_cache import KVCache

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from common.checkpoint import Checkpoint
-from common.checkpoint_layout import Part
-from common.model_config import MistralConfig, PixtralConfig
+from common.checkpoint.checkpoint import Checkpoint
+from common.checkpoint.layout import Part
+from common.model.config import MistralConfig, PixtralConfig
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector
 

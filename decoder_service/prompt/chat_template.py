@@ -7,7 +7,7 @@ Knows the shape of both. Does not know how it is done: `decoder_service.prompt.m
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from common.preprocessing import PatchGrid
+from common.image.preprocessing import PatchGrid
 from decoder_service.prompt.prompt_spec import ChatMessage
 
 

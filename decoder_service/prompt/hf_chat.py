@@ -16,7 +16,7 @@ Lengths, spaces and emptiness stay as they were, so an honest chat gives what tr
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
-from common.preprocessing import PatchGrid
+from common.image.preprocessing import PatchGrid
 from decoder_service.prompt.chat_template import ChatLayout
 from decoder_service.prompt.hf_vocabulary import Vocabulary
 from decoder_service.prompt.image_layout import ImageTokenIds

@@ -8,7 +8,7 @@ Knows grids and ids, and that features are spliced in at [IMG] alone. Does not k
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from common.preprocessing import PatchGrid
+from common.image.preprocessing import PatchGrid
 from decoder_service.engine.request import PlaceholderRange
 
 

@@ -3,8 +3,8 @@
 Knows how an image is named. Does not know where features come from.
 """
 
-from common.features import FeatureSpec
-from common.identity import image_hash
+from common.features.features import FeatureSpec
+from common.image.identity import image_hash
 from decoder_service.cache.feature_store import PromptImage
 from decoder_service.prompt.prompt import Prompt, PromptBuilder
 from decoder_service.prompt.prompt_spec import PromptSpec

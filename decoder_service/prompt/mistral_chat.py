@@ -17,7 +17,7 @@ from mistral_common.tokens.tokenizers.base import Tokenized
 from mistral_common.tokens.tokenizers.image import ImageEncoder, ImageEncoding
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from common.preprocessing import PatchGrid
+from common.image.preprocessing import PatchGrid
 from decoder_service.prompt.chat_template import ChatLayout
 from decoder_service.prompt.image_layout import ImageTokenIds
 from decoder_service.prompt.prompt_spec import ChatMessage, Role

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from common.call import Call, current_call
+from common.calls.call import Call, current_call
 from common.errors import Code, DiptychError
-from common.principal import current_principal
-from common.tracing import Attributes
+from common.security.principal import current_principal
+from common.telemetry.tracing import Attributes
 from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.timings import Timings
 from decoder_service.telemetry.request_metrics import RequestMetrics

@@ -6,7 +6,7 @@ gRPC from a replica, or from an encoder in the same process.
 
 from dataclasses import dataclass
 
-from common.wire_types import dtype_from_proto, preprocessing_from_proto
+from common.features.wire_types import dtype_from_proto, preprocessing_from_proto
 from decoder_service.vision.image_encoder import VisionInfo
 from diptych.v1 import vision_pb2 as pb
 

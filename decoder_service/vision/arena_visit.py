@@ -8,8 +8,8 @@ import asyncio
 import os
 import socket
 
-from common.arena_greeting import GREETING, LEASE, is_same_user, socket_address
-from common.shared_memory import map_arena
+from common.features.arena_greeting import GREETING, LEASE, is_same_user, socket_address
+from common.features.shared_memory import map_arena
 
 _SECONDS = 1.0
 _MAX_BYTES = 1 << 36

@@ -1,7 +1,8 @@
 """The vision client: image features from whichever vision replica is best placed to make them.
 
 Knows when to try another replica, and when not to. Does not know which replicas there are (`fleet`), which one an
-image belongs to (`router`), what one of them is doing (`replica`) or how a stream is checked (`common.features`).
+image belongs to (`router`), what one of them is doing (`replica`) or how a stream is checked
+(`common.features.features`).
 """
 
 import asyncio
@@ -12,15 +13,15 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from common.chunk_copy import CopyChunk, copy_in_turns, copy_plainly
-from common.client_tls import ChannelTlsFiles
+from common.client.tls import ChannelTlsFiles
 from common.errors import (
     DiptychError,
     FailedPreconditionError,
     ResourceExhaustedError,
     UnavailableError,
 )
-from common.features import FeatureSpec
+from common.features.chunk_copy import CopyChunk, copy_in_turns, copy_plainly
+from common.features.features import FeatureSpec
 from common.version import API_VERSION
 from decoder_service.vision.agreement import Expected
 from decoder_service.vision.fleet import VisionFleet

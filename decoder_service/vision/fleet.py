@@ -11,8 +11,8 @@ by it. Does not know images.
 import asyncio
 from contextlib import suppress
 
-from common.chunk_copy import CopyChunk
-from common.client_tls import ChannelTlsFiles
+from common.client.tls import ChannelTlsFiles
+from common.features.chunk_copy import CopyChunk
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import Expected
 from decoder_service.vision.image_encoder import VisionInfo

@@ -7,8 +7,8 @@ directly. Knows no tensors and no transport.
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.features import FeatureSpec
-from common.preprocessing import Preprocessing
+from common.features.features import FeatureSpec
+from common.image.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,14 +19,14 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from common.call import current_call, trace_metadata
-from common.channel_options import CLIENT_OPTIONS
-from common.chunk_copy import CopyChunk
-from common.client_tls import ChannelTls, aio_channel
+from common.calls.call import current_call, trace_metadata
+from common.calls.channel_options import CLIENT_OPTIONS
+from common.calls.remote_errors import from_rpc_error
+from common.client.tls import ChannelTls, aio_channel
 from common.errors import DiptychError, InternalError, UnavailableError
-from common.features import FeatureReceiver, FeatureSpec
-from common.remote_errors import from_rpc_error
-from common.tracing import SpanKind
+from common.features.chunk_copy import CopyChunk
+from common.features.features import FeatureReceiver, FeatureSpec
+from common.telemetry.tracing import SpanKind
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import read_info
 from decoder_service.vision.arena_visit import ArenaGuest

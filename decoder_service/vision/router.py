@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from common.identity import ImageHash
+from common.image.identity import ImageHash
 
 _BOUND = 1.2
 _IMAGE_PATCHES = 4096

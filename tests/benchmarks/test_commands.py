@@ -15,7 +15,7 @@ from benchmarks.checkpoints import checkpoint
 from benchmarks.load.pair import running_pair
 from benchmarks.load.prompts import PromptMaker
 from benchmarks.service.pictures import PictureLoads
-from common.client import AsyncDiptychClient
+from common.client.client import AsyncDiptychClient
 
 ROOT = Path(__file__).parents[2]
 

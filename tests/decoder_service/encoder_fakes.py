@@ -3,9 +3,9 @@
 import asyncio
 
 from common.errors import UnavailableError
-from common.features import FeatureSpec
-from common.identity import ImageHash
-from common.preprocessing import PatchGrid
+from common.features.features import FeatureSpec
+from common.image.identity import ImageHash
+from common.image.preprocessing import PatchGrid
 from decoder_service.cache.feature_store import PromptImage
 from decoder_service.vision.image_encoder import VisionInfo
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from common.errors import DiptychError
-from common.preprocessing import PatchGrid
+from common.image.preprocessing import PatchGrid
 from decoder_service.cache.block_hash import HashBlock, block_hash
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.device_errors import DeviceMemoryError

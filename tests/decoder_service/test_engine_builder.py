@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint import open_checkpoint
-from common.model_settings import KVCacheDtype, ModelSettings, Quantize
-from common.server_config import ServerConfig
+from common.checkpoint.checkpoint import open_checkpoint
+from common.model.settings import KVCacheDtype, ModelSettings, Quantize
+from common.server.config import ServerConfig
 from decoder_service import engine_builder
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
 from decoder_service.engine_builder import build_run_config

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common.token_file import hash_token
+from common.security.token_file import hash_token
 from deploy.dockerfile import DOCKERFILE, image_environment, lineage, read_stages
 from deploy.image_steps import CONTEXT, Builder
 from tests.certificates import Authority

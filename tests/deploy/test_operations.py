@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from common.model_config import MistralConfig, PixtralVisionConfig
+from common.model.config import MistralConfig, PixtralVisionConfig
 from decoder_service.config import EngineSettings
 from decoder_service.model.memory import activation_bytes
 from decoder_service.model.run_config import MAX_TRAINED_LEN, KVCacheParams

@@ -14,8 +14,8 @@ import grpc
 import pytest
 import yaml
 
-from common.quota import Limits
-from common.token_file import find_token, read_token_file
+from common.security.quota import Limits
+from common.security.token_file import find_token, read_token_file
 from diptych.cli import main
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 from tests.certificates import Authority

@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.errors import InternalError, InvalidArgumentError, UnavailableError
-from common.features import FeatureSpec
-from common.identity import image_hash
-from common.preprocessing import PreprocessingMode
+from common.features.features import FeatureSpec
+from common.image.identity import image_hash
+from common.image.preprocessing import PreprocessingMode
 from common.version import API_VERSION
 from decoder_service.vision.agreement import Expected
 from diptych.local_encoder import LocalEncoder

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from common.metrics_server import MetricsServer
-from common.tls import MetricsTls, TlsSettings
+from common.security.tls import MetricsTls, TlsSettings
+from common.server.metrics_server import MetricsServer
 from diptych.cli import main
 from diptych.scrape import Scrape, scrape
 from diptych.top_frame import frame

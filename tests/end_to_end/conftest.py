@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.client import DiptychClient
+from common.client.client import DiptychClient
 from tests.end_to_end.services import Service, assert_idle, decoder_service, vision_service
 
 

@@ -1,8 +1,8 @@
 """What the pair remembers between requests, and what it must not."""
 
-from common.client import DiptychClient
-from common.client_messages import user_message
-from common.client_types import Completion
+from common.client.client import DiptychClient
+from common.client.messages import user_message
+from common.client.types import Completion
 from tests import pictures
 from tests.end_to_end.services import Service
 

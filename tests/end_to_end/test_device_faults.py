@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from common.client import DiptychClient
-from common.client_messages import raw_text
-from common.client_types import ClientError, Completion
+from common.client.client import DiptychClient
+from common.client.messages import raw_text
+from common.client.types import ClientError, Completion
 from tests.end_to_end.faulty_decoder import CULPRIT_SEED
 from tests.end_to_end.services import Service, assert_idle, faulty_decoder_service
 

@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from benchmarks.free_port import free_port
-from common.client import DiptychClient
-from common.client_messages import GenerateOptions, generate_request, raw_text, user_message
-from common.client_types import ClientError
+from common.client.client import DiptychClient
+from common.client.messages import GenerateOptions, generate_request, raw_text, user_message
+from common.client.types import ClientError
 from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 from tests import pictures
 from tests.end_to_end.services import DEMO_MODEL, assert_idle, decoder_service, vision_service

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from common.checkpoint_files import CheckpointFormat
-from common.client import DiptychClient
-from common.convert import convert_checkpoint
+from common.checkpoint.convert import convert_checkpoint
+from common.checkpoint.files import CheckpointFormat
+from common.client.client import DiptychClient
 from tests.end_to_end.services import DEMO_MODEL, decoder_service, vision_service
 from tests.end_to_end.test_pair import question
 

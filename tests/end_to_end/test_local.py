@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from common.client import DiptychClient
-from common.client_messages import raw_text, user_message
-from common.client_types import ClientError
+from common.client.client import DiptychClient
+from common.client.messages import raw_text, user_message
+from common.client.types import ClientError
 from tests import pictures
 from tests.end_to_end.services import Service, assert_idle, local_service
 

@@ -14,9 +14,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from benchmarks.free_port import free_port
-from common.client import DiptychClient
-from common.client_messages import user_message
-from common.client_types import ClientError
+from common.client.client import DiptychClient
+from common.client.messages import user_message
+from common.client.types import ClientError
 from tests import monitoring, pictures
 from tests.end_to_end.services import Service, stop_in_time
 
@@ -85,7 +85,7 @@ def test_exemplars_lead_from_a_latency_to_its_trace(busy: tuple[Service, Service
     decoder, vision = busy
     import grpc
 
-    from common.client_messages import generate_request
+    from common.client.messages import generate_request
     from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 
     request = generate_request([user_message("Hello?", [pictures.save(pictures.noise(64, 64, seed=79))])], {})

@@ -11,9 +11,9 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from common.client import DiptychClient
-from common.client_messages import GenerateOptions, Prompt, raw_text, token_ids, user_message
-from common.client_types import ClientError, Completion
+from common.client.client import DiptychClient
+from common.client.messages import GenerateOptions, Prompt, raw_text, token_ids, user_message
+from common.client.types import ClientError, Completion
 from tests import pictures
 from tests.end_to_end.services import Service
 from training.scores import held_out

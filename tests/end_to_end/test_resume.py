@@ -5,9 +5,9 @@ from typing import Any
 import grpc
 import pytest
 
-from common.client import DiptychClient
-from common.client_messages import GenerateOptions, generate_request, raw_text
-from common.client_types import CompletionBuilder, to_client_error
+from common.client.client import DiptychClient
+from common.client.messages import GenerateOptions, generate_request, raw_text
+from common.client.types import CompletionBuilder, to_client_error
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 from tests.end_to_end.services import Service, decoder_service

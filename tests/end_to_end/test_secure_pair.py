@@ -14,10 +14,10 @@ import grpc
 import pytest
 
 from benchmarks.free_port import free_port
-from common.client import DiptychClient
-from common.client_messages import raw_text, user_message
-from common.client_types import ClientError, to_client_error
-from common.token_file import hash_token
+from common.client.client import DiptychClient
+from common.client.messages import raw_text, user_message
+from common.client.types import ClientError, to_client_error
+from common.security.token_file import hash_token
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 from diptych.v1.generation_pb2_grpc import GenerationServiceStub

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from common.client import DiptychClient
-from common.client_messages import raw_text
-from common.client_types import to_client_error
+from common.client.client import DiptychClient
+from common.client.messages import raw_text
+from common.client.types import to_client_error
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 from tests.end_to_end.services import Service, assert_idle, decoder_service

@@ -14,9 +14,9 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 
-from common.client import DiptychClient
-from common.client_messages import user_message
-from common.client_types import ClientError
+from common.client.client import DiptychClient
+from common.client.messages import user_message
+from common.client.types import ClientError
 from tests import pictures
 from tests.end_to_end.services import Service, decoder_service, vision_service
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 from benchmarks.free_port import free_port
-from common.client import DiptychClient
-from common.client_messages import user_message
-from common.client_types import ClientError
+from common.client.client import DiptychClient
+from common.client.messages import user_message
+from common.client.types import ClientError
 from tests import pictures
 from tests.end_to_end.services import Service, assert_idle, decoder_service, vision_service
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.attention import packed_attention
-from common.checkpoint import open_checkpoint
-from common.checkpoint_layout import Part
-from common.features import FeatureSpec
-from common.identity import ImageHash
-from common.model_config import PixtralConfig
+from common.checkpoint.checkpoint import open_checkpoint
+from common.checkpoint.layout import Part
+from common.features.features import FeatureSpec
+from common.image.identity import ImageHash
+from common.image.preprocessing import PatchGrid
+from common.model.attention import packed_attention
+from common.model.config import PixtralConfig
 from common.native.opening import open_library
-from common.preprocessing import PatchGrid
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.request import PlaceholderRange, Request
 from decoder_service.model.batch import ForwardBatch

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.checkpoint import open_checkpoint
-from common.checkpoint_config import read_preprocessing
-from common.features import FeatureSpec
-from common.identity import ImageHash
-from common.model_config import PixtralConfig
-from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from common.checkpoint.checkpoint import open_checkpoint
+from common.checkpoint.config import read_preprocessing
+from common.features.features import FeatureSpec
+from common.image.identity import ImageHash
+from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from common.model.config import PixtralConfig
 from decoder_service.model.batch import ForwardBatch, ImageRows
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.runner import DecoderRunner

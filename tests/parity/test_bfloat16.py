@@ -9,8 +9,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm, apply_rotary_pos_emb
 
-from common.layers import RMSNorm
-from common.rope import apply_rotary, inverse_frequencies, rotary_1d
+from common.model.layers import RMSNorm
+from common.model.rope import apply_rotary, inverse_frequencies, rotary_1d
 from tests.parity.plain_pair import PlainPair
 from tests.parity.test_numbers import Pictures, expected, pictures, random_ids
 from tests.tiny_models import Shape, random_pixtral, save

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.model_config import PixtralVisionConfig
-from common.preprocessing import PreprocessingMode
+from common.image.preprocessing import PreprocessingMode
+from common.model.config import PixtralVisionConfig
 from tests.pictures import CLIP_MEAN, CLIP_STD, preprocessing
 from vision_service.encoded_image import rows_of
 from vision_service.encoder import PixtralVisionModel

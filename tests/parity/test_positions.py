@@ -6,7 +6,7 @@ from transformers import MistralConfig, PixtralVisionConfig
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from transformers.models.pixtral.modeling_pixtral import PixtralVisionRotaryEmbedding
 
-from common.rope import inverse_frequencies, rotary_1d, rotary_2d
+from common.model.rope import inverse_frequencies, rotary_1d, rotary_2d
 
 CPU = torch.device("cpu")
 FAR = 131_071

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from common.errors import DiptychError, InternalError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
-from common.image_header import ImageLimits
-from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from common.image.header import ImageLimits
+from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from tests.pictures import LIMITS, noise, preprocessing, save
 from vision_service.decode_pool import DecodePool
 from vision_service.decode_worker import DecodeSettings

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.graph_recorder import GraphRecorder, Run
-from common.model_config import PixtralVisionConfig
-from common.preprocessing import PreprocessingMode
+from common.image.preprocessing import PreprocessingMode
+from common.model.config import PixtralVisionConfig
+from common.model.graph_recorder import GraphRecorder, Run
 from tests.pictures import preprocessing
 from tests.replayer import Replayer
 from vision_service import encoder_graphs

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from common.errors import InternalError, ResourceExhaustedError
-from common.features import FeatureSpec
-from common.identity import ImageHash
-from common.preprocessing import PatchGrid
+from common.features.features import FeatureSpec
+from common.image.identity import ImageHash
+from common.image.preprocessing import PatchGrid
 from vision_service.batcher import EncodeResult
 from vision_service.byte_budget import ByteBudget
 from vision_service.encoded_image import HostImage

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from common.errors import InvalidArgumentError
-from common.image_header import ImageLimits
-from common.preprocessing import PreprocessingMode
+from common.image.header import ImageLimits
+from common.image.preprocessing import PreprocessingMode
 from tests.pictures import LIMITS, exif, noise, preprocessing, save
 from vision_service.image import Pixels, decode_image
 

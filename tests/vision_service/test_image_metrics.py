@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.errors import InternalError, InvalidArgumentError, ResourceExhaustedError
-from common.features import EncodeTimings
+from common.features.features import EncodeTimings
 from vision_service.image_metrics import STATUSES, ImageMetrics
 
 

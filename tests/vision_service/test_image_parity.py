@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from transformers.image_utils import load_image
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from common.preprocessing import PreprocessingMode
+from common.image.preprocessing import PreprocessingMode
 from tests.pictures import CLIP_MEAN, CLIP_STD, LIMITS, exif, noise, preprocessing, save
 from vision_service.image import Pixels, decode_image
 

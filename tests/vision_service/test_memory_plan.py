@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from common.errors import ResourceExhaustedError
-from common.graph_recorder import GraphRecorder
-from common.model_config import PixtralVisionConfig
-from common.preprocessing import PreprocessingMode
+from common.image.preprocessing import PreprocessingMode
+from common.model.config import PixtralVisionConfig
+from common.model.graph_recorder import GraphRecorder
 from tests.pictures import preprocessing
 from tests.replayer import Replayer
 from vision_service import memory_plan

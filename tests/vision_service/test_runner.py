@@ -9,9 +9,9 @@ from transformers import PixtralVisionModel as HfModel
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
 from common.errors import ResourceExhaustedError, UnavailableError
-from common.model_config import PixtralVisionConfig
+from common.image.preprocessing import PreprocessingMode
+from common.model.config import PixtralVisionConfig
 from common.native.opening import open_library
-from common.preprocessing import PreprocessingMode
 from tests.pictures import LIMITS, noise, preprocessing, save
 from vision_service import encoded_image
 from vision_service.encoded_image import EncodedImage

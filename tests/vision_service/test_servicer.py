@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from common.client_types import to_client_error
+from common.client.types import to_client_error
 from common.errors import UnavailableError
-from common.features import FeatureReceiver
-from common.image_header import ImageLimits
-from common.preprocessing import PreprocessingMode
-from common.server import GrpcServer
-from common.server_config import ServerConfig
-from common.wire_types import preprocessing_from_proto
+from common.features.features import FeatureReceiver
+from common.features.wire_types import preprocessing_from_proto
+from common.image.header import ImageLimits
+from common.image.preprocessing import PreprocessingMode
+from common.server.config import ServerConfig
+from common.server.server import GrpcServer
 from diptych.v1 import vision_pb2 as pb
 from diptych.v1 import vision_pb2_grpc
 from tests.pictures import noise, preprocessing, save

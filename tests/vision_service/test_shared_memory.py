@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from common import arena_greeting
-from common.arena_greeting import GREETING, socket_address
-from common.shared_memory import Region, SharedArena, map_arena
+from common.features import arena_greeting
+from common.features.arena_greeting import GREETING, socket_address
+from common.features.shared_memory import Region, SharedArena, map_arena
 from decoder_service.vision.arena_visit import ArenaGuest, ArenaVisit
 from vision_service import arena_door
 from vision_service.arena_door import ArenaDoor
@@ -260,7 +260,7 @@ time.sleep(60)
 """
 OWNER = """
 import asyncio
-from common.shared_memory import SharedArena
+from common.features.shared_memory import SharedArena
 from vision_service.arena_door import ArenaDoor
 async def main():
     door = ArenaDoor(SharedArena(1 << 20))

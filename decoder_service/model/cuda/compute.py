@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from common.graph_recorder import GraphRecorder
+from common.model.graph_recorder import GraphRecorder
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.cuda.decode_graphs import DecodeGraphs, batch_sizes

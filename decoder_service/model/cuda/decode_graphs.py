@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from common.graph_recorder import GraphRecorder, Run, record_sizes
+from common.model.graph_recorder import GraphRecorder, Run, record_sizes
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.cuda.layers import Places
 from decoder_service.model.cuda.tiles import AttentionTiles

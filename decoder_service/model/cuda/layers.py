@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.model_config import MistralConfig
-from common.rope import inverse_frequencies
+from common.model.config import MistralConfig
+from common.model.rope import inverse_frequencies
 from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, silu_and_multiply
 from decoder_service.model.cuda.layer_weights import LayerWeights
 from decoder_service.model.cuda.paged_attention import triton_paged_attention

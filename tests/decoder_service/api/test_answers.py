@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.errors import DeadlineExceededError, InvalidArgumentError
-from common.image_header import ImageLimits
+from common.image.header import ImageLimits
 from decoder_service.api.model_info import ModelInfo
 from decoder_service.api.servicer import GenerationServicer, ServicerLimits
 from decoder_service.engine.admission import AdmissionLimits

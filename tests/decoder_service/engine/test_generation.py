@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from common.errors import AlreadyExistsError, InternalError, UnavailableError
-from common.preprocessing import PatchGrid
+from common.image.preprocessing import PatchGrid
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.cache.feature_store import FeatureStore

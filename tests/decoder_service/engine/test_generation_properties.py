@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from common.errors import DiptychError, UnavailableError
-from common.features import FeatureSpec
-from common.identity import ImageHash
+from common.features.features import FeatureSpec
+from common.image.identity import ImageHash
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.cache.feature_store import FeatureStore, PromptImage
 from decoder_service.engine.engine import Engine

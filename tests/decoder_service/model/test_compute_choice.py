@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint import open_checkpoint
-from common.model_settings import ComputeChoice, ModelSettings, Quantize
+from common.checkpoint.checkpoint import open_checkpoint
+from common.model.settings import ComputeChoice, ModelSettings, Quantize
 from common.native import opening
 from common.native.build import NativeUnavailableError
 from decoder_service.model.compute_choice import choose_compute
@@ -63,7 +63,7 @@ def test_loading_a_model_imports_no_compiler() -> None:
     script = """
 import sys, torch
 from pathlib import Path
-from common.checkpoint import open_checkpoint
+from common.checkpoint.checkpoint import open_checkpoint
 from decoder_service.model.weights import DecoderModel
 DecoderModel.load(open_checkpoint(Path("models/demo")), device=torch.device("cpu"), dtype=torch.float32)
 print(sorted({"torch._dynamo", "torch._inductor", "transformers", "sympy"} & set(sys.modules)))

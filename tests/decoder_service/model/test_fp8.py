@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.checkpoint import open_checkpoint
+from common.checkpoint.checkpoint import open_checkpoint
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.fp8 import FP8, FP8_MAX, Fp8Linear, check_fp8, quantize_layers, round_rows
 from decoder_service.model.tiled_compute import TiledCompute

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint_config import read_model_config
-from common.model_config import MistralConfig
-from common.settings import read
+from common.checkpoint.config import read_model_config
+from common.model.config import MistralConfig
+from common.settings.settings import read
 from decoder_service.config import DecoderConfig
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.memory import plan_num_blocks

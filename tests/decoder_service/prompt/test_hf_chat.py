@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from common.preprocessing import PatchGrid
+from common.image.preprocessing import PatchGrid
 from decoder_service.prompt.hf_chat import HuggingFaceChatTemplate
 from decoder_service.prompt.hf_vocabulary import Vocabulary
 from decoder_service.prompt.prompt_spec import ChatMessage, Role

@@ -11,7 +11,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
 from PIL import Image
 
-from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from decoder_service.prompt.mistral_chat import ChatTokenizer
 from decoder_service.prompt.prompt_spec import ChatMessage, Role
 from decoder_service.prompt.tokenizer import Tokenizer

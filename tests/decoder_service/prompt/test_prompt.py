@@ -14,8 +14,8 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from PIL import Image
 
 from common.errors import InvalidArgumentError
-from common.image_header import ImageLimits
-from common.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from common.image.header import ImageLimits
+from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from decoder_service.engine.request import PlaceholderRange
 from decoder_service.prompt.mistral_chat import ChatTokenizer
 from decoder_service.prompt.prompt import Prompt, PromptBuilder, PromptLimits

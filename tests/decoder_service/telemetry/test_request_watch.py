@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from common.call import Call, handling
+from common.calls.call import Call, handling
 from common.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -24,9 +24,9 @@ from common.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from common.principal import Principal, acting_for
-from common.trace_context import TraceContext
-from common.tracing import Span
+from common.security.principal import Principal, acting_for
+from common.telemetry.trace_context import TraceContext
+from common.telemetry.tracing import Span
 from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.timings import Timings
 from decoder_service.telemetry.request_metrics import OUTCOMES, RequestMetrics

@@ -20,13 +20,13 @@ from common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from common.features import EncodeTimings, FeatureSpec, feature_messages, pack_rows, shared_feature_messages
-from common.identity import ImageHash
-from common.preprocessing import PatchGrid, PreprocessingMode
-from common.server import GrpcServer
-from common.server_config import ServerConfig
-from common.shared_memory import SharedArena
-from common.wire_types import preprocessing_to_proto
+from common.features.features import EncodeTimings, FeatureSpec, feature_messages, pack_rows, shared_feature_messages
+from common.features.shared_memory import SharedArena
+from common.features.wire_types import preprocessing_to_proto
+from common.image.identity import ImageHash
+from common.image.preprocessing import PatchGrid, PreprocessingMode
+from common.server.config import ServerConfig
+from common.server.server import GrpcServer
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.replica import ReplicaState
 from decoder_service.vision.resolver import VisionResolver

@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 
 import pytest
 
-from common.identity import ImageHash
+from common.image.identity import ImageHash
 from decoder_service.vision.router import VisionRouter
 
 PATCHES_PER_SECOND = 100_000.0

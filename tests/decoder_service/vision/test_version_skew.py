@@ -14,9 +14,9 @@ from google.protobuf.descriptor_pb2 import DescriptorProto
 from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry
 
-from common.features import FeatureReceiver
-from common.server import GrpcServer
-from common.server_config import ServerConfig
+from common.features.features import FeatureReceiver
+from common.server.config import ServerConfig
+from common.server.server import GrpcServer
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from diptych.v1 import types_pb2

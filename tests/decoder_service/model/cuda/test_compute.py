@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.graph_recorder import Run
+from common.model.graph_recorder import Run
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.cuda.compute import CudaCompute

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common.layers import RMSNorm
-from common.rope import apply_rotary, inverse_frequencies, rotary_1d
+from common.model.layers import RMSNorm
+from common.model.rope import apply_rotary, inverse_frequencies, rotary_1d
 from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, round_rows, silu_and_multiply
 from decoder_service.model.fp8 import FP8, FP8_MAX
 from decoder_service.model.fp8 import round_rows as plain_round_rows

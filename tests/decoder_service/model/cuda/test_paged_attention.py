@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.attention import paged_attention
+from common.model.attention import paged_attention
 from decoder_service.model.cuda.paged_attention import triton_paged_attention
 from decoder_service.model.cuda.tiles import AttentionTiles, num_splits_for
 

@@ -1,0 +1,1 @@
+"""One RPC: its state, its end, what is counted and told of it."""

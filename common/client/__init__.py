@@ -1,0 +1,1 @@
+"""Callers of the pair: no torch, only gRPC."""

@@ -1,0 +1,76 @@
+"""How far a stream has come, and the request that goes on with it should it break.
+
+Knows the messages of a stream and which requests can be taken up. Does not know calls, time or addresses.
+"""
+
+import secrets
+
+import grpc
+
+from common.client.types import ClientError
+from diptych.v1 import generation_pb2 as pb
+
+MAX_TRIES = 4
+"""Calls for one stream, the first included."""
+_OWN_CANCELLATIONS = ("Locally cancelled", "Channel closed")
+"""How gRPC's messages begin for calls that ended on this side."""
+
+
+class Progress:
+    """One stream, over as many calls as it takes."""
+
+    def __init__(self, request: pb.GenerateRequest, *, resumes: bool) -> None:
+        """Begin with a request, which gets a seed if it needs one to be taken up and has none."""
+        self._resumes = resumes and request.sampling.n <= 1
+        if self._resumes and request.sampling.temperature > 0 and not request.sampling.HasField("seed"):
+            request.sampling.seed = secrets.randbits(64)
+        self._request = request
+        self._token_ids: list[int] = []
+        self._num_characters = 0
+        self._num_messages = 0
+        self._num_tries = 0
+        self._num_finishes = 0
+
+    def request(self) -> pb.GenerateRequest:
+        """What to ask for now: all, or what follows on what has come."""
+        self._num_tries += 1
+        if not self._token_ids:
+            return self._request
+        again = pb.GenerateRequest()
+        again.CopyFrom(self._request)
+        again.resume_from.token_ids.extend(self._token_ids)
+        again.resume_from.num_characters = self._num_characters
+        again.resume_from.num_messages = self._num_messages
+        return again
+
+    def take(self, response: pb.GenerateResponse) -> bool:
+        """Note a message; false where the caller has it already, from a call that broke before the first token."""
+        if response.seq < self._num_messages:
+            return False
+        self._num_messages += 1
+        self._token_ids.extend(response.delta.token_ids)
+        self._num_characters += len(response.delta.text)
+        self._num_finishes += response.HasField("finish")
+        return True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all has come, so that a failure of the call means nothing any more."""
+        return self._num_finishes >= max(1, self._request.sampling.n)
+
+    def pause_after(self, error: ClientError) -> float | None:
+        """Seconds after which to go on where a call failed; None where the failure is the stream's."""
+        if not self._resumes or self.is_complete or not self._may_pass(error) or self._num_tries >= MAX_TRIES:
+            return None
+        return error.retry_after or 0.1 * 2.0 ** (self._num_tries - 1)
+
+    def _may_pass(self, error: ClientError) -> bool:
+        if error.code is grpc.StatusCode.CANCELLED:
+            # A gRPC server that stops cancels calls that reach it at its last moment; our services never do.
+            return not error.message.startswith(_OWN_CANCELLATIONS)
+        if self._num_messages == 0:
+            return False  # gRPC's own retries have been here.
+        if error.code is grpc.StatusCode.UNAVAILABLE:
+            return True
+        # The server may not know yet that the call broke which this one goes on with, or have no room just now.
+        return self._num_tries > 1 and error.reason in ("REQUEST_RUNNING", "QUEUE_FULL")

@@ -1,0 +1,1 @@
+"""Image features on their way from the encoder to the decoder."""

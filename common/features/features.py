@@ -1,0 +1,238 @@
+"""Image features on the wire: what they must be, how they are sent, how they are checked as they arrive.
+
+    EncodeResponse stream:   header   chunk(offset 0)   chunk(offset 1 MiB)   ...   end
+
+Knows bytes and protobuf messages. Does not know tensors, channels or calls. The sender is not trusted: the
+size of everything follows from the `FeatureSpec` that the receiver worked out by itself, a header that
+disagrees is refused before a byte is written, and each chunk must be exactly the next one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+from zlib_ng.zlib_ng import crc32
+
+from common.errors import InternalError
+from common.features.chunk_copy import VALUE_TYPES, CopyChunk, copy_plainly
+from common.features.codec import Chunk, pack_chunk, unpack
+from common.features.wire_types import DTYPE_SIZES, dtype_to_proto, grid_to_proto
+from common.image.identity import ImageHash
+from common.image.preprocessing import PatchGrid
+from diptych.v1 import vision_pb2
+
+CHUNK_SIZE = 1 << 20
+"""Bytes in every chunk but the last; `benchmarks.transport` says why."""
+MAX_CHUNK_SIZE = 2 << 20
+MIN_CHUNK_SIZE = 64 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSpec:
+    """What the features of one image must be."""
+
+    image_hash: ImageHash
+    grid: PatchGrid
+    width: int
+    """Values in a row."""
+    dtype: str
+    """"float32", "bfloat16" or "float16"; little-endian."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the row-major matrix [grid.num_patches, width]."""
+        return self.grid.num_patches * self.width * DTYPE_SIZES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeTimings:
+    """Where the time of one image went, in seconds."""
+
+    queue: float
+    preprocess: float
+    encode: float
+
+
+def pack_rows(rows: memoryview) -> tuple[bytes, ...]:
+    """The chunks of a whole feature matrix, each an `EncodeResponse` in bytes."""
+    chunks = (rows[offset : offset + CHUNK_SIZE] for offset in range(0, len(rows), CHUNK_SIZE))
+    return tuple(pack_chunk(Chunk(index * CHUNK_SIZE, data, crc32(data))) for index, data in enumerate(chunks))
+
+
+def unpack_rows(chunks: Iterable[bytes]) -> Iterator[Chunk]:
+    """What `pack_rows` packed."""
+    for message in chunks:
+        chunk = unpack(message)
+        if isinstance(chunk, Chunk):
+            yield chunk
+
+
+def feature_messages(
+    spec: FeatureSpec, chunks: Sequence[bytes], *, weights_digest: bytes, timings: EncodeTimings
+) -> Iterator[bytes]:
+    """Send what `pack_rows` gave as one header, chunks and one end; each an `EncodeResponse` in bytes."""
+    yield header_message(spec, weights_digest=weights_digest)
+    yield from chunks
+    yield end_message(len(chunks), timings=timings)
+
+
+def shared_feature_messages(
+    spec: FeatureSpec,
+    chunks: Sequence[bytes],
+    *,
+    region: vision_pb2.SharedRegion,
+    write: Callable[[int, memoryview], None],
+    weights_digest: bytes,
+    timings: EncodeTimings,
+) -> Iterator[bytes]:
+    """The same, with the rows in a region of shared memory; `write` puts bytes at a place in it."""
+    yield header_message(spec, weights_digest=weights_digest, shared=region)
+    for chunk in unpack_rows(chunks):
+        write(chunk.offset, chunk.data)
+        message = vision_pb2.FeaturesChunk(offset=chunk.offset, shared_size=len(chunk.data), crc32=chunk.crc32)
+        yield vision_pb2.EncodeResponse(chunk=message).SerializeToString()
+    yield end_message(len(chunks), timings=timings)
+
+
+def header_message(spec: FeatureSpec, *, weights_digest: bytes, shared: vision_pb2.SharedRegion | None = None) -> bytes:
+    """The first message of a stream."""
+    header = vision_pb2.FeaturesHeader(
+        image_hash=spec.image_hash,
+        grid=grid_to_proto(spec.grid),
+        rows=spec.grid.num_patches,
+        width=spec.width,
+        dtype=dtype_to_proto(spec.dtype),
+        weights_digest=weights_digest,
+        shared=shared,
+    )
+    return vision_pb2.EncodeResponse(header=header).SerializeToString()
+
+
+def end_message(num_chunks: int, *, timings: EncodeTimings) -> bytes:
+    """The last message of a stream."""
+    end = vision_pb2.FeaturesEnd(
+        num_chunks=num_chunks,
+        queue_seconds=timings.queue,
+        preprocess_seconds=timings.preprocess,
+        encode_seconds=timings.encode,
+    )
+    return vision_pb2.EncodeResponse(end=end).SerializeToString()
+
+
+class FeatureReceiver:
+    """Checks one stream and writes it to a buffer.
+
+    After an error the buffer's content means nothing; after `finish` it is exactly what was sent. Every
+    complaint is an InternalError: EMBED_INVALID where the sender means other features (or values that are
+    not finite), EMBED_CORRUPT where the stream is broken.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        buffer: memoryview,
+        *,
+        shared: memoryview | None = None,
+        copy: CopyChunk = copy_plainly,
+    ) -> None:
+        """Receive into `buffer`, `spec.num_bytes` bytes that nobody else touches. Raises ValueError.
+
+        `shared` is memory that the sender may use in place of the stream, where it was mapped. `copy` puts the chunks
+        in place.
+        """
+        if buffer.nbytes != spec.num_bytes or buffer.readonly:
+            raise ValueError(f"a writable buffer of {spec.num_bytes} bytes is needed, got {buffer.nbytes}")
+        self._spec = spec
+        self._buffer = buffer.cast("B")
+        self._shared = shared
+        self._copy = copy
+        self._region: memoryview | None = None
+        self.lease: int | None = None
+        """What to tell the sender when all is received, where the rows are in shared memory."""
+        self._has_header = False
+        self._received = 0
+        self._num_chunks = 0
+        self._complete = False
+
+    def receive(self, message: bytes) -> None:
+        """Take the next message of the stream, an `EncodeResponse` in bytes. Raises InternalError."""
+        try:
+            part = unpack(message)
+        except DecodeError as error:
+            raise _corrupt("a message is malformed") from error
+        if self._complete:
+            raise _corrupt("a message follows the end")
+        if isinstance(part, Chunk):
+            self._take_chunk(part)
+        elif part.HasField("header"):
+            self._take_header(part.header)
+        elif part.HasField("end"):
+            self._take_end(part.end)
+        else:
+            raise _corrupt("a message is empty")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all has been received."""
+        return self._complete
+
+    def finish(self) -> None:
+        """Say that the stream is over. Raises InternalError where it was too early."""
+        if not self._complete:
+            raise _corrupt("the stream stopped before its end")
+
+    def _take_header(self, header: vision_pb2.FeaturesHeader) -> None:
+        if self._has_header:
+            raise _corrupt("there is a second header")
+        spec = self._spec
+        if (
+            header.image_hash != spec.image_hash
+            or (header.grid.height, header.grid.width) != spec.grid
+            or header.rows != spec.grid.num_patches
+            or header.width != spec.width
+            or header.dtype != dtype_to_proto(spec.dtype)
+        ):
+            raise InternalError("EMBED_INVALID", "the features are not those that were asked for")
+        if header.HasField("shared"):
+            self._take_region(header.shared)
+        self._has_header = True
+
+    def _take_region(self, region: vision_pb2.SharedRegion) -> None:
+        """Find the rows in shared memory. Nothing but their place is taken from the sender."""
+        size = self._spec.num_bytes
+        if self._shared is None or region.size != size or region.offset + size > len(self._shared):
+            raise InternalError("EMBED_INVALID", "the features are not where they are said to be")
+        self._region = self._shared[region.offset : region.offset + size]
+        self.lease = region.lease
+
+    def _take_chunk(self, chunk: Chunk) -> None:
+        if not self._has_header:
+            raise _corrupt("a chunk comes before the header")
+        size = len(chunk.data) if self._region is None else chunk.shared_size
+        end = self._received + size
+        if (chunk.shared_size > 0) != (self._region is not None) or (chunk.shared_size and chunk.data):
+            raise _corrupt("a chunk is not where the header says")
+        if chunk.offset != self._received or end > len(self._buffer):
+            raise _corrupt("a chunk is out of its place")
+        if size > MAX_CHUNK_SIZE or (size < MIN_CHUNK_SIZE and end != len(self._buffer)) or not size:
+            raise _corrupt("a chunk is of a wrong size")
+        if size % VALUE_TYPES[self._spec.dtype].size:
+            raise _corrupt("a chunk splits a value")
+        # Chunk by chunk, so that an event loop is never held up by a whole image.
+        data = chunk.data if self._region is None else self._region[self._received : end]
+        copied = self._copy(self._buffer[self._received : end], data, self._spec.dtype)
+        if copied.crc32 != chunk.crc32:
+            raise _corrupt("a chunk does not match its checksum")
+        if not copied.is_finite:
+            raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
+        self._received = end
+        self._num_chunks += 1
+
+    def _take_end(self, end: vision_pb2.FeaturesEnd) -> None:
+        if not self._has_header or self._received != len(self._buffer) or end.num_chunks != self._num_chunks:
+            raise _corrupt("the end comes before all rows")
+        self._complete = True
+
+
+def _corrupt(what: str) -> InternalError:
+    return InternalError("EMBED_CORRUPT", f"the stream of features is broken: {what}")

@@ -1,0 +1,29 @@
+"""The identity of an encoded picture: equal exactly when the features must be equal.
+
+Knows hashing. The identity stands for the features in every cache and on the wire, and is computed by both
+services from what each of them has; a client's own name for a picture never enters.
+"""
+
+import hashlib
+from typing import NewType
+
+from common.image.preprocessing import Preprocessing
+
+ImageHash = NewType("ImageHash", bytes)
+"""SHA-256 digest, 32 bytes."""
+
+_DOMAIN_TAG = b"diptych.image.v1"
+
+
+def image_hash(
+    image: bytes, *, preprocessing: Preprocessing, weights_digest: bytes, dtype: str, salt: bytes
+) -> ImageHash:
+    """SHA-256 over the length-prefixed tag, file bytes, preprocessing, encoder weights, dtype and salt.
+
+    Length prefixes keep two different splits of the same bytes apart.
+    """
+    digest = hashlib.sha256()
+    for part in (_DOMAIN_TAG, image, preprocessing.fingerprint(), weights_digest, dtype.encode(), salt):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return ImageHash(digest.digest())

@@ -1,0 +1,60 @@
+"""Devices and number types, as torch names them, and the memory that a device has left.
+
+Knows torch. Does not know services.
+"""
+
+from pathlib import Path
+
+import torch
+
+from common.model.settings import DtypeChoice
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name. Raises ValueError where it is not known or not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name!r} is not here: {torch.cuda.device_count()} CUDA devices were found")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name!r} is not supported; use cpu, cuda or cuda:N")
+    return device
+
+
+def find_dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
+    """The number type; `auto` is bfloat16 on CUDA and float32 on a CPU, where 16 bits are rarely faster."""
+    if choice is DtypeChoice.AUTO:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {
+        DtypeChoice.FLOAT32: torch.float32,
+        DtypeChoice.BFLOAT16: torch.bfloat16,
+        DtypeChoice.FLOAT16: torch.float16,
+    }[choice]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: on a GPU what the driver says, else the host's or the container's."""
+    if device.type == "cuda":
+        # What torch keeps of weights that were rounded or joined counts as used there until it is handed back.
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_host_bytes(Path("/"))
+
+
+def free_host_bytes(root: Path) -> int:
+    """Memory that can still be taken on the machine, or in the container, whose file system is at `root`."""
+    lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    group = root / "sys/fs/cgroup"
+    try:
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    except OSError:
+        return available
+    if limit == "max":
+        return available
+    # What files left in memory, weights that were just read above all, counts as used but goes when it is needed.
+    cached = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+    return min(available, int(limit) - max(0, int(used) - cached))

@@ -1,0 +1,175 @@
+"""The server that both services run: health, metrics, reflection, and an orderly end.
+
+Knows ports and the order in which a server stops. Does not know what it serves: add servicers to
+`GrpcServer.grpc` before `start`.
+"""
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from common.calls.interceptor import ErrorInterceptor
+from common.errors import UnavailableError
+from common.security.access import HEALTH, Gate
+from common.security.tls import MetricsTls, server_credentials
+from common.server.config import ServerConfig
+from common.server.health import HealthServicer
+from common.server.metrics_server import MetricsServer
+from common.server.ports import address, check_free
+from common.server.signals import termination_signals
+from common.telemetry.tracing import Tracer
+
+_log = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS = 1.0
+"""Part of the grace time, at its end, in which calls that still run are answered."""
+
+Drain = Callable[[], Awaitable[None]]
+
+
+class GrpcServer:
+    """A gRPC server on one port, with its health and, where asked for, metrics on another."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        registry: CollectorRegistry,
+        service_names: Sequence[str] = (),
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        tracer: Tracer | None = None,
+    ) -> None:
+        """Make a server that does not listen yet.
+
+        `service_names` are the full names that reflection lists; `interceptors` run inside the one that
+        answers errors. Raises ValueError where files that the settings name cannot be used.
+        """
+        self._config = config
+        self._metrics = MetricsServer(registry, tls=MetricsTls(config.tls) if config.tls.tls_cert else None)
+        self._credentials = server_credentials(config.tls)
+        gate = Gate(
+            config.access,
+            verifies_clients=config.tls.tls_client_ca is not None,
+            max_metadata_bytes=config.max_metadata_bytes,
+        )
+        self._errors = ErrorInterceptor(registry, gate=gate, tracer=tracer, stall_seconds=config.stall_seconds)
+        self._health = HealthServicer()
+        self.grpc = grpc.aio.server(interceptors=[self._errors, *interceptors], options=config.channel_options)
+        """Servicers are added to this."""
+        self.health_port: int | None = None
+        """The bound port of the plain health checks; None where they are off or not started."""
+        # Its calls are counted with all others.
+        self._probes = grpc.aio.server(interceptors=[self._errors], options=config.channel_options)
+        for server in (self.grpc, self._probes):
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if config.reflection:
+            reflection.enable_server_reflection((*service_names, HEALTH, reflection.SERVICE_NAME), self.grpc)
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The bound port of the metrics; `None` where they are off or not started."""
+        return self._metrics.port
+
+    def ask_first(self, check: Callable[[str], None]) -> None:
+        """Have `check` told the /SERVICE/METHOD of each call that is let in, before its request is received.
+
+        What it raises ends the call, so whoever has no room for any request refuses for next to nothing.
+        """
+        self._errors.check = check
+
+    async def start(self) -> int:
+        """Listen, say `listening HOST:PORT` in one line on standard output, and return the bound port.
+
+        The process is alive from here on, and ready once `set_serving` says so. Raises SystemExit with one
+        clear line where a port is taken.
+        """
+        config, host = self._config, self._config.host
+        # All of them before any is bound: gRPC gives a port of a server that never started back only with the process.
+        for wanted, purpose in ((config.port, ""), (config.health_port, "health"), (config.metrics_port, "metrics")):
+            if wanted is not None:
+                check_free(host, wanted, purpose=purpose)
+        port = _bind(self.grpc, host, self._config.port, self._credentials)
+        if self._config.health_port is not None:
+            self.health_port = _bind(self._probes, host, self._config.health_port, None)
+            await self._probes.start()
+        if self._config.metrics_port is not None:
+            self._metrics.start(host, self._config.metrics_port)
+        await self.grpc.start()
+        _log.info("listening", extra={"host": host, "port": port, "metrics_port": self.metrics_port})
+        # A supervisor that let the port be chosen reads it here; it may have gone since.
+        with suppress(OSError):
+            sys.stdout.write(f"listening {address(host, port)}\n")
+            sys.stdout.flush()
+        return port
+
+    def set_serving(self, service_names: Iterable[str], *, serving: bool = True) -> None:
+        """State whether these services, given by full name, and with them the process are ready."""
+        self._health.set_ready(service_names, serving)
+
+    def set_alive(self, alive: bool) -> None:
+        """State whether the process is worth keeping; a probe restarts it where it is not."""
+        self._health.set_alive(alive)
+
+    async def wait_for_termination(self, drain: Drain | None = None) -> None:
+        """Serve until SIGTERM or SIGINT, then stop in order and return.
+
+        In order: nothing is ready any more, but new calls are still taken for the linger time; `drain` runs; new
+        calls are refused and running ones get what is left of the grace time; those that still run are ended
+        with UNAVAILABLE, reason DRAINING. A second signal ends both times at once.
+        """
+        with termination_signals() as signals:
+            await signals.get()
+            _log.info("draining", extra={"grace_seconds": self._config.grace_seconds})
+            stopping = asyncio.create_task(self.stop(drain))
+            hurry = asyncio.create_task(signals.get())
+            await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            if not stopping.done():
+                _log.info("stopping at once")
+                stopping.cancel()
+                await self._stop_within(0)
+            with suppress(asyncio.CancelledError):
+                await stopping
+        _log.info("stopped")
+
+    async def stop(self, drain: Drain | None = None) -> None:
+        """Stop in the order of `wait_for_termination`."""
+        if self._config.linger_seconds:
+            self._health.drain()
+            await asyncio.sleep(self._config.linger_seconds)
+        end = time.monotonic() + self._config.grace_seconds
+        if drain is not None:
+            self._health.drain()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(drain(), self._config.grace_seconds)
+        await self._stop_within(max(0.0, end - time.monotonic()))
+
+    async def _stop_within(self, grace: float) -> None:
+        last_words = min(_LAST_WORDS_SECONDS, grace / 2)
+        stopping = asyncio.create_task(self.grpc.stop(max(grace, _LAST_WORDS_SECONDS)))
+        # The port closes first, so that nobody who heard of the end can still get in.
+        await asyncio.sleep(0)
+        self._health.drain()
+        await asyncio.wait({stopping}, timeout=grace - last_words)
+        self._errors.open_calls.end(
+            UnavailableError("DRAINING", "this replica is going away; another one can go on with the request")
+        )
+        await stopping
+        await self._probes.stop(0)
+        self._metrics.stop()
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    place = address(host, port)
+    try:
+        return server.add_insecure_port(place) if credentials is None else server.add_secure_port(place, credentials)
+    except RuntimeError:
+        raise SystemExit(f"cannot listen on {place}") from None

@@ -1,0 +1,44 @@
+"""What every service does first: flags, variables and a file become its settings, and are looked at before a model is.
+
+Knows the order, and that a mistake ends the process with one line and status 2. Does not know any one service.
+"""
+
+import sys
+from typing import Protocol, TypeVar
+
+from common.server.config import ServerConfig
+from common.server.preflight import check_server
+from common.server.process import tune_allocator
+from common.settings.settings import Parser
+from common.settings.sources import add_config_arguments, from_sources
+from common.telemetry.logs import LogSettings, set_up_logging
+
+
+class ServiceConfig(Protocol):
+    """Settings that every service has."""
+
+    @property
+    def server(self) -> ServerConfig:
+        """Where it listens, and to whom."""
+
+    @property
+    def logs(self) -> LogSettings:
+        """What it writes down."""
+
+
+Config = TypeVar("Config", bound=ServiceConfig)
+
+
+def read_config(config_class: type[Config], *, prog: str, description: str | None) -> Config:
+    """The settings of this process, found good as far as that can be told without a model. May raise SystemExit."""
+    tune_allocator()
+    parser = Parser(prog=prog, description=description)
+    add_config_arguments(parser, config_class)
+    config = from_sources(config_class, parser.parse_args())
+    set_up_logging(config.logs)
+    try:
+        check_server(config.server)
+    except ValueError as error:
+        sys.stderr.write(f"{prog}: {error}\n")
+        sys.exit(2)
+    return config

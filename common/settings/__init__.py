@@ -1,0 +1,1 @@
+"""How a service is set: by defaults, a file, variables and flags."""

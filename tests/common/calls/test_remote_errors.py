@@ -1,0 +1,51 @@
+"""An error that one service raises is the error that the other one reads, and nothing foreign comes through."""
+
+import grpc
+import pytest
+from grpc.aio import AioRpcError, Metadata
+
+from common.calls.remote_errors import from_rpc_error
+from common.calls.status import status_code, to_trailers
+from common.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    DeadlineExceededError,
+    DiptychError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+
+KINDS = (
+    *(InvalidArgumentError, UnauthenticatedError, PermissionDeniedError, ResourceExhaustedError, UnavailableError),
+    *(FailedPreconditionError, AbortedError, AlreadyExistsError, DeadlineExceededError, InternalError),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("field", "retry_after"), [(None, None), ("image", 1.5), ("image", 0.0)])
+def test_every_error_survives_the_way(kind: type[DiptychError], field: str | None, retry_after: float | None) -> None:
+    sent = kind("SOME_REASON", "a text", field=field, metadata={"limit": 1, "got": 2}, retry_after=retry_after)
+    read = from_rpc_error(
+        AioRpcError(status_code(sent), Metadata(), Metadata(*to_trailers(sent)), details=sent.message)
+    )
+    assert type(read) is kind
+    assert (read.reason, read.message, read.field) == ("SOME_REASON", "a text", field)
+    assert (read.metadata, read.retry_after) == ({"limit": "1", "got": "2"}, retry_after)
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_foreign_statuses_lose_their_text(code: grpc.StatusCode) -> None:
+    read = from_rpc_error(AioRpcError(code, Metadata(), Metadata(), details="ipv4:10.0.0.1:50051 refused"))
+    assert "10.0.0.1" not in read.message
+    assert read.reason == code.name
+    if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.DATA_LOSS):
+        assert isinstance(read, InternalError)
+
+
+def test_a_call_that_a_stopping_server_cancelled_may_be_tried_elsewhere() -> None:
+    assert isinstance(from_rpc_error(AioRpcError(grpc.StatusCode.CANCELLED, Metadata(), Metadata())), UnavailableError)

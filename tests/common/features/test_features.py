@@ -1,0 +1,279 @@
+"""Features arrive exactly as they were sent, or the stream is refused and nothing else is touched."""
+
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import InternalError
+from common.features.chunk_copy import CopyChunk, copy_plainly
+from common.features.features import (
+    CHUNK_SIZE,
+    MIN_CHUNK_SIZE,
+    EncodeTimings,
+    FeatureReceiver,
+    FeatureSpec,
+    feature_messages,
+    pack_rows,
+    shared_feature_messages,
+)
+from common.image.identity import ImageHash
+from common.image.preprocessing import PatchGrid
+from common.native.chunks import open_copy
+from diptych.v1 import types_pb2, vision_pb2
+
+SPEC = FeatureSpec(image_hash=ImageHash(b"h" * 32), grid=PatchGrid(30, 30), width=1024, dtype="float32")
+"""Three chunks and a half."""
+ROWS = np.random.default_rng(0).normal(size=(900, 1024)).astype("<f4").tobytes()
+TIMINGS = EncodeTimings(queue=0.1, preprocess=0.2, encode=0.3)
+GUARD = 64
+
+Message = vision_pb2.EncodeResponse
+
+
+@pytest.fixture(autouse=True, params=["inline", "shared", "inline by kernels", "shared by kernels"])
+def memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether rows lie in the stream, or in shared memory with another's bytes on both sides, and who copies them."""
+    SHARED.clear()
+    if request.param.startswith("shared"):
+        SHARED.append(bytearray())
+    COPY[:] = [KERNELS if request.param.endswith("kernels") else copy_plainly]
+    yield
+    SHARED.clear()
+
+
+SHARED: list[bytearray] = []
+KERNELS = open_copy()
+COPY: list[CopyChunk] = []
+OFFSET = 4096
+
+
+def sent(spec: FeatureSpec = SPEC, rows: bytes = ROWS) -> list[Message]:
+    chunks = pack_rows(memoryview(rows))
+    if not SHARED:
+        messages = feature_messages(spec, chunks, weights_digest=b"d" * 32, timings=TIMINGS)
+        return [Message.FromString(message) for message in messages]
+    SHARED[0] = bytearray(b"x" * (len(rows) + 2 * OFFSET))
+    messages = shared_feature_messages(
+        spec,
+        chunks,
+        region=vision_pb2.SharedRegion(offset=OFFSET, size=len(rows), lease=7),
+        write=_write,
+        weights_digest=b"d" * 32,
+        timings=TIMINGS,
+    )
+    return [Message.FromString(message) for message in messages]
+
+
+def _write(offset: int, data: memoryview) -> None:
+    SHARED[0][OFFSET + offset : OFFSET + offset + len(data)] = data
+
+
+def view() -> memoryview | None:
+    return memoryview(SHARED[0]) if SHARED else None
+
+
+def chunk(offset: int, data: bytes) -> Message:
+    if not SHARED:
+        return Message(chunk=vision_pb2.FeaturesChunk(offset=offset, data=data, crc32=zlib.crc32(data)))
+    if offset < len(SHARED[0]):
+        _write(offset, memoryview(data))
+    return Message(chunk=vision_pb2.FeaturesChunk(offset=offset, shared_size=len(data), crc32=zlib.crc32(data)))
+
+
+def receive(messages: list[Message], spec: FeatureSpec = SPEC) -> bytes:
+    """What arrives in a buffer that lies between two guards, which must not be touched."""
+    memory = bytearray(b"g" * (spec.num_bytes + 2 * GUARD))
+    receiver = FeatureReceiver(spec, memoryview(memory)[GUARD:-GUARD], shared=view(), copy=COPY[0])
+    try:
+        for message in messages:
+            receiver.receive(message.SerializeToString())
+        receiver.finish()
+    finally:
+        assert memory[:GUARD] == memory[-GUARD:] == b"g" * GUARD
+    return bytes(memory[GUARD:-GUARD])
+
+
+def reason(messages: list[Message], spec: FeatureSpec = SPEC) -> str:
+    with pytest.raises(InternalError) as caught:
+        receive(messages, spec)
+    return caught.value.reason
+
+
+def test_rows_arrive_as_they_were_sent() -> None:
+    messages = sent()
+    assert receive(messages) == ROWS
+    assert messages[0].header.rows == 900
+    assert messages[-1].end.num_chunks == len(messages) - 2 == 4
+    assert messages[-1].end.encode_seconds == 0.3
+    assert {len(message.chunk.data) + message.chunk.shared_size for message in messages[1:-2]} == {CHUNK_SIZE}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    grid=st.builds(PatchGrid, st.integers(1, 40), st.integers(1, 40)),
+    width=st.sampled_from([4, 100, 1024]),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+)
+def test_rows_of_any_shape_and_type_arrive(grid: PatchGrid, width: int, dtype: str) -> None:
+    spec = FeatureSpec(image_hash=ImageHash(b"h" * 32), grid=grid, width=width, dtype=dtype)
+    rows = (bytes(range(64)) * (spec.num_bytes // 64 + 1))[: spec.num_bytes]
+    assert receive(sent(spec, rows), spec) == rows
+
+
+@pytest.mark.parametrize("split", [MIN_CHUNK_SIZE, 3 * MIN_CHUNK_SIZE, 2 * CHUNK_SIZE])
+def test_any_allowed_size_of_chunk_will_do(split: int) -> None:
+    messages = sent()
+    chunks = [chunk(offset, ROWS[offset : offset + split]) for offset in range(0, len(ROWS), split)]
+    end = Message(end=vision_pb2.FeaturesEnd(num_chunks=len(chunks)))
+    assert receive([messages[0], *chunks, end]) == ROWS
+
+
+@settings(max_examples=200, deadline=None)
+@given(order=st.lists(st.integers(0, 5), max_size=9))
+def test_no_other_order_of_messages_is_accepted(order: list[int]) -> None:
+    messages = sent()
+    if order == list(range(6)):
+        assert receive(messages) == ROWS
+    else:
+        assert reason([messages[index] for index in order]) == "EMBED_CORRUPT"
+
+
+@pytest.mark.parametrize("left_out", range(6))
+@pytest.mark.parametrize("change", ["missing", "twice", "empty"])
+def test_a_message_that_is_missing_or_doubled_is_refused(left_out: int, change: str) -> None:
+    messages = sent()
+    replacement = {"missing": [], "twice": [messages[left_out]] * 2, "empty": [Message()]}[change]
+    messages[left_out : left_out + 1] = replacement
+    assert reason(messages) == "EMBED_CORRUPT"
+
+
+@settings(max_examples=100, deadline=None)
+@given(place=st.integers(0, CHUNK_SIZE - 1), bit=st.integers(0, 7), index=st.integers(1, 3))
+def test_a_flipped_bit_is_found(place: int, bit: int, index: int) -> None:
+    messages = sent()
+    if SHARED:
+        SHARED[0][OFFSET + (index - 1) * CHUNK_SIZE + place] ^= 1 << bit
+    else:
+        data = bytearray(messages[index].chunk.data)
+        data[place] ^= 1 << bit
+        messages[index].chunk.data = bytes(data)
+    assert reason(messages) == "EMBED_CORRUPT"
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, MIN_CHUNK_SIZE - 4, 2 * CHUNK_SIZE + 4], ids=lambda size: f"{size} bytes")
+def test_chunks_that_are_too_small_or_too_large_are_refused(size: int) -> None:
+    assert reason([sent()[0], chunk(0, ROWS[:size])]) == "EMBED_CORRUPT"
+
+
+@pytest.mark.parametrize("offset", [1, CHUNK_SIZE, 2**63, 2**64 - CHUNK_SIZE, 2**64 - 1])
+def test_offsets_that_do_not_follow_are_refused(offset: int) -> None:
+    assert reason([sent()[0], chunk(offset, ROWS[:CHUNK_SIZE])]) == "EMBED_CORRUPT"
+
+
+def test_an_end_that_counted_other_chunks_is_refused() -> None:
+    messages = sent()
+    messages[-1].end.num_chunks += 1
+    assert reason(messages) == "EMBED_CORRUPT"
+
+
+def test_more_rows_than_asked_for_are_refused() -> None:
+    messages = sent()
+    assert reason([*messages[:-1], chunk(len(ROWS), ROWS[:MIN_CHUNK_SIZE]), messages[-1]]) == "EMBED_CORRUPT"
+
+
+def test_a_chunk_that_splits_a_value_is_refused() -> None:
+    assert reason([sent()[0], chunk(0, ROWS[: MIN_CHUNK_SIZE + 2])]) == "EMBED_CORRUPT"
+
+
+WRONG_HEADERS: dict[str, Callable[[vision_pb2.FeaturesHeader], None]] = {
+    "another image": lambda header: setattr(header, "image_hash", b"x" * 32),
+    "no image": lambda header: header.ClearField("image_hash"),
+    "transposed grid": lambda header: header.grid.CopyFrom(types_pb2.PatchGrid(height=15, width=60)),
+    "huge grid": lambda header: header.grid.CopyFrom(types_pb2.PatchGrid(height=2**32 - 1, width=2**32 - 1)),
+    "rows": lambda header: setattr(header, "rows", 2**32 - 1),
+    "width": lambda header: setattr(header, "width", 5120),
+    "dtype": lambda header: setattr(header, "dtype", types_pb2.DTYPE_BFLOAT16),
+    "unknown dtype": lambda header: setattr(header, "dtype", 99),
+    "nothing": lambda header: header.Clear(),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_HEADERS)
+def test_a_header_of_other_features_is_refused_before_anything_is_written(name: str) -> None:
+    messages = sent()
+    WRONG_HEADERS[name](messages[0].header)
+    memory = bytearray(SPEC.num_bytes)
+    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view(), copy=COPY[0])
+    with pytest.raises(InternalError) as caught:
+        receiver.receive(messages[0].SerializeToString())
+    assert caught.value.reason == "EMBED_INVALID"
+    with pytest.raises(InternalError):
+        receiver.receive(messages[1].SerializeToString())
+    assert not any(memory)
+
+
+@pytest.mark.parametrize("value", [b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff", b"\x01\x00\x80\x7f"])
+def test_values_that_are_not_finite_are_refused(value: bytes) -> None:
+    rows = bytearray(ROWS)
+    rows[CHUNK_SIZE + 400 : CHUNK_SIZE + 404] = value
+    assert reason(sent(SPEC, bytes(rows))) == "EMBED_INVALID"
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("bfloat16", b"\xc0\x7f"), ("float16", b"\x00\x7c")])
+def test_values_of_two_bytes_that_are_not_finite_are_refused(dtype: str, value: bytes) -> None:
+    spec = FeatureSpec(image_hash=ImageHash(b"h" * 32), grid=PatchGrid(1, 1), width=4, dtype=dtype)
+    assert reason(sent(spec, b"\xff\x3f" * 3 + value), spec) == "EMBED_INVALID"
+    assert receive(sent(spec, b"\xff\x3f" * 4), spec) == b"\xff\x3f" * 4
+
+
+def test_a_buffer_of_another_size_is_our_own_bug() -> None:
+    with pytest.raises(ValueError, match="buffer of"):
+        FeatureReceiver(SPEC, memoryview(bytearray(SPEC.num_bytes - 1)))
+    with pytest.raises(ValueError, match="buffer of"):
+        FeatureReceiver(SPEC, memoryview(bytes(SPEC.num_bytes)))
+
+
+WRONG_REGIONS = {
+    "behind the end": vision_pb2.SharedRegion(offset=2 * OFFSET + 4, size=len(ROWS)),
+    "far behind the end": vision_pb2.SharedRegion(offset=2**64 - 1, size=len(ROWS)),
+    "smaller": vision_pb2.SharedRegion(offset=0, size=len(ROWS) - 4),
+    "larger": vision_pb2.SharedRegion(offset=0, size=len(ROWS) + 4),
+    "huge": vision_pb2.SharedRegion(offset=0, size=2**64 - 1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_REGIONS)
+def test_a_place_outside_the_shared_memory_is_refused(name: str) -> None:
+    messages = sent()
+    messages[0].header.shared.CopyFrom(WRONG_REGIONS[name])
+    assert reason(messages) == "EMBED_INVALID"
+
+
+def test_chunks_lie_where_the_header_says_and_nowhere_else() -> None:
+    messages = sent()
+    for data, shared_size in ((ROWS[:CHUNK_SIZE], 0), (b"", CHUNK_SIZE)):
+        other = [Message.FromString(message.SerializeToString()) for message in messages]
+        other[1].chunk.data, other[1].chunk.shared_size = data, shared_size
+        if bool(SHARED) == bool(data):
+            assert reason(other) == "EMBED_CORRUPT"
+        else:
+            assert receive(other) == ROWS
+    messages[1].chunk.data, messages[1].chunk.shared_size = ROWS[:CHUNK_SIZE], CHUNK_SIZE
+    assert reason(messages) == "EMBED_CORRUPT"
+
+
+def test_what_changes_after_it_was_copied_changes_nothing() -> None:
+    messages = sent()
+    memory = bytearray(SPEC.num_bytes)
+    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view(), copy=COPY[0])
+    for message in messages:
+        receiver.receive(message.SerializeToString())
+        if SHARED and message.HasField("chunk"):
+            _write(message.chunk.offset, memoryview(bytes(message.chunk.shared_size)))
+    receiver.finish()
+    assert bytes(memory) == ROWS
+    assert receiver.lease == (7 if SHARED else None)

@@ -1,0 +1,145 @@
+"""The kernels: how they come to be, and that each computes what torch does."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from common.model.attention import packed_attention
+from common.native import build
+from common.native.build import NativeUnavailableError, cpu_level, default_cache, find_or_build, library_path
+from common.native.library import Library
+from common.native.weights import PackedWeights
+
+LEVELS = ["x86-64-v3", "x86-64-v4"]
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def library(request: pytest.FixtureRequest) -> Library:
+    """For every kind of processor that this machine can stand in for."""
+    levels = LEVELS[: LEVELS.index(cpu_level()) + 1]
+    level = request.param if request.param in levels else levels[-1]
+    return Library(find_or_build(default_cache(), level), level=level, threads=2)
+
+
+def test_products_are_those_of_torch_and_the_same_bits_for_any_number_of_rows(library: Library) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for columns, depth in ((100, 48), (1, 1), (33, 1100), (512, 160), (700, 512)):
+        layer = nn.Linear(depth, columns, bias=False)
+        x = torch.randn(400, depth, generator=generator)
+        expected = layer(x).detach()
+        packed = PackedWeights(library, [layer])
+        together = packed(x)
+        torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
+        for rows in (1, 2, 5, 13, 14, 15, 33, 170, 399):
+            assert torch.equal(packed(x[7 : 7 + rows]), together[7 : 7 + rows])
+
+
+def test_layers_that_share_their_input_stand_below_one_another_and_give_their_weights_up(library: Library) -> None:
+    layers = [nn.Linear(20, columns, bias=False) for columns in (40, 7, 33)]
+    weights = torch.cat([layer.weight.detach() for layer in layers])
+    packed = PackedWeights(library, layers)
+    torch.testing.assert_close(packed(torch.eye(20)), weights.T)
+    assert not any(hasattr(layer, "weight") for layer in layers)
+
+
+def test_weights_of_8_bits_are_off_by_half_a_step_at_most(library: Library) -> None:
+    layer = nn.Linear(300, 70, bias=False)
+    weights = layer.weight.detach()
+    found = PackedWeights(library, [layer], bits=8)(torch.eye(300)).T
+    steps = weights.abs().amax(dim=1, keepdim=True) / 127
+    assert ((found - weights).abs() <= 0.501 * steps).all()
+    assert not torch.equal(found, weights)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 20), (6, 2, 32), (3, 3, 64), (8, 1, 128)])
+def test_packed_attention_is_that_of_torch(
+    library: Library, heads: int, kv_heads: int, head_dim: int, *, causal: bool
+) -> None:
+    lengths = [1, 7, 64, 65, 200]
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(sum(lengths), heads, head_dim, generator=generator)
+    key, value = torch.randn(2, sum(lengths), kv_heads, head_dim, generator=generator)
+    options = {"lengths": lengths, "causal": causal, "scale": head_dim**-0.5}
+    found = library.packed_attention(query, key, value, **options)
+    expected = packed_attention(query, key, value, **options)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    # What is not a number must not get lost, and must stay in its own sequence.
+    value[3, 0, 0] = torch.nan
+    touched = library.packed_attention(query, key, value, **options)
+    assert touched[7].isnan().any()
+    assert torch.equal(touched[8:], found[8:])
+
+
+def test_greedy_choice_is_the_first_of_the_largest_and_says_what_is_wrong(library: Library) -> None:
+    logits = torch.randn(9, 133, generator=torch.Generator().manual_seed(3))
+    logits[1, 40] = logits[1, 90] = 9.0
+    logits[2, 132] = torch.nan
+    logits[3, 5] = torch.inf
+    logits[4, 7], logits[4, 131] = 8.0, 8.0 + 5e-5
+    best, finite, near = library.greedy(logits, margin=1e-4)
+    assert finite == [True, True, False, False, True, True, True, True, True]
+    assert [best[row] for row in (0, 1, 4, 5)] == [int(logits[0].argmax()), 40, 131, int(logits[5].argmax())]
+    assert near == [False, True, False, False, True, False, False, False, False]
+
+
+def test_the_processor_decides_which_library_is_used(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    common = "avx2 fma bmi1 bmi2 f16c movbe"
+    cpuinfo.write_text(f"processor: 0\nflags\t\t: fpu {common} avx512f avx512bw avx512cd avx512dq avx512vl\n")
+    assert cpu_level(cpuinfo) == "x86-64-v4"
+    cpuinfo.write_text(f"flags\t\t: fpu {common} avx512f\n")
+    assert cpu_level(cpuinfo) == "x86-64-v3"
+    cpuinfo.write_text("flags\t\t: fpu sse2\n")
+    with pytest.raises(NativeUnavailableError, match="x86-64-v3"):
+        cpu_level(cpuinfo)
+
+
+def test_without_a_compiler_only_what_is_built_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NativeUnavailableError, match="there is no compiler"):
+        find_or_build(tmp_path, "x86-64-v3")
+    there = library_path(tmp_path, "x86-64-v3")
+    there.touch()
+    assert find_or_build(tmp_path, "x86-64-v3") == there
+
+
+def test_a_compiler_that_fails_or_a_folder_that_is_none_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = tmp_path / "src"
+    sources.mkdir()
+    (sources / "native.cpp").write_text("this is not C++")
+    monkeypatch.setattr(build, "_SOURCES", sources)
+    with pytest.raises(NativeUnavailableError, match=r"failed: .*error") as caught:
+        find_or_build(tmp_path / "cache", cpu_level())
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").glob("*.so"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NativeUnavailableError, match="cannot be written"):
+        find_or_build(tmp_path / "file" / "cache", cpu_level())
+
+
+def test_a_library_that_is_none_does_not_load(tmp_path: Path) -> None:
+    (tmp_path / "wrong.so").write_bytes(b"not a library")
+    with pytest.raises(NativeUnavailableError, match="does not load"):
+        Library(tmp_path / "wrong.so", level="none", threads=1)
+
+
+def test_the_command_builds_ahead_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a compiler that only touches its output, as the real one takes seconds."""
+    fake = tmp_path / "c++"
+    fake.write_text('#!/bin/sh\nfor last; do :; done\necho built > "$last"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("DIPTYCH_NATIVE_CACHE", str(tmp_path / "cache"))
+    run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
+    done = run([sys.executable, "-m", "common.native", *LEVELS], capture_output=True, text=True, check=True)
+    paths = [Path(line) for line in done.stdout.split()]
+    assert [path.read_text() for path in paths] == ["built\n"] * 2
+    assert paths == [library_path(tmp_path / "cache", level) for level in LEVELS]
