@@ -126,7 +126,7 @@ def _declare(c: ctypes.CDLL) -> None:
         "diptych_decoder_hidden": (None, (p, POINTER(CBatch), p)),
         "diptych_decoder_logits": (None, (p, n, p, p)),
         "diptych_decoder_embed": (None, (p, n, p, p)),
-        "diptych_decoder_step": (None, (p, POINTER(CBatch), p, n, p, p)),
+        "diptych_decoder_next": (n, (p, p, f, p)),
         "diptych_greedy": (None, (n, n, p, f, p, p, p)),
     }
     for name, (result, arguments) in signatures.items():

@@ -109,8 +109,11 @@ class Request:
     forks: "tuple[Request, ...]" = field(default=(), repr=False)
     """The other completions of the prompt, until it is computed; see `forks`."""
     status: RequestStatus = RequestStatus.WAITING
+    is_plain: bool = field(init=False)
+    """Whether no more is done with the logits of its next token than to take the largest; asked in every step."""
 
     def __post_init__(self) -> None:
+        self.is_plain = self.matcher is None and self.sampling.is_plain
         self.features = [None] * len(self.placeholders)
         self.prompt_logprobs = None if self.sampling.prompt_logprobs is None else []
         if not self.prompt_token_ids:

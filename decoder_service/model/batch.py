@@ -1,10 +1,10 @@
-"""Turns what the scheduler chose into the tensors of one forward pass.
+"""Turns what the scheduler chose into the numbers and tensors of one forward pass.
 
 Knows the layout of a batch. Does not know the model or how requests were chosen.
 """
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -40,9 +40,62 @@ class PromptRows:
     """Likeliest tokens to tell with each."""
 
 
+@dataclass(slots=True)
+class BatchLayout:
+    """New tokens of several requests, packed one request after another, as numbers on the host."""
+
+    token_ids: list[int] = field(default_factory=list)
+    """[num_tokens]"""
+    positions: list[int] = field(default_factory=list)
+    """[num_tokens], counted from 0 in each request"""
+    slots: list[int] = field(default_factory=list)
+    """[num_tokens], where each token's key and value go"""
+    query_lengths: list[int] = field(default_factory=list)
+    """[num_requests], new tokens"""
+    seq_lens: list[int] = field(default_factory=list)
+    """[num_requests], tokens with the new ones"""
+    logits_indices: list[int] = field(default_factory=list)
+    """[num_sampled], rows that get logits to choose a token from; several completions begin with one row"""
+    image_indices: list[int] = field(default_factory=list)
+    """[num_image_rows], rows whose embedding an image row replaces"""
+    image_rows: list[ImageRows] = field(default_factory=list)
+    """The image rows, in the order of `image_indices`"""
+    prompt_rows: list[PromptRows] = field(default_factory=list)
+    """Rows that get logits to judge the prompt by; none for requests that do not ask for them"""
+    block_tables: list[int] = field(default_factory=list)
+    """[num_requests * max_blocks], padded with each request's own first block, which the lengths hide"""
+    max_blocks: int = 0
+
+    def to(self, device: torch.device) -> "ForwardBatch":
+        """The same as tensors."""
+        columns = (
+            self.token_ids,
+            self.positions,
+            self.slots,
+            self.logits_indices,
+            self.image_indices,
+            self.block_tables,
+        )
+        # One tensor made and moved, not six; an array becomes one in a fraction of the time that a list takes.
+        tensor = torch.frombuffer(array("q", [*chain.from_iterable(columns)]), dtype=torch.long).to(device)
+        on_device = tensor.split_with_sizes([len(column) for column in columns])
+        return ForwardBatch(
+            token_ids=on_device[0],
+            positions=on_device[1],
+            slot_mapping=on_device[2],
+            block_tables=on_device[5].view(-1, self.max_blocks),
+            query_lengths=tuple(self.query_lengths),
+            seq_lens=tuple(self.seq_lens),
+            logits_indices=on_device[3],
+            image_indices=on_device[4],
+            image_rows=tuple(self.image_rows),
+            prompt_rows=tuple(self.prompt_rows),
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBatch:
-    """New tokens of several requests, packed one request after another."""
+    """New tokens of several requests, as a forward pass takes them; see `BatchLayout`."""
 
     token_ids: Tensor
     """[num_tokens]"""
@@ -66,57 +119,41 @@ class ForwardBatch:
     """Rows that get logits to judge the prompt by; none for requests that do not ask for them"""
 
 
-def build_forward_batch(batch: ScheduledBatch, *, block_size: int, device: torch.device) -> ForwardBatch:
-    """Lay out a batch on the device."""
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    logits_indices: list[int] = []
-    image_indices: list[int] = []
-    image_rows: list[ImageRows] = []
-    prompt_rows: list[PromptRows] = []
-    query_lengths: list[int] = []
-    seq_lens: list[int] = []
+def lay_out(batch: ScheduledBatch, *, block_size: int) -> BatchLayout:
+    """Lay out a batch."""
+    layout = BatchLayout()
     for scheduled in batch.requests:
         request, start = scheduled.request, scheduled.request.num_computed_tokens
         end = start + scheduled.num_scheduled_tokens
-        query_lengths.append(scheduled.num_scheduled_tokens)
-        seq_lens.append(end)
+        layout.query_lengths.append(scheduled.num_scheduled_tokens)
+        layout.seq_lens.append(end)
         table = request.block_table
-        if request.is_generating and start >= request.num_prompt_tokens:
+        if start >= len(request.prompt_token_ids) and request.is_generating:
             # What follows for any span, for what nearly all of them are.
-            token_ids.append(request.output_token_ids[-1])
-            positions.append(start)
-            slots.append(table[start // block_size] * block_size + start % block_size)
-            logits_indices.append(len(token_ids) - 1)
-            continue
-        if start < request.num_prompt_tokens:
-            for rows, indices in _image_rows(scheduled, offset=len(token_ids) - start):
-                image_rows.append(rows)
-                image_indices.extend(indices)
-            prompt_rows.extend(_prompt_rows(scheduled, offset=len(token_ids) - start))
-        token_ids.extend(request.token_ids(start, end))
-        positions.extend(range(start, end))
-        slots.extend([table[place // block_size] * block_size + place % block_size for place in range(start, end)])
-        if end == request.num_tokens:
-            logits_indices.extend([len(token_ids) - 1] * request.num_places)
-    tables, width = _block_tables(batch)
-    columns = (token_ids, positions, slots, logits_indices, image_indices, tables)
-    # One tensor made and moved, not six; an array becomes one in a fraction of the time that a list takes.
-    tensor = torch.frombuffer(array("q", [*chain.from_iterable(columns)]), dtype=torch.long).to(device)
-    on_device = tensor.split_with_sizes([len(column) for column in columns])
-    return ForwardBatch(
-        token_ids=on_device[0],
-        positions=on_device[1],
-        slot_mapping=on_device[2],
-        block_tables=on_device[5].view(-1, width),
-        query_lengths=tuple(query_lengths),
-        seq_lens=tuple(seq_lens),
-        logits_indices=on_device[3],
-        image_indices=on_device[4],
-        image_rows=tuple(image_rows),
-        prompt_rows=tuple(prompt_rows),
-    )
+            layout.logits_indices.append(len(layout.token_ids))
+            layout.token_ids.append(request.output_token_ids[-1])
+            layout.positions.append(start)
+            layout.slots.append(table[start // block_size] * block_size + start % block_size)
+        else:
+            _add_span(layout, scheduled, block_size)
+    layout.block_tables, layout.max_blocks = _block_tables(batch)
+    return layout
+
+
+def _add_span(layout: BatchLayout, scheduled: ScheduledRequest, block_size: int) -> None:
+    """Append any span of a request's tokens."""
+    request, start = scheduled.request, scheduled.request.num_computed_tokens
+    end, offset, table = start + scheduled.num_scheduled_tokens, len(layout.token_ids) - start, request.block_table
+    if start < request.num_prompt_tokens:
+        for rows, indices in _image_rows(scheduled, offset=offset):
+            layout.image_rows.append(rows)
+            layout.image_indices.extend(indices)
+        layout.prompt_rows.extend(_prompt_rows(scheduled, offset=offset))
+    layout.token_ids.extend(request.token_ids(start, end))
+    layout.positions.extend(range(start, end))
+    layout.slots.extend([table[place // block_size] * block_size + place % block_size for place in range(start, end)])
+    if end == request.num_tokens:
+        layout.logits_indices.extend([len(layout.token_ids) - 1] * request.num_places)
 
 
 def _image_rows(scheduled: ScheduledRequest, offset: int) -> list[tuple[ImageRows, list[int]]]:
@@ -175,6 +212,8 @@ def _prompt_rows(scheduled: ScheduledRequest, offset: int) -> list[PromptRows]:
 def _block_tables(batch: ScheduledBatch) -> tuple[list[int], int]:
     """The requests' tables one after another, and the width that they are filled up to."""
     tables = [scheduled.request.block_table for scheduled in batch.requests]
+    if len(tables) == 1:
+        return tables[0], len(tables[0])
     width = max(map(len, tables))
     filled: list[int] = []
     for table in tables:

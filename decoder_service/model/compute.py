@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.model.attention import paged_attention
 from common.model.config import MistralConfig
-from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.batch import BatchLayout, ForwardBatch
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
 
@@ -40,10 +40,13 @@ class Compute(Protocol):
 
 @runtime_checkable
 class WholeCompute(Compute, Protocol):
-    """One that also does what most steps need, a choice of the likeliest tokens of a text, in two calls."""
+    """One that also does all that most steps need, a choice of the likeliest tokens of a text, in one call."""
 
-    def next_logits(self, forward: ForwardBatch) -> Tensor:
-        """Logits as fp32 [num_sampled, vocab_size] of a batch without images, for `forward.logits_indices`."""
+    def next_tokens(self, layout: BatchLayout) -> tuple[list[int | None], int]:
+        """The likeliest token for each of `layout.logits_indices` and how many of them are near ties.
+
+        Of a batch without images. None where not all of a token's logits are finite.
+        """
         ...
 
     def greedy(self, logits: Tensor) -> tuple[list[int], list[bool], list[bool]]:

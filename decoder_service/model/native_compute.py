@@ -14,7 +14,7 @@ from torch.nn import functional
 from common.model.rope import inverse_frequencies
 from common.native.library import CBatch, CLayer, CShape, Library
 from common.native.weights import PackedWeights
-from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.batch import BatchLayout, ForwardBatch
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import DecoderLayer
 from decoder_service.model.near_ties import MARGIN
@@ -64,6 +64,7 @@ class NativeCompute:
             byref(self._head.c),
             None if self._table is None else self._table.data_ptr(),
         )
+        self._next = library.c.diptych_decoder_next
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `Compute`."""
@@ -82,15 +83,28 @@ class NativeCompute:
         self._library.c.diptych_decoder_hidden(self._decoder, byref(_c_batch(forward)), embeds.data_ptr())
         return embeds
 
-    def next_logits(self, forward: ForwardBatch) -> Tensor:
-        """Logits [num_sampled, vocab_size] of a batch without images, all in one call: embeddings to output head."""
-        count = forward.logits_indices.shape[0]
-        out = torch.empty(count, self._vocabulary)
-        token_ids, rows = forward.token_ids.data_ptr(), forward.logits_indices.data_ptr()
-        self._library.c.diptych_decoder_step(
-            self._decoder, byref(_c_batch(forward)), token_ids, count, rows, out.data_ptr()
+    def next_tokens(self, layout: BatchLayout) -> tuple[list[int | None], int]:
+        """See `WholeCompute`."""
+        count = len(layout.logits_indices)
+        numbers = array("q", (len(layout.token_ids), len(layout.seq_lens), layout.max_blocks, count))
+        for column in (
+            layout.token_ids,
+            layout.positions,
+            layout.slots,
+            layout.block_tables,
+            layout.query_lengths,
+            layout.seq_lens,
+            layout.logits_indices,
+        ):
+            numbers.extend(column)
+        chosen = array("q", bytes(numbers.itemsize * count))
+        num_near_ties: int = self._next(
+            self._decoder, numbers.buffer_info()[0], MARGIN, chosen.buffer_info()[0]
         )
-        return out
+        token_ids = chosen.tolist()
+        if token_ids and min(token_ids) < 0:
+            return [None if token_id < 0 else token_id for token_id in token_ids], num_near_ties
+        return token_ids, num_near_ties
 
     def greedy(self, logits: Tensor) -> tuple[list[int], list[bool], list[bool]]:
         """See `Library.greedy`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.request import Request
 from decoder_service.engine.step import BlockCopy, NoToken, ScheduledBatch, StepResult
-from decoder_service.model.batch import ForwardBatch, ImageRows, PromptRows, build_forward_batch
+from decoder_service.model.batch import ForwardBatch, ImageRows, PromptRows, lay_out
 from decoder_service.model.compute import Compute, TorchCompute, WholeCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.near_ties import count_near_ties
@@ -33,7 +33,6 @@ class DecoderRunner:
         self._model = model
         self._kv_cache = kv_cache
         self._compute = compute or TorchCompute(model, kv_cache)
-        self._no_rows = torch.empty(0)
         self._whole = self._compute if isinstance(self._compute, WholeCompute) else None
 
     @torch.inference_mode()
@@ -43,14 +42,16 @@ class DecoderRunner:
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the scheduled tokens and choose the next one of each sampled request."""
-        forward = build_forward_batch(batch, block_size=self._kv_cache.block_size, device=self._model.device)
-        is_special = forward.image_rows or forward.prompt_rows or any(map(_needs_logits, batch.sampled))
+        layout = lay_out(batch, block_size=self._kv_cache.block_size)
+        is_special = layout.image_rows or layout.prompt_rows or not all([each.is_plain for each in batch.sampled])
         if self._whole is None or is_special:
-            return self._execute_in_torch(batch, forward)
-        # Torch computes nothing here, and its inference mode alone would cost more than the choice.
-        _, logits = self.compute(forward)
-        likeliest, finite, near_ties = self._whole.greedy(logits)
-        return StepResult(token_ids=_or_not_finite(likeliest, finite), num_near_ties=sum(near_ties))
+            return self._execute_in_torch(batch, layout.to(self._model.device))
+        # Torch computes nothing here, and its tensors and inference mode alone would cost more than the choice.
+        token_ids, num_near_ties = self._whole.next_tokens(layout)
+        return StepResult(
+            token_ids=[NoToken.NOT_FINITE if token_id is None else token_id for token_id in token_ids],
+            num_near_ties=num_near_ties,
+        )
 
     @torch.inference_mode()
     def _execute_in_torch(self, batch: ScheduledBatch, forward: ForwardBatch) -> StepResult:
@@ -90,19 +91,18 @@ class DecoderRunner:
         self.logits(hidden)
 
     def compute(self, forward: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """The batch's hidden rows, where prompts are judged by them, and the logits to choose tokens from."""
-        if self._whole is not None and not forward.image_rows and not forward.prompt_rows:
-            return self._no_rows, self._whole.next_logits(forward)
+        """The batch's hidden rows, and the logits to choose tokens from."""
         hidden = self.hidden(forward)
         return hidden, self.logits(hidden[forward.logits_indices])
 
     def _choose(self, logits: Tensor, requests: Sequence[Request]) -> tuple[list[int | NoToken], int]:
         """The next token of each request, and how many of them are near ties."""
-        if self._whole is None or any(_is_steered(request) for request in requests):
+        if self._whole is None or not all(each.matcher is None and each.sampling.is_greedy for each in requests):
             token_ids = sample(logits, [_sampling_row(request) for request in requests])
             return token_ids, count_near_ties(logits, requests)
         likeliest, finite, near_ties = self._whole.greedy(logits)
-        return _or_not_finite(likeliest, finite), sum(near_ties)
+        columns = zip(likeliest, finite, strict=True)
+        return [token_id if is_finite else NoToken.NOT_FINITE for token_id, is_finite in columns], sum(near_ties)
 
     @torch.inference_mode()
     def hidden(self, forward: ForwardBatch) -> Tensor:
@@ -142,21 +142,6 @@ class DecoderRunner:
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def _is_steered(request: Request) -> bool:
-    """Whether anything but the model has a say in the request's next token."""
-    return bool(request.sampling.temperature) or request.sampling.steers_logits or request.matcher is not None
-
-
-def _needs_logits(request: Request) -> bool:
-    """Whether more is done with the logits of its next token than to take the largest."""
-    return _is_steered(request) or request.sampling.logprobs is not None
-
-
-def _or_not_finite(token_ids: Sequence[int], finite: Sequence[bool]) -> list[int | NoToken]:
-    columns = zip(token_ids, finite, strict=True)
-    return [token_id if is_finite else NoToken.NOT_FINITE for token_id, is_finite in columns]
 
 
 def _sampling_row(request: Request) -> SamplingRow:

@@ -86,6 +86,16 @@ class SamplingParams:
             or self.min_tokens
         )
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing but the model has a say in the next token."""
+        return not self.temperature and not self.steers_logits
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no more is done with logits than to take the largest."""
+        return self.is_greedy and self.logprobs is None
+
     def _check_steering(self) -> None:
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty {self.repetition_penalty} is not over 0 or not finite")

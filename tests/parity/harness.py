@@ -18,7 +18,8 @@ from common.model.config import PixtralConfig
 from common.native.opening import open_library
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.request import PlaceholderRange, Request
-from decoder_service.model.batch import ForwardBatch
+from decoder_service.engine.step import ScheduledBatch, StepResult
+from decoder_service.model.batch import ForwardBatch, lay_out
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute
@@ -46,11 +47,22 @@ COMPUTES = [pytest.param(TorchCompute, id="torch"), pytest.param(native, id="nat
 
 
 class RecordingRunner(DecoderRunner):
-    """Keeps the logits that every token was chosen from."""
+    """Keeps the logits that every token was chosen from.
+
+    Where all is done in one call it is done again part by part, over the same blocks, and must come out the same.
+    """
 
     def __init__(self, model: DecoderModel, kv_cache: KVCache, compute: Compute) -> None:
         super().__init__(model, kv_cache, compute)
         self.last: Tensor = torch.empty(0)
+
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        before = self.last
+        result = super().execute(batch)
+        if self.last is before:
+            layout = lay_out(batch, block_size=self._kv_cache.block_size)
+            assert self._execute_in_torch(batch, layout.to(CPU)) == result
+        return result
 
     def compute(self, forward: ForwardBatch) -> tuple[Tensor, Tensor]:
         hidden, self.last = super().compute(forward)

@@ -15,15 +15,25 @@ constexpr int kTile = 64;       // tokens
 constexpr int kLanes = 4;       // (row, head) pairs that share the reading of a tile
 constexpr int64_t kChunk = 64;  // rows of one part of the work
 
-// Keys or values of one sequence and key-value head: token t lies in block table[t / block_size].
+// Keys and values of one sequence and key-value head: token t lies in block table[t / block_size].
 struct Tokens {
-  const float* base;
+  const float *keys, *values;
   const int64_t* table;  // none where all tokens lie one after another
   int64_t block_size;
-  int64_t stride;  // floats from one token to the next
+  int64_t stride;  // floats from one place to the next
 
-  const float* at(int64_t t) const {
-    return base + (table ? table[t / block_size] * block_size + t % block_size : t) * stride;
+  // How far from the first place `count` tokens from `start` on lie, in floats. Division is slow, so it is done once.
+  void places(int64_t start, int64_t count, int64_t* to) const {
+    if (!table) {
+      for (int64_t i = 0; i < count; ++i) to[i] = (start + i) * stride;
+      return;
+    }
+    const int64_t* block = table + start / block_size;
+    int64_t within = start % block_size;
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = (*block * block_size + within) * stride;
+      if (++within == block_size) within = 0, ++block;
+    }
   }
 };
 
@@ -43,10 +53,11 @@ struct AttentionScratch {
 static inline int64_t padded(int64_t head_dim) { return (head_dim + kWidth - 1) / kWidth * kWidth; }
 
 // A tile's keys with the dimension first: to [padded head_dim][kTile]; tokens behind `count` are zeros.
-static inline void transpose_keys(const Tokens& keys, int64_t start, int64_t count, int64_t head_dim, float* to) {
+static inline void transpose_keys(const float* keys, const int64_t* places, int64_t count, int64_t head_dim,
+                                  float* to) {
   for (int64_t token = 0; token < kTile; token += kWidth) {
     const float* rows[kWidth];
-    for (int i = 0; i < kWidth; ++i) rows[i] = token + i < count ? keys.at(start + token + i) : nullptr;
+    for (int i = 0; i < kWidth; ++i) rows[i] = token + i < count ? keys + places[token + i] : nullptr;
     for (int64_t d = 0; d < head_dim; d += kWidth) {
       const int64_t width = std::min<int64_t>(kWidth, head_dim - d);
       Floats square[kWidth];
@@ -147,7 +158,7 @@ static void attend_tile(const float* const* query, const float* keys, const floa
 // New rows of one sequence against one key-value head. Rows [rows, heads, head_dim] stand `stride` floats apart; the
 // first of them is at `position`, and there are `length` tokens.
 static void attend(const float* query, float* out, int64_t rows, int64_t stride, int64_t position, int64_t length,
-                   const Tokens& keys, const Tokens& values, const Heads& heads, AttentionScratch& scratch) {
+                   const Tokens& tokens, const Heads& heads, AttentionScratch& scratch) {
   const int64_t head_dim = heads.head_dim, width = padded(head_dim), lanes = rows * heads.group;
   scratch.keys.resize(width * kTile);
   scratch.values.resize(width * kTile);
@@ -162,9 +173,11 @@ static void attend(const float* query, float* out, int64_t rows, int64_t stride,
   for (int64_t start = first_of(0) / kTile * kTile; start < end; start += kTile) {
     const int64_t count = std::min<int64_t>(kTile, end - start);
     const float* value_rows[kTile];
-    transpose_keys(keys, start, count, head_dim, scratch.keys.data());
+    int64_t places[kTile];
+    tokens.places(start, count, places);
+    transpose_keys(tokens.keys, places, count, head_dim, scratch.keys.data());
     for (int64_t t = 0; t < count; ++t) {
-      value_rows[t] = values.at(start + t);
+      value_rows[t] = tokens.values + places[t];
       if (width != head_dim) {  // a vector would reach behind the row
         float* copy = scratch.values.data() + t * width;
         std::memcpy(copy, value_rows[t], head_dim * sizeof(float));

@@ -2,12 +2,13 @@
 // Knows packed weights, the KV cache's blocks and a batch's layout. Does not know requests or sampling.
 #pragma once
 
-#include <cmath>
 #include <memory>
 #include <vector>
 
 #include "attention.h"
+#include "greedy.h"
 #include "linear.h"
+#include "rows.h"
 
 struct DecoderShape {
   int64_t hidden, layers, heads, kv_heads, head_dim, feed_forward, vocabulary, block_size, window;
@@ -48,53 +49,6 @@ static inline void multiply(Pool& pool, const Weights& w, int64_t rows, const fl
            add);
 }
 
-static inline void rms_norm(const float* x, const float* weight, float eps, int64_t size, float* y) {
-  Floats total{};
-  int64_t i = 0;
-  for (; i + kWidth <= size; i += kWidth) total += load(x + i) * load(x + i);
-  float squares = sum(total);
-  for (; i < size; ++i) squares += x[i] * x[i];
-  const float factor = 1.0f / std::sqrt(squares / static_cast<float>(size) + eps);
-  for (i = 0; i + kWidth <= size; i += kWidth) store(y + i, load(x + i) * factor * load(weight + i));
-  for (; i < size; ++i) y[i] = x[i] * factor * weight[i];
-}
-
-// silu(gate) * up for one row [gate | up] of 2 * size.
-static inline void gated(const float* row, int64_t size, float* y) {
-  int64_t i = 0;
-  for (; i + kWidth <= size; i += kWidth) {
-    const Floats gate = load(row + i);
-    store(y + i, gate / (1.0f + exponential(-gate)) * load(row + size + i));
-  }
-  if (i < size) {
-    Floats gate{}, up{};
-    std::memcpy(&gate, row + i, (size - i) * sizeof(float));
-    std::memcpy(&up, row + size + i, (size - i) * sizeof(float));
-    const Floats product = gate / (1.0f + exponential(-gate)) * up;
-    std::memcpy(y + i, &product, (size - i) * sizeof(float));
-  }
-}
-
-// Turns `heads` heads of one row by the position's cosines and sines [head_dim / 2], pairs being half a head apart.
-static inline void rotate(float* row, int64_t heads, int64_t head_dim, const float* cosines, const float* sines) {
-  const int64_t half = head_dim / 2;
-  for (int64_t h = 0; h < heads; ++h, row += head_dim)
-    for (int64_t i = 0; i < half; ++i) {
-      const float a = row[i], b = row[i + half];
-      row[i] = a * cosines[i] - b * sines[i];
-      row[i + half] = b * cosines[i] + a * sines[i];
-    }
-}
-
-// Rows in parts for the pool: one part where they are few.
-template <typename Function>
-static inline void each_row(Pool& pool, int64_t rows, const Function& function) {
-  const int64_t share = 16, parts = (rows + share - 1) / share;
-  pool.run(parts, [&](int64_t part) {
-    for (int64_t r = part * share; r < std::min(rows, (part + 1) * share); ++r) function(r);
-  });
-}
-
 class Decoder {
  public:
   // The table of embeddings [vocabulary, hidden]; none where it is the head, whose packed weights are read then.
@@ -103,15 +57,30 @@ class Decoder {
       : pool_(pool), shape_(shape), frequencies_(frequencies, frequencies + shape.head_dim / 2),
         layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table) {}
 
-  // A whole step over tokens alone: logits [count, vocabulary] of `count` rows of the batch.
-  void step(const Batch& batch, const int64_t* token_ids, int64_t count, const int64_t* rows, float* to) {
-    const int64_t size = shape_.hidden;
+  // A whole step over tokens alone: the likeliest token of `count` rows of the batch, -1 where one's logits are not all
+  // finite. Returns how many of them are near ties.
+  int64_t next(const Batch& batch, const int64_t* token_ids, int64_t count, const int64_t* rows, float margin,
+               int64_t* chosen) {
+    const int64_t size = shape_.hidden, vocabulary = shape_.vocabulary;
     float* x = grow(rows_, batch.tokens * size);
     embed(batch.tokens, token_ids, x);
     hidden(batch, x);
-    float* last = grow(last_, count * size);
-    for (int64_t i = 0; i < count; ++i) std::memcpy(last + i * size, x + rows[i] * size, size * sizeof(float));
-    logits(count, last, to);
+    int64_t near_ties = 0;
+    // A product takes in so many rows at once anyway, and more logits than theirs would only take up memory.
+    for (int64_t first = 0; first < count; first += kRowBlock) {
+      const int64_t taken = std::min(kRowBlock, count - first);
+      float* last = grow(last_, taken * size);
+      for (int64_t i = 0; i < taken; ++i)
+        std::memcpy(last + i * size, x + rows[first + i] * size, size * sizeof(float));
+      float* scores = grow(logits_, taken * vocabulary);
+      logits(taken, last, scores);
+      for (int64_t i = 0; i < taken; ++i) {
+        const Choice choice = choose(scores + i * vocabulary, vocabulary, margin);
+        chosen[first + i] = choice.finite ? choice.token : -1;
+        near_ties += choice.near_tie;
+      }
+    }
+    return near_ties;
   }
 
   void embed(int64_t count, const int64_t* token_ids, float* to) const {
@@ -221,8 +190,7 @@ class Decoder {
       const int64_t offset = part.kv_head * s.head_dim, width = s.kv_heads * s.head_dim;
       float* query = qkv + part.row * stride + part.kv_head * heads.group * s.head_dim;
       attend(query, query, part.rows, stride, part.position, part.position + part.rows,
-             Tokens{layer.keys + offset, table, s.block_size, width},
-             Tokens{layer.values + offset, table, s.block_size, width}, heads, scratch);
+             Tokens{layer.keys + offset, layer.values + offset, table, s.block_size, width}, heads, scratch);
     });
   }
 
@@ -233,6 +201,6 @@ class Decoder {
   const float* norm_;
   Weights head_;
   const float* table_;
-  std::vector<float> rows_, last_, normed_, qkv_, wide_, narrow_, cosines_, sines_;
+  std::vector<float> rows_, last_, logits_, normed_, qkv_, wide_, narrow_, cosines_, sines_;
   std::vector<Part> parts_;
 };

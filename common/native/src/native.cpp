@@ -6,7 +6,7 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 3; }
+int32_t diptych_version() { return 4; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -42,7 +42,7 @@ void diptych_packed_attention(void* pool, const float* query, const float* key, 
     const int64_t row = (part.start + part.first) * stride + part.kv_head * shape.group * head_dim;
     const int64_t offset = part.start * kv_stride + part.kv_head * head_dim;
     attend(query + row, out + row, part.rows, stride, part.first, part.length,
-           Tokens{key + offset, nullptr, 0, kv_stride}, Tokens{value + offset, nullptr, 0, kv_stride}, shape, scratch);
+           Tokens{key + offset, value + offset, nullptr, 0, kv_stride}, shape, scratch);
   });
 }
 
@@ -65,40 +65,29 @@ void diptych_decoder_embed(void* decoder, int64_t count, const int64_t* token_id
   static_cast<Decoder*>(decoder)->embed(count, token_ids, embeds);
 }
 
-void diptych_decoder_step(void* decoder, const Batch* batch, const int64_t* token_ids, int64_t count,
-                          const int64_t* rows, float* logits) {
-  static_cast<Decoder*>(decoder)->step(*batch, token_ids, count, rows, logits);
+// A step over tokens alone: the likeliest token of each of the layout's rows, or -1 where its logits are not all finite.
+// The layout is [tokens, requests, max_blocks, rows], then the token ids and the arrays of Batch in their order, then the
+// rows. Returns how many of the choices have another token within the margin.
+int64_t diptych_decoder_next(void* decoder, const int64_t* layout, float margin, int64_t* chosen) {
+  const int64_t tokens = layout[0], requests = layout[1], max_blocks = layout[2], count = layout[3];
+  const int64_t* token_ids = layout + 4;
+  const int64_t* positions = token_ids + tokens;
+  const int64_t* slots = positions + tokens;
+  const int64_t* tables = slots + tokens;
+  const int64_t* query_lengths = tables + requests * max_blocks;
+  const int64_t* seq_lens = query_lengths + requests;
+  const Batch batch{tokens, requests, max_blocks, positions, slots, tables, query_lengths, seq_lens};
+  return static_cast<Decoder*>(decoder)->next(batch, token_ids, count, seq_lens + requests, margin, chosen);
 }
 
 // Of every row the first of its largest logits; whether all are finite; whether another is within the margin.
 void diptych_greedy(int64_t rows, int64_t vocabulary, const float* logits, float margin, int64_t* best,
                     uint8_t* finite, uint8_t* near_tie) {
   for (int64_t r = 0; r < rows; ++r) {
-    const float* row = logits + r * vocabulary;
-    Floats highest = fill(-INFINITY), bad{};
-    int64_t i = 0;
-    for (; i + kWidth <= vocabulary; i += kWidth) {
-      const Floats x = load(row + i);
-      highest = x > highest ? x : highest;
-      bad += x - x;  // 0, or NaN where x is none or infinite
-    }
-    float top = largest(highest), wrong = sum(bad);
-    for (; i < vocabulary; ++i) {
-      top = row[i] > top ? row[i] : top;
-      wrong += row[i] - row[i];
-    }
-    finite[r] = wrong == 0.0f;
-    int64_t first = 0, close = 0;
-    if (finite[r]) {
-      while (row[first] != top) ++first;
-      const float limit = top - margin;
-      Ints count{};
-      for (i = 0; i + kWidth <= vocabulary; i += kWidth) count -= load(row + i) >= limit;
-      for (int lane = 0; lane < kWidth; ++lane) close += count[lane];
-      for (; i < vocabulary; ++i) close += row[i] >= limit;
-    }
-    best[r] = first;
-    near_tie[r] = close > 1;
+    const Choice choice = choose(logits + r * vocabulary, vocabulary, margin);
+    best[r] = choice.token;
+    finite[r] = choice.finite;
+    near_tie[r] = choice.near_tie;
   }
 }
 
