@@ -12,7 +12,7 @@ tokens of a single request are cut too, and run one half after the other.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
 from decoder_service.engine.request_status import RequestStatus
@@ -21,8 +21,7 @@ from decoder_service.engine.step import Runner, ScheduledBatch, ScheduledRequest
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What became of a part of a batch: a result, or an error where it is a single request."""
 
     batch: ScheduledBatch

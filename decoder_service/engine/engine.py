@@ -177,10 +177,10 @@ class Engine:
 
     def _update(self, batch: ScheduledBatch, result: StepResult, output: StepOutput) -> None:
         self._num_near_ties += result.num_near_ties
-        for scheduled in batch.requests:
-            request = scheduled.request
-            request.num_computed_tokens += scheduled.num_scheduled_tokens
-            output.consumed.extend(request.release_features(request.num_computed_tokens))
+        for request, num_tokens in batch.requests:
+            request.num_computed_tokens += num_tokens
+            if request.placeholders:
+                output.consumed.extend(request.release_features(request.num_computed_tokens))
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs.get(request.request_id, ()))
         for request, token_id in zip(batch.sampled, result.token_ids, strict=True):
@@ -194,8 +194,10 @@ class Engine:
             else:
                 request.num_finite_tokens = request.num_computed_tokens
                 self._prefix_cache.remember(request)
-                self._part(request)
-                self._append(request, token_id, result.logprobs.get(request.completion_id), output)
+                if request.forks:
+                    self._part(request)
+                logprobs = result.logprobs.get(request.completion_id) if result.logprobs else None
+                self._append(request, token_id, logprobs, output)
 
     def _part(self, request: Request) -> None:
         """Let the other completions of a prompt that is computed run beside the first one."""
@@ -219,7 +221,7 @@ class Engine:
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 index=request.index,
-                is_last=request.request_id not in self._completions,
+                is_last=reason is not None and request.request_id not in self._completions,
             )
         )
 

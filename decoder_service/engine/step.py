@@ -40,10 +40,12 @@ class BlockCopy(NamedTuple):
 class ScheduledBatch:
     """All that one step computes; made right before, as who gets a token follows from how far all are then."""
 
-    __slots__ = ("copies", "requests", "sampled")
+    __slots__ = ("copies", "num_tokens", "requests", "sampled")
 
     def __init__(self, requests: tuple[ScheduledRequest, ...], copies: tuple[BlockCopy, ...] = ()) -> None:
         self.requests = requests
+        self.num_tokens = sum([scheduled.num_scheduled_tokens for scheduled in requests])
+        """Tokens that the step computes."""
         self.copies = copies
         """Made once, before anything is computed, as if all at once: every source is read before any target is written.
 
@@ -66,11 +68,6 @@ class ScheduledBatch:
         """A batch of some of the requests, perhaps with fewer tokens, that can be run by itself after the copies."""
         return ScheduledBatch(tuple(requests))
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the step computes."""
-        return sum(scheduled.num_scheduled_tokens for scheduled in self.requests)
-
 
 class NoToken(Enum):
     """Why a request gets no token, and so ends."""
@@ -81,7 +78,7 @@ class NoToken(Enum):
     """Its own sampling parameters rule out every token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class StepResult:
     """What the runner computed for a batch."""
 
@@ -111,7 +108,7 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenOutput:
     """A new token of a request and, with its last one, why it ended."""
 
@@ -141,7 +138,7 @@ class WantedImages:
     """The completion that needs them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepOutput:
     """What a step changed, for the callers to hear. Filled while the step goes on."""
 

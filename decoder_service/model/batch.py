@@ -4,6 +4,7 @@ Knows the layout of a batch. Does not know the model or how requests were chosen
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -62,7 +63,7 @@ class BatchLayout:
     """The image rows, in the order of `image_indices`"""
     prompt_rows: list[PromptRows] = field(default_factory=list)
     """Rows that get logits to judge the prompt by; none for requests that do not ask for them"""
-    block_tables: list[int] = field(default_factory=list)
+    block_tables: Sequence[int] = ()
     """[num_requests * max_blocks], padded with each request's own first block, which the lengths hide"""
     max_blocks: int = 0
 
@@ -209,7 +210,7 @@ def _prompt_rows(scheduled: ScheduledRequest, offset: int) -> list[PromptRows]:
     ]
 
 
-def _block_tables(batch: ScheduledBatch) -> tuple[list[int], int]:
+def _block_tables(batch: ScheduledBatch) -> tuple[Sequence[int], int]:
     """The requests' tables one after another, and the width that they are filled up to."""
     tables = [scheduled.request.block_table for scheduled in batch.requests]
     if len(tables) == 1:

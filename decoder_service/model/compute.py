@@ -4,6 +4,7 @@ Knows the model's weights, the KV cache and one batch's tensors. Does not know r
 implementation a service runs with is chosen once, when it starts.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -42,7 +43,7 @@ class Compute(Protocol):
 class WholeCompute(Compute, Protocol):
     """One that also does all that most steps need, a choice of the likeliest tokens of a text, in one call."""
 
-    def next_tokens(self, layout: BatchLayout) -> tuple[list[int | None], int]:
+    def next_tokens(self, layout: BatchLayout) -> tuple[Sequence[int | None], int]:
         """The likeliest token for each of `layout.logits_indices` and how many of them are near ties.
 
         Of a batch without images. None where not all of a token's logits are finite.

@@ -7,7 +7,6 @@ process, whatever it is: such an error is sticky, and only a new process helps.
 """
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import torch
 
@@ -33,37 +32,36 @@ class GuardedRunner:
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copy blocks. Raises DeviceMemoryError or DeviceLostError."""
-        with DeviceErrors():
+        try:
             self._runner.copy(copies)
+        except (RuntimeError, MemoryError) as error:
+            _tell_apart(error)
+            raise
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute a batch. Raises DeviceMemoryError, DeviceLostError, or whatever the batch is at fault for."""
-        with DeviceErrors():
+        try:
             return self._runner.execute(batch)
+        except (RuntimeError, MemoryError) as error:
+            _tell_apart(error)
+            raise
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         """Clear blocks. Raises DeviceMemoryError or DeviceLostError."""
-        with DeviceErrors():
+        try:
             self._runner.clear(block_ids)
+        except (RuntimeError, MemoryError) as error:
+            _tell_apart(error)
+            raise
 
 
-class DeviceErrors:
-    """While inside, raises the errors of the device as what they are."""
-
-    def __enter__(self) -> None:
-        """Let anything happen."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Raise DeviceMemoryError or DeviceLostError in place of what says so, and all else as it is."""
-        if not isinstance(error, RuntimeError | MemoryError):
-            return
-        text = str(error).lower()
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
-            if torch.cuda.is_available():
-                # What is cached for other sizes may be what this one lacks.
-                torch.cuda.empty_cache()
-            raise DeviceMemoryError("the device has no memory for this batch") from error
-        if any(words in text for words in _LOST):
-            raise DeviceLostError("the device computes nothing any more") from error
+def _tell_apart(error: RuntimeError | MemoryError) -> None:
+    """Raises DeviceMemoryError or DeviceLostError in place of an error of the device that says so."""
+    text = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
+        if torch.cuda.is_available():
+            # What is cached for other sizes may be what this one lacks.
+            torch.cuda.empty_cache()
+        raise DeviceMemoryError("the device has no memory for this batch") from error
+    if any(words in text for words in _LOST):
+        raise DeviceLostError("the device computes nothing any more") from error

@@ -5,6 +5,7 @@ they compute. float32 on a CPU only. A row's result is the same bits in any batc
 """
 
 from array import array
+from collections.abc import Sequence
 from ctypes import byref
 
 import torch
@@ -83,7 +84,7 @@ class NativeCompute:
         self._library.c.diptych_decoder_hidden(self._decoder, byref(_c_batch(forward)), embeds.data_ptr())
         return embeds
 
-    def next_tokens(self, layout: BatchLayout) -> tuple[list[int | None], int]:
+    def next_tokens(self, layout: BatchLayout) -> tuple[Sequence[int | None], int]:
         """See `WholeCompute`."""
         count = len(layout.logits_indices)
         numbers = array("q", (len(layout.token_ids), len(layout.seq_lens), layout.max_blocks, count))
@@ -98,9 +99,7 @@ class NativeCompute:
         ):
             numbers.extend(column)
         chosen = array("q", bytes(numbers.itemsize * count))
-        num_near_ties: int = self._next(
-            self._decoder, numbers.buffer_info()[0], MARGIN, chosen.buffer_info()[0]
-        )
+        num_near_ties: int = self._next(self._decoder, numbers.buffer_info()[0], MARGIN, chosen.buffer_info()[0])
         token_ids = chosen.tolist()
         if token_ids and min(token_ids) < 0:
             return [None if token_id < 0 else token_id for token_id in token_ids], num_near_ties

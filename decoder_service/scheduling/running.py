@@ -17,6 +17,8 @@ class RunningRequests:
 
     def __init__(self) -> None:
         self._requests: list[Request] = []
+        self.num_changes = 0
+        """How often somebody came or left."""
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -37,10 +39,12 @@ class RunningRequests:
     def add(self, request: Request) -> None:
         """Let a request run."""
         insort(self._requests, request, key=_place)
+        self.num_changes += 1
 
     def remove(self, request: Request) -> None:
         """Let it run no more."""
         self._requests.remove(request)
+        self.num_changes += 1
 
     def victim(self) -> Request:
         """Who gives way when blocks run out.

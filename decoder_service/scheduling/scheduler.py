@@ -14,9 +14,11 @@ from decoder_service.engine.request import Request
 from decoder_service.engine.request_status import RequestStatus
 from decoder_service.engine.step import ScheduledBatch, StepOutput
 from decoder_service.scheduling.books import check_books
+from decoder_service.scheduling.image_wishes import ImageWishes
 from decoder_service.scheduling.room import Room
 from decoder_service.scheduling.running import RunningRequests
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from decoder_service.scheduling.steady import SteadySteps
 from decoder_service.scheduling.step_plan import StepPlan
 from decoder_service.scheduling.token_counters import TokenCounters
 from decoder_service.scheduling.waiting import WaitingRequests
@@ -43,10 +45,12 @@ class Scheduler:
         self._prefix_cache = prefix_cache
         self._counters = TokenCounters()
         self._waiting = WaitingRequests(self._counters)
+        self._wishes = ImageWishes(self._waiting, prefix_cache)
         self._running = RunningRequests()
         self._plan = StepPlan(config, self._counters)
         self._room = Room(config, blocks, self._running, self._plan)
         self._copies = CopyOnWrite(blocks)
+        self._steady = SteadySteps(blocks=blocks, running=self._running, waiting=self._waiting, plan=self._plan)
 
     @property
     def num_waiting(self) -> int:
@@ -66,7 +70,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether `schedule` would find anything to do."""
-        return bool(self._waiting.ready) or self._waiting.has_changed or self._running.can_move
+        return self._running.can_move or self._waiting.could_begin
 
     def add(self, request: Request) -> tuple[int, ...]:
         """Let a request wait, without blocks, for its features or for its turn.
@@ -110,7 +114,15 @@ class Scheduler:
 
     def schedule(self, output: StepOutput) -> ScheduledBatch:
         """Pick the next batch and allocate its blocks; writes admissions and preemptions to `output`."""
-        self._take_back(output)
+        batch = self._steady.again()
+        if batch is None:
+            batch = self._schedule(output)
+            self._steady.remember(batch)
+        return batch
+
+    def _schedule(self, output: StepOutput) -> ScheduledBatch:
+        """The next batch by the rules."""
+        self._wishes.take_back(output)
         self._move_running()
         self._plan.spare_generating(min(len(self._waiting.ready), self._room.num_free_places))
         self._share_out(output)
@@ -119,7 +131,7 @@ class Scheduler:
             # features take up, so one side must give way, and the ready one is the one that can move.
             self._preempt(self._running.victim())
             self._share_out(output)
-        self._take_back(output)
+        self._wishes.take_back(output)
         return self._plan.take(self._copies.take())
 
     def check_integrity(self, requests: Collection[Request]) -> None:
@@ -183,7 +195,7 @@ class Scheduler:
         found = self._prefix_cache.find(request)
         if not request.is_ready:
             self._waiting.remove(request)
-            self._await_features(request, output)
+            self._wishes.wait_on(request, output)
             return True
         victims = self._room.victims_for(request, found)
         if victims is None:
@@ -229,22 +241,3 @@ class Scheduler:
         is_clean = request.num_finite_tokens == request.num_computed_tokens and not request.is_suspect
         num_clean = None if is_clean else request.num_finite_tokens // self._blocks.block_size
         self._blocks.free(request.block_table, num_clean=num_clean)
-
-    def _take_back(self, output: StepOutput) -> None:
-        """Let those wait that just began to, for the images that what is left of their blocks does not cover."""
-        for request in self._waiting.take_changed():
-            output.consumed.extend(request.release_features(request.num_prompt_tokens))
-            if request.is_paused:
-                output.want(request, ())
-            else:
-                self._prefix_cache.find(request)
-                output.want(request, request.uncovered_images)
-                self._waiting.add(request)
-
-    def _await_features(self, request: Request, output: StepOutput) -> None:
-        """Let a request whose turn has come wait on, as the prefix cache no longer holds what it held."""
-        if not set(request.uncovered_images) <= set(request.wanted_images):
-            request.num_cached_tokens = 0
-            output.consumed.extend(request.release_features(request.num_prompt_tokens))
-            output.want(request, request.uncovered_images)
-        self._waiting.add(request)

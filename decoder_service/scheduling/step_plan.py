@@ -3,10 +3,12 @@
 Knows the token budget and whom its tokens are charged to. Does not know blocks, or who goes first (see `scheduler`).
 """
 
+from collections.abc import Iterable
+
 from decoder_service.engine.request import Request
 from decoder_service.engine.step import BlockCopy, ScheduledBatch, ScheduledRequest
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
-from decoder_service.scheduling.token_counters import TokenCounters, cost
+from decoder_service.scheduling.token_counters import OUTPUT_WEIGHT, TokenCounters, cost
 
 STEPS_BEFORE_GROWTH = 100
 """Steps that must pass before the budget, once cut, is doubled again."""
@@ -75,9 +77,21 @@ class StepPlan:
     def take(self, copies: tuple[BlockCopy, ...]) -> ScheduledBatch:
         """The batch, which begins with copying blocks; the plan is empty again."""
         plan, self._num_tokens = self._num_tokens, {}
+        self._end_step()
+        requests = tuple(ScheduledRequest(request, num_tokens) for request, num_tokens in plan.items())
+        return ScheduledBatch(requests, copies)
+
+    def charge_again(self, requests: Iterable[Request]) -> None:
+        """Count a step that gives each of these one more token, behind one that it had generated."""
+        for request in requests:
+            place = request.num_computed_tokens
+            if request.num_charged_tokens <= place:
+                self._counters.charge(request.tenant, OUTPUT_WEIGHT)
+                request.num_charged_tokens = place + 1
+        self._end_step()
+
+    def _end_step(self) -> None:
         self._num_steps += 1
         if self._num_steps % STEPS_BEFORE_GROWTH == 0:
             self._limit = min(2 * self._limit, self._config.max_num_batched_tokens)
         self.budget = self._limit
-        requests = tuple(ScheduledRequest(request, num_tokens) for request, num_tokens in plan.items())
-        return ScheduledBatch(requests, copies)

@@ -49,6 +49,11 @@ class WaitingRequests:
         return {"images": images, "reader": paused, "capacity": len(self) - images - paused}
 
     @property
+    def could_begin(self) -> bool:
+        """Whether anybody waits for its turn, or may soon."""
+        return bool(self._changed) or len(self.ready) > 0
+
+    @property
     def has_changed(self) -> bool:
         """Whether `take_changed` would give any."""
         return bool(self._changed)

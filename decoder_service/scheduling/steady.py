@@ -1,0 +1,56 @@
+"""The last step over again, where nothing has changed but that everybody has one token more.
+
+Knows when that is so. Does not know queues or who gives way (see `scheduler`), which has the last word otherwise. In
+nearly every step all that run get their next token and nobody else could begin; to find just that by the rules takes
+several times as long, for each request of each step.
+"""
+
+from decoder_service.cache.block_manager import BlockManager
+from decoder_service.engine.step import ScheduledBatch
+from decoder_service.scheduling.running import RunningRequests
+from decoder_service.scheduling.step_plan import StepPlan
+from decoder_service.scheduling.waiting import WaitingRequests
+
+
+class SteadySteps:
+    """Gives a batch again as long as the scheduler would come to the same one."""
+
+    def __init__(
+        self, *, blocks: BlockManager, running: RunningRequests, waiting: WaitingRequests, plan: StepPlan
+    ) -> None:
+        self._blocks = blocks
+        self._running = running
+        self._waiting = waiting
+        self._plan = plan
+        self._batch: ScheduledBatch | None = None
+        self._num_changes = 0
+
+    def remember(self, batch: ScheduledBatch) -> None:
+        """Take the batch that the scheduler came to: it may come again if it is one token of each that runs.
+
+        Each of them then owns the block that it writes in, and does so until somebody comes to run beside it.
+        """
+        num_requests = len(batch.requests)
+        is_steady = num_requests == batch.num_tokens == len(batch.sampled) == len(self._running) and not batch.copies
+        self._batch = batch if is_steady else None
+        self._num_changes = self._running.num_changes
+
+    def again(self) -> ScheduledBatch | None:
+        """The same batch, with its blocks allocated and its tokens charged; None where the rules must be gone through.
+
+        Some blocks may have been allocated then, which the rules would have allocated as well.
+        """
+        batch = self._batch
+        if batch is None or self._running.num_changes != self._num_changes or self._waiting.could_begin:
+            return None
+        if self._plan.budget < batch.num_tokens:
+            return None
+        size = self._blocks.block_size
+        for request in batch.sampled:
+            if request.is_paused or not request.is_generating:
+                return None
+            place = request.num_computed_tokens
+            if place % size == 0 and not self._blocks.allocate(request.block_table, place + 1):
+                return None
+        self._plan.charge_again(batch.sampled)
+        return batch

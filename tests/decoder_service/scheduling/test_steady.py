@@ -1,0 +1,94 @@
+"""A step that is the last one over again is the one that the rules would have come to."""
+
+from random import Random
+
+import pytest
+
+from decoder_service.cache.block_hash import block_hash
+from decoder_service.cache.block_manager import BlockManager
+from decoder_service.cache.prefix_cache import PrefixCache
+from decoder_service.engine.request import Request
+from decoder_service.engine.request_status import RequestStatus
+from decoder_service.engine.step import ScheduledBatch, StepOutput
+from decoder_service.scheduling.scheduler import Scheduler
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from decoder_service.scheduling.steady import SteadySteps
+from tests.decoder_service.engine_fakes import make_request
+
+Seen = tuple[list[tuple[str, int]], list[list[int]], list[int]]
+"""Of a step: who gets how many tokens, everybody's blocks, and what everybody was charged for."""
+
+
+def run(seed: int) -> list[Seen]:
+    """Steps of a scheduler to which things happen now and then, with too few blocks for all."""
+    random = Random(seed)
+    blocks = BlockManager(24, block_size=4)
+    config = SchedulerConfig(
+        max_num_batched_tokens=16, max_num_requests=4, max_model_len=1000, max_num_mixed_tokens=2, num_spare_blocks=1
+    )
+    scheduler = Scheduler(config, blocks, PrefixCache(blocks, block_hash))
+    requests: list[Request] = []
+    seen: list[Seen] = []
+    for step in range(300):
+        if random.random() < 0.04 and len(requests) < 6:
+            request = make_request(f"r{step}", random.randint(1, 12), arrival=step, max_tokens=1000)
+            request.tenant = random.choice([b"a", b"b"])
+            requests.append(request)
+            scheduler.add(request)
+        if requests and random.random() < 0.04:
+            request = random.choice(requests)
+            if request.status is RequestStatus.RUNNING:
+                scheduler.set_paused(request, paused=not request.is_paused)
+        if requests and random.random() < 0.02:
+            scheduler.remove(requests.pop(random.randrange(len(requests))))
+        batch = scheduler.schedule(StepOutput())
+        if random.random() < 0.02:
+            scheduler.shrink(batch)
+        seen.append(
+            (
+                [(each.request.request_id, each.num_scheduled_tokens) for each in batch.requests],
+                [list(each.block_table) for each in requests],
+                [each.num_charged_tokens for each in requests],
+            )
+        )
+        for each in batch.requests:
+            each.request.num_computed_tokens += each.num_scheduled_tokens
+        for request in batch.sampled:
+            request.output_token_ids.append(1)
+        scheduler.check_integrity(requests)
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_same_is_computed_as_by_the_rules_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_steady = 0
+    again = SteadySteps.again
+
+    def counted(self: SteadySteps) -> ScheduledBatch | None:
+        nonlocal num_steady
+        batch = again(self)
+        num_steady += batch is not None
+        return batch
+
+    monkeypatch.setattr(SteadySteps, "again", counted)
+    found = run(seed)
+    monkeypatch.setattr(SteadySteps, "again", lambda self: None)
+    assert run(seed) == found
+    assert 20 < num_steady < len(found)  # Or nothing was compared.
+
+
+def test_a_request_that_comes_is_begun_in_the_next_step() -> None:
+    blocks = BlockManager(24, block_size=4)
+    config = SchedulerConfig(max_num_batched_tokens=16, max_num_requests=4, max_model_len=1000)
+    scheduler = Scheduler(config, blocks, PrefixCache(blocks, block_hash))
+    requests = [make_request(f"r{index}", 3, arrival=index, max_tokens=1000) for index in range(2)]
+    sizes = []
+    for step in range(6):
+        if step in (0, 4):
+            scheduler.add(requests[step // 4])
+        batch = scheduler.schedule(StepOutput())
+        for each in batch.requests:
+            each.request.num_computed_tokens += each.num_scheduled_tokens
+            each.request.output_token_ids.append(1)
+        sizes.append([each.num_scheduled_tokens for each in batch.requests])
+    assert sizes == [[3], [1], [1], [1], [1, 3], [1, 1]]
