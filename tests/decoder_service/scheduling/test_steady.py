@@ -35,14 +35,15 @@ def run(seed: int) -> list[Seen]:
             request.tenant = random.choice([b"a", b"b"])
             requests.append(request)
             scheduler.add(request)
-        if requests and random.random() < 0.04:
+        if requests and random.random() < 0.1:
             request = random.choice(requests)
-            if request.status is RequestStatus.RUNNING:
+            if request.status is RequestStatus.RUNNING and (request.is_paused or random.random() < 0.2):
                 scheduler.set_paused(request, paused=not request.is_paused)
-        if requests and random.random() < 0.02:
-            scheduler.remove(requests.pop(random.randrange(len(requests))))
+        for request in [each for each in requests if each.num_tokens == 60]:
+            requests.remove(request)
+            scheduler.remove(request)
         batch = scheduler.schedule(StepOutput())
-        if random.random() < 0.02:
+        if random.random() < 0.005:
             scheduler.shrink(batch)
         seen.append(
             (
