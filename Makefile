@@ -1,6 +1,6 @@
 # make setup   the virtual environment, the stubs and an editable install; instant when nothing changed
 # make demo    both services with the demo model
-# make test    all tests
+# make test    all tests, on as many processes as there are cores; ARGS=... for pytest
 # make bench   ourselves beside every peer that is installed, see benchmarks/peers; ARGS='--cases C3 --cores 0,1'
 # make lock    all lists of hashes anew, after a change of requirements.lock or of what pyproject.toml asks for
 # make sbom    build/sbom.json, a CycloneDX list of all that is installed
@@ -52,7 +52,7 @@ demo: setup
 	@$(BIN)/python -m diptych.demo
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(ARGS)
 
 bench: setup
 	@$(BIN)/python -m benchmarks compare $(ARGS)
