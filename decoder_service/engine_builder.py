@@ -17,7 +17,7 @@ from decoder_service.config import DecoderConfig
 from decoder_service.engine.engine import Engine
 from decoder_service.model.compute_choice import choose_compute
 from decoder_service.model.device_guard import GuardedRunner
-from decoder_service.model.fp8 import FP8, check_fp8, quantize_layers
+from decoder_service.model.fp8 import FP8, check_fp8
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.memory import plan_num_blocks
 from decoder_service.model.run_config import RunConfig, make_run_config
@@ -60,9 +60,9 @@ def _check_feature_bytes(feature_bytes: int, vision: PixtralVisionConfig) -> Non
 def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig) -> Engine:
     """Load the weights, take memory for the KV cache, and warm up. Raises CheckpointError."""
     engine, kv_params = config.engine, run_config.kv_params
-    model = DecoderModel.load(checkpoint, device=run_config.device, dtype=run_config.dtype)
-    if engine.quantize is Quantize.FP8:
-        quantize_layers(model.decoder)
+    model = DecoderModel.load(
+        checkpoint, device=run_config.device, dtype=run_config.dtype, in_fp8=engine.quantize is Quantize.FP8
+    )
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
         memory_fraction=engine.memory_fraction,

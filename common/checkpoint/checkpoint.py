@@ -7,6 +7,7 @@ code. A tensor that is missing, left over or of the wrong shape is an error that
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -69,19 +70,29 @@ class Checkpoint:
 
         Memory peaks at the part's weights plus one tensor. Raises CheckpointError.
         """
+        state = dict(self.tensors(part, module, device=device, dtype=dtype))
+        module.load_state_dict(state, strict=True, assign=True)
+
+    def tensors(
+        self, part: Part, module: nn.Module, *, device: torch.device, dtype: torch.dtype
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Read a tensor for every parameter of a module, one at a time. Raises CheckpointError."""
+        self._check_fit(part, module)
+        return ((entry.place.name, self._read(entry).to(device=device, dtype=dtype)) for entry in self.entries(part))
+
+    def _check_fit(self, part: Part, module: nn.Module) -> None:
         wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         found = {entry.place.name: entry.stored for entry in self.entries(part)}
         for name in sorted(wanted.keys() | found.keys()):
             # The headers have been judged by the config; this says that the module is what the config says.
             if name not in wanted or name not in found or found[name].shape != wanted[name]:
                 raise CheckpointError(f"{self.directory.name}: tensor {part.value}.{name} does not fit its module")
-        state: dict[str, Tensor] = {}
-        for entry in self.entries(part):
-            tensor = entry.stored.read()
-            if entry.place.permuted_heads:
-                tensor = half_split(tensor, head_dim(self.config, part))
-            state[entry.place.name] = tensor.to(device=device, dtype=dtype)
-        module.load_state_dict(state, strict=True, assign=True)
+
+    def _read(self, entry: Entry) -> Tensor:
+        tensor = entry.stored.read()
+        if not entry.place.permuted_heads:
+            return tensor
+        return half_split(tensor, head_dim(self.config, entry.place.part))
 
     def digest(self, part: Part) -> bytes:
         """SHA-256 over the names, types, shapes and raw bytes of a part's tensors, streamed."""

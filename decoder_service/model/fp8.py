@@ -4,6 +4,8 @@ Knows tensors and the decoder's modules. Does not know kernels that round faster
 depends on that row alone, so its result does not depend on the other rows. torch multiplies; on a CPU, slowly.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -66,6 +68,25 @@ def quantize_layers(decoder: MistralForCausalLM) -> None:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(module, name, Fp8Linear.of(child))
+
+
+def load_rounded(decoder: MistralForCausalLM, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """Fill a decoder that was built on the meta device with its parameters, those of layers' products rounded.
+
+    Each is rounded as it comes, so memory peaks at the rounded weights plus one that is not.
+    """
+    quantize_layers(decoder)
+    products = {f"{name}." for name, module in decoder.named_modules() if isinstance(module, Fp8Linear)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        prefix = name.removesuffix("weight")
+        if prefix in products:
+            state[name], state[f"{prefix}scale"] = round_rows(tensor)
+        else:
+            state[name] = tensor
+        # Or it would still be there while the next one is read.
+        del tensor
+    decoder.load_state_dict(state, strict=True, assign=True)
 
 
 def check_fp8(device: torch.device) -> None:

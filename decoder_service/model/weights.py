@@ -10,6 +10,7 @@ import torch
 from common.checkpoint.checkpoint import Checkpoint
 from common.checkpoint.layout import Part
 from common.model.config import MistralConfig, PixtralConfig
+from decoder_service.model.fp8 import load_rounded
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector
 
@@ -25,12 +26,18 @@ class DecoderModel:
     projector: Projector | None
 
     @staticmethod
-    def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> "DecoderModel":
-        """Load the weights. Raises CheckpointError."""
+    def load(
+        checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, in_fp8: bool = False
+    ) -> "DecoderModel":
+        """Load the weights, with `in_fp8` those of layers' products rounded. Raises CheckpointError."""
         with torch.device("meta"):
             decoder = MistralForCausalLM(checkpoint.text_config)
             projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
-        checkpoint.load(Part.DECODER, decoder, device=device, dtype=dtype)
+        tensors = checkpoint.tensors(Part.DECODER, decoder, device=device, dtype=dtype)
+        if in_fp8:
+            load_rounded(decoder, tensors)
+        else:
+            decoder.load_state_dict(dict(tensors), strict=True, assign=True)
         if projector is not None:
             checkpoint.load(Part.PROJECTOR, projector, device=device, dtype=dtype)
         return DecoderModel(

@@ -1,5 +1,7 @@
 """Products in 8-bit floats against the definition of rounding and against the exact product."""
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from torch import nn
 
 from common.checkpoint.checkpoint import open_checkpoint
 from decoder_service.model.compute import TorchCompute
-from decoder_service.model.fp8 import FP8, FP8_MAX, Fp8Linear, check_fp8, quantize_layers, round_rows
+from decoder_service.model.fp8 import FP8, FP8_MAX, Fp8Linear, check_fp8, load_rounded, quantize_layers, round_rows
+from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.tiled_compute import TiledCompute
 from decoder_service.model.weights import DecoderModel
 from tests.checkpoints import save_text
@@ -75,6 +78,30 @@ def test_only_the_layers_products_are_rounded(tmp_path: Path) -> None:
     }  # fmt: skip
     scales = sum(parameter.numel() for name, parameter in model.decoder.named_parameters() if name.endswith("scale"))
     assert sum(parameter.numel() for parameter in model.decoder.parameters()) == before + scales
+
+
+def test_weights_are_rounded_as_they_are_read_and_none_stays_beside_its_rounded_one(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(save_text(tmp_path))
+    whole = DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.bfloat16).decoder
+    unrounded: list[weakref.ref[torch.Tensor]] = []
+
+    def read() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in whole.state_dict().items():
+            assert all(tensor() is None for tensor in unrounded), name
+            tensor = parameter.clone()
+            if name.endswith("proj.weight"):
+                unrounded.append(weakref.ref(tensor))
+            yield name, tensor
+            del tensor
+
+    with torch.device("meta"):
+        decoder = MistralForCausalLM(checkpoint.text_config)
+    load_rounded(decoder, read())
+    assert len(unrounded) == 7 * checkpoint.text_config.num_hidden_layers
+    quantize_layers(whole)
+    loaded = DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.bfloat16, in_fp8=True).decoder
+    for expected, *others in zip(whole.parameters(), decoder.parameters(), loaded.parameters(), strict=True):
+        assert all(torch.equal(expected.view(torch.uint8), other.view(torch.uint8)) for other in others)
 
 
 def test_an_old_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
