@@ -1,4 +1,5 @@
-"""What long prompts do to the tokens beside them, and how long they wait themselves, by `--max-num-mixed-tokens`.
+"""What long prompts do to the tokens beside them, and how long they wait themselves, by `--max-num-mixed-tokens`
+and `--max-step-stretch`.
 
 Knows the engine as the service builds it, on a clock that only the processor time of its steps turns: others on the
 machine hardly change it. The long prompts are as long as those of pictures; encoding them is left out, as it has cores
@@ -108,13 +109,16 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=4, help="streams of text at a time")
     parser.add_argument("--requests", type=int, default=16, help="requests of the streams, together")
     parser.add_argument("--rates", type=float, nargs="*", default=[0.5], help="long prompts a second")
-    parser.add_argument("--tokens", type=int, nargs="*", default=[4, 16, 64, _NO_LIMIT], help="settings to run")
+    parser.add_argument("--tokens", type=int, nargs="*", default=[4, 16, 64, _NO_LIMIT], help="limits to run")
+    parser.add_argument("--stretches", type=float, nargs="*", default=[], help="values of --max-step-stretch, besides")
     options = parser.parse_args()
     torch.set_num_threads(1)
     directory = checkpoints.checkpoint(options.model)
     for number, rate in enumerate([0.0, *options.rates]):
-        for tokens in options.tokens if number else [_NO_LIMIT]:
-            settings = replace(EngineSettings(), max_num_mixed_tokens=tokens)
+        mixed = [(f"{tokens} tokens", {"max_num_mixed_tokens": tokens}) for tokens in options.tokens]
+        stretched = [(f"stretch {stretch}", {"max_step_stretch": stretch}) for stretch in options.stretches]
+        for name, changes in [*mixed, *stretched] if number else [("", {"max_num_mixed_tokens": _NO_LIMIT})]:
+            settings = replace(EngineSettings(), **changes)
             engine = in_process_engine(directory, max_requests=_MAX_REQUESTS, max_tokens=1024, settings=settings)
             run = Run(engine, checkpoints.text_config(options.model).vocab_size)
             text, long = run.load(
@@ -122,17 +126,17 @@ def main() -> None:
                 requests=options.requests,
                 long_times=every(1 / rate) if rate else iter([float("inf")]),
             )
-            print(describe(rate, tokens, text, long), flush=True)
+            print(describe(rate, name, text, long), flush=True)
 
 
-def describe(rate: float, tokens: int, text: Sequence[Course], long: Sequence[Course]) -> str:
+def describe(rate: float, name: str, text: Sequence[Course], long: Sequence[Course]) -> str:
     """One line."""
     inter, first, ends = gaps(text), first_tokens(long), [course.token_times[-1] for course in text]
     if not rate:
         return f"alone: ITL P50 {percentile(inter, 50):.1f}, P99 {percentile(inter, 99):.1f} ms"
     rate_of_text = len(text) * _TEXT_OUTPUT / max(ends)
     return (
-        f"{rate:g} a second, {tokens} tokens: ITL of text P50 {percentile(inter, 50):.1f}, "
+        f"{rate:g} a second, {name}: ITL of text P50 {percentile(inter, 50):.1f}, "
         f"P99 {percentile(inter, 99):.1f}, most {max(inter):.0f} ms; TTFT of {len(long)} long prompts P50 "
         f"{percentile(first, 50):.0f}, P99 {percentile(first, 99):.0f} ms; text {rate_of_text:.0f} tok/s"
     )

@@ -26,6 +26,12 @@ class EngineSettings:
         help="what each prompt may have in a step that also gives others their next tokens, besides as many tokens as "
         "those are; 8 on a CPU and no such limit on CUDA where unset",
     )
+    max_step_stretch: float | None = setting(
+        None,
+        minimum=1.01,
+        help="most times as long that a step with next tokens may take, about, as without prompts; one more than the "
+        "prompts that it has where unset; the lower, the longer prompts take",
+    )
     max_num_requests: int = setting(64, minimum=1, help="most requests that run at once")
     max_queue: int = setting(1024, minimum=0, help="most requests that wait")
     max_queue_tokens: int = setting(

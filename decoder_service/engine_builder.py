@@ -6,6 +6,8 @@ Knows which part needs which. Does not know gRPC, tokens or pictures; whoever wa
 import logging
 import math
 
+import torch
+
 from common.checkpoint.checkpoint import Checkpoint
 from common.features.wire_types import DTYPE_SIZES
 from common.model.config import PixtralConfig, PixtralVisionConfig
@@ -13,7 +15,7 @@ from common.model.devices import find_device, find_dtype
 from common.model.settings import KVCacheDtype, Quantize
 from common.server.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
-from decoder_service.config import DecoderConfig
+from decoder_service.config import DecoderConfig, EngineSettings
 from decoder_service.engine.engine import Engine
 from decoder_service.model.compute_choice import choose_compute
 from decoder_service.model.device_guard import GuardedRunner
@@ -27,8 +29,8 @@ from decoder_service.scheduling.scheduler_config import SchedulerConfig
 
 _log = logging.getLogger(__name__)
 
-_DEFAULT_MIXED_TOKENS = {"cpu": 8}
-"""By kind of device. A step reads all weights in the time in which a CPU computes some 8 tokens, and a GPU some 200."""
+_MIXED_TOKENS = {"cpu": 8, "cuda": 200}
+"""How many tokens each kind of device computes, about, in the time in which it reads all weights."""
 
 
 def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig:
@@ -100,7 +102,8 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     runner.warm_up()
     scheduler = SchedulerConfig(
         max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_mixed_tokens=engine.max_num_mixed_tokens or _DEFAULT_MIXED_TOKENS.get(run_config.device.type),
+        max_num_mixed_tokens=_num_mixed_tokens(engine, run_config.device),
+        max_step_stretch=engine.max_step_stretch,
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
         num_spare_blocks=math.ceil(engine.watermark * num_blocks),
@@ -113,3 +116,10 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         hash_block=block_hash if engine.prefix_caching else None,
         compute=compute.name,
     )
+
+
+def _num_mixed_tokens(engine: EngineSettings, device: torch.device) -> int | None:
+    """None is no limit: a GPU computes a whole step of prompts in few times what it needs for one token."""
+    if engine.max_num_mixed_tokens is None and device.type != "cpu" and engine.max_step_stretch is None:
+        return None
+    return engine.max_num_mixed_tokens or _MIXED_TOKENS.get(device.type)

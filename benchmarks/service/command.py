@@ -6,6 +6,7 @@ Knows the command line, cores and where results go. Does not know the loads.
 import argparse
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,8 +39,8 @@ class ServiceConfig:
     requests: int = setting(40, minimum=4, help="requests of each load of C11 and C12")
     streams: int = setting(4, minimum=1, help="streams of text at the same time in C12")
     pictures_per_second: float = setting(1.0, minimum=0.01, help="requests with a picture that come beside them in C12")
-    mixed_tokens: tuple[str, ...] = setting(
-        (), help="values of the decoder's --max-num-mixed-tokens to run C11 and C12 with; its default where none"
+    engine: tuple[str, ...] = setting(
+        (), help="settings of the decoder's engine to run C11 and C12 with, such as max_step_stretch=1.3"
     )
     quick: bool = setting(False, help="tiny models, to see that everything runs")
     json: Path | None = setting(None, help="file for the results")
@@ -48,8 +49,8 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         if unknown := set(self.cases) - set(CASES):
             raise ValueError(f"--cases knows no {', '.join(sorted(unknown))}")
-        if not all(each.isdecimal() for each in self.mixed_tokens):
-            raise ValueError("--mixed-tokens must be whole numbers")
+        if not all(re.fullmatch(r"\w+=[\w.]+", each) for each in self.engine):
+            raise ValueError("--engine must be settings such as max_step_stretch=1.3")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,10 +63,10 @@ def run(options: argparse.Namespace) -> int:
             sys.stdout.write("".join(map(_overhead_line, overheads)))
         if {"C11", "C12"} & set(config.cases):
             results["pictures"] = runs = []
-            for mixed_tokens in config.mixed_tokens or ("",):
-                open_loops, interference = asyncio.run(_pictures(config, mixed_tokens))
-                runs.append({"mixed_tokens": mixed_tokens, "C11": open_loops, "C12": interference})
-                heading = f"--max-num-mixed-tokens {mixed_tokens}:\n" if mixed_tokens else ""
+            for engine in config.engine or ("",):
+                open_loops, interference = asyncio.run(_pictures(config, engine))
+                runs.append({"engine": engine, "C11": open_loops, "C12": interference})
+                heading = f"{engine}:\n" if engine else ""
                 sys.stdout.write(heading + "".join(map(_open_loop_line, open_loops)))
                 if interference is not None:
                     sys.stdout.write(_interference_line(interference))
@@ -92,10 +93,10 @@ def _overheads(config: ServiceConfig) -> list[OverheadResult]:
         os.sched_setaffinity(0, everything)
 
 
-async def _pictures(config: ServiceConfig, mixed_tokens: str) -> tuple[list[OpenLoopResult], InterferenceResult | None]:
+async def _pictures(config: ServiceConfig, engine: str) -> tuple[list[OpenLoopResult], InterferenceResult | None]:
     model = checkpoints.checkpoint("smoke-pixtral" if config.quick else "pixtral")
     cores = [int(core) for core in config.cores.split(",")]
-    with _decoder_flags(mixed_tokens) as flags, running_pair(model, cores=cores, log=_LOG, flags=flags) as pair:
+    with _decoder_flags(engine) as flags, running_pair(model, cores=cores, log=_LOG, flags=flags) as pair:
         async with AsyncDiptychClient(pair.address) as client:
             loads = PictureLoads(client, PromptMaker(client, await client.get_model_info(timeout=60)))
             open_loops = await loads.open_loops((0.5, 0.8), count=config.requests) if "C11" in config.cases else []
@@ -107,14 +108,14 @@ async def _pictures(config: ServiceConfig, mixed_tokens: str) -> tuple[list[Open
 
 
 @contextmanager
-def _decoder_flags(mixed_tokens: str) -> Iterator[tuple[str, ...]]:
-    """What gives the pair's decoder this setting; nothing where it is unset."""
-    if not mixed_tokens:
+def _decoder_flags(engine: str) -> Iterator[tuple[str, ...]]:
+    """What gives the pair's decoder this setting of its engine; nothing where there is none."""
+    if not engine:
         yield ()
         return
     with TemporaryDirectory() as folder:
         settings = Path(folder) / "decoder.yaml"
-        settings.write_text(f"engine:\n  max_num_mixed_tokens: {mixed_tokens}\n")
+        settings.write_text(f"engine:\n  {engine.replace('=', ': ')}\n")
         yield "--decoder-config", str(settings)
 
 

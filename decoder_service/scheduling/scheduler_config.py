@@ -21,6 +21,11 @@ class SchedulerConfig:
 
     As much as in any other step where unset.
     """
+    max_step_stretch: float | None = None
+    """Most times as long that such a step may take as without prompts; 1 + the number of prompts where unset.
+
+    Judged by tokens, at `max_num_mixed_tokens`: without that there is no such limit either.
+    """
     num_spare_blocks: int = 0
     """Blocks that an admission leaves free while others run, as those will soon need more."""
 
@@ -29,6 +34,8 @@ class SchedulerConfig:
             raise ValueError("max_num_requests and max_model_len must be 1 or more")
         if self.max_num_mixed_tokens is not None and self.max_num_mixed_tokens < 1:
             raise ValueError("max_num_mixed_tokens must be 1 or more: prompts must go on beside those that never pause")
+        if self.max_step_stretch is not None and self.max_step_stretch <= 1:
+            raise ValueError("max_step_stretch must be above 1: prompts must go on beside those that never pause")
         if self.max_num_batched_tokens < self.max_num_requests:
             # Every running request moves in every step, so each needs room for a token.
             raise ValueError(

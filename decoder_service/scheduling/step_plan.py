@@ -3,6 +3,7 @@
 Knows the token budget and whom its tokens are charged to. Does not know blocks, or who goes first (see `scheduler`).
 """
 
+import math
 from collections.abc import Iterable
 
 from decoder_service.engine.request import Request
@@ -46,8 +47,10 @@ class StepPlan:
             return
         num_generating = sum(request.is_generating for request in self._num_tokens)
         if num_generating:
-            num_prompts = len(self._num_tokens) - num_generating + num_beginning
-            self.budget = min(self.budget, max(1, num_prompts) * (num_mixed + num_generating))
+            num_prompts = max(1, len(self._num_tokens) - num_generating + num_beginning)
+            # So many times the step without prompts is added to it.
+            added = min(num_prompts, (self._config.max_step_stretch or math.inf) - 1)
+            self.budget = min(self.budget, max(1, int(added * (num_mixed + num_generating))))
 
     def __len__(self) -> int:
         return len(self._num_tokens)

@@ -224,6 +224,7 @@ class Host:
         feature_budget: int = 1000,
         num_spare_blocks: int = 0,
         max_num_mixed_tokens: int | None = None,
+        max_step_stretch: float | None = None,
         hash_block: HashBlock | None = block_hash,
     ) -> None:
         config = SchedulerConfig(
@@ -232,6 +233,7 @@ class Host:
             max_model_len=max_model_len,
             num_spare_blocks=num_spare_blocks,
             max_num_mixed_tokens=max_num_mixed_tokens,
+            max_step_stretch=max_step_stretch,
         )
         self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size)
         self.engine = Engine(

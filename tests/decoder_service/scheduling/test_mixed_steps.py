@@ -16,6 +16,7 @@ def streaming_host(
     max_num_batched_tokens: int = 64,
     max_num_requests: int = 8,
     max_num_mixed_tokens: int | None = NUM_MIXED,
+    max_step_stretch: float | None = None,
 ) -> Host:
     """So many requests get a token in every step."""
     host = Host(
@@ -23,6 +24,7 @@ def streaming_host(
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_requests=max_num_requests,
         max_num_mixed_tokens=max_num_mixed_tokens,
+        max_step_stretch=max_step_stretch,
     )
     for index in range(count):
         host.submit(make_request(f"s{index}", 2, arrival=index, max_tokens=60))
@@ -73,6 +75,17 @@ def test_more_prompts_have_more_tokens_together_so_that_a_queue_of_them_does_not
     assert host.runner.batches[-1] == {"s0": 1, "long0": 3 * (NUM_MIXED + 1)}
 
 
+@pytest.mark.parametrize(("stretch", "expected"), [(1.01, 1), (1.3, 2), (2.0, 7), (3.5, 17), (9.0, 21)])
+def test_a_step_is_stretched_no_further_however_many_prompts_there_are(stretch: float, expected: int) -> None:
+    host = streaming_host(4, max_step_stretch=stretch)
+    for index in range(3):
+        host.submit(make_request(f"long{index}", 60, arrival=4 + index))
+    host.step()
+    assert sum(host.runner.batches[-1].values()) == 4 + expected
+    host.run()
+    host.check_outputs()
+
+
 def test_prompts_without_a_place_in_the_batch_do_not_count() -> None:
     host = streaming_host(2, max_num_requests=3)
     for index in range(50):
@@ -100,19 +113,22 @@ def test_a_higher_class_has_the_tokens_first() -> None:
 def test_a_limit_below_one_is_refused_as_prompts_would_never_begin() -> None:
     with pytest.raises(ValueError, match="max_num_mixed_tokens"):
         SchedulerConfig(max_num_batched_tokens=8, max_num_requests=2, max_model_len=9, max_num_mixed_tokens=0)
+    with pytest.raises(ValueError, match="max_step_stretch"):
+        SchedulerConfig(max_num_batched_tokens=8, max_num_requests=2, max_model_len=9, max_step_stretch=1.0)
 
 
 @settings(max_examples=30)
 @given(
     num_mixed=st.sampled_from([None, 1, 2, 7]),
+    stretch=st.sampled_from([None, 1.1, 1.5, 4.0]),
     prompts=st.lists(st.integers(1, 20), min_size=1, max_size=6),
     tenants=st.lists(st.sampled_from([b"a", b"b"]), min_size=6, max_size=6),
 )
 def test_no_limit_changes_a_token_or_keeps_a_prompt_from_its_end(
-    num_mixed: int | None, prompts: list[int], tenants: list[bytes]
+    num_mixed: int | None, stretch: float | None, prompts: list[int], tenants: list[bytes]
 ) -> None:
     """`check_outputs` compares with each request alone; the streams go on all the time."""
-    host = streaming_host(2, max_num_mixed_tokens=num_mixed)
+    host = streaming_host(2, max_num_mixed_tokens=num_mixed, max_step_stretch=stretch)
     for index, length in enumerate(prompts):
         host.submit(make_request(f"p{index}", length, arrival=10 + index, tenant=tenants[index], max_tokens=3))
     chunks(host, "p0", steps=50)
