@@ -114,18 +114,17 @@ async def test_an_image_waits_for_company_but_not_long() -> None:
         await asyncio.sleep(0.01)
         late = start(batcher, (2, 1))
         await asyncio.gather(*early, *late)
-        assert 0.045 < time.monotonic() - begin < 0.5
+        assert 0.045 < time.monotonic() - begin < 10
     assert encoder.batches == [[1, 2]]
 
 
 @pytest.mark.parametrize("sizes", [[10], [6, 4], [6, 5], [11]])
 async def test_a_full_batch_is_never_held_back(sizes: list[int]) -> None:
     encoder = FakeEncoder()
-    async with batcher_of(encoder, max_wait=1.0) as batcher:
-        begin = time.monotonic()
+    async with batcher_of(encoder, max_wait=60.0) as batcher:
         tasks = start(batcher, *enumerate(sizes))
-        await tasks[0]
-        assert time.monotonic() - begin < 0.5
+        async with asyncio.timeout(30):
+            await tasks[0]
         for task in tasks:
             task.cancel()
 

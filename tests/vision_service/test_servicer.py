@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -249,10 +248,9 @@ async def test_bytes_under_way_are_bounded_and_a_slow_reader_counts() -> None:
         service.encoder.gate.clear()
         task = asyncio.create_task(encode(service))
         await until_pending(service, 1)
-        begin = time.monotonic()
+        # The encoder is held up all the while, so this does not wait for it.
         code, reason, _ = await refusal(service, image=save(noise(100, 60, seed=1)))
         assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ENCODER_MEMORY_FULL")
-        assert time.monotonic() - begin < 0.05
         service.encoder.gate.set()
         await task
         assert service.budget.held == 0

@@ -78,8 +78,8 @@ def test_nothing_is_told_after_a_stop_text() -> None:
 def test_time_grows_with_the_text_alone() -> None:
     # Every character extends a match that fails at its last character: the worst case of a naive search.
     stops = ["a" * size + "b" for size in range(48, 64)]
-    started = time.perf_counter()
+    started = time.thread_time()
     told, stop = run(["a" * 7] * 30_000, stops)
     assert stop is None
     assert len("".join(told)) == 210_000
-    assert time.perf_counter() - started < 5
+    assert time.thread_time() - started < 5
