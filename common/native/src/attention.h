@@ -52,21 +52,26 @@ struct AttentionScratch {
 
 static inline int64_t padded(int64_t head_dim) { return (head_dim + kWidth - 1) / kWidth * kWidth; }
 
-// A tile's keys with the dimension first: to [padded head_dim][kTile]; tokens behind `count` are zeros.
+// A tile's keys with the dimension first: to [padded head_dim][kTile]. Behind `count` tokens stands anything, which nobody
+// sees.
 static inline void transpose_keys(const float* keys, const int64_t* places, int64_t count, int64_t head_dim,
                                   float* to) {
-  for (int64_t token = 0; token < kTile; token += kWidth) {
+  for (int64_t token = 0; token < count; token += kWidth) {
     const float* rows[kWidth];
-    for (int i = 0; i < kWidth; ++i) rows[i] = token + i < count ? keys + places[token + i] : nullptr;
+    for (int i = 0; i < kWidth; ++i) rows[i] = keys + places[std::min(token + i, count - 1)];
     for (int64_t d = 0; d < head_dim; d += kWidth) {
-      const int64_t width = std::min<int64_t>(kWidth, head_dim - d);
       Floats square[kWidth];
-      for (int i = 0; i < kWidth; ++i) {
-        square[i] = Floats{};
-        if (rows[i] && width == kWidth) square[i] = load(rows[i] + d);
-        if (rows[i] && width < kWidth) std::memcpy(&square[i], rows[i] + d, width * sizeof(float));
+      if (d + kWidth <= head_dim) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i) square[i] = load(rows[i] + d);
+      } else {
+        for (int i = 0; i < kWidth; ++i) {
+          square[i] = Floats{};
+          std::memcpy(&square[i], rows[i] + d, (head_dim - d) * sizeof(float));
+        }
       }
       transpose(square);
+#pragma GCC unroll 16
       for (int i = 0; i < kWidth; ++i) store(to + (d + i) * kTile + token, square[i]);
     }
   }
