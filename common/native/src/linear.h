@@ -43,6 +43,17 @@ struct ByteWeights {
   Floats scale(Floats sum, int64_t index, int half) const { return sum * load(scales + index * kPanel + half * kWidth); }
 };
 
+// How far ahead R rows of a product ask for weights, in bytes; 0 where what the processor does by itself is better. A wide
+// one does that well, until the products of many rows give it so long between two lines that it lets go of the stream.
+constexpr int64_t ahead_of(int rows) { return kWidth == 16 ? (rows > 8 ? 4096 : 0) : (rows <= 8 ? 2048 : 0); }
+
+template <typename Stored>
+static inline void ask_for(const Stored* p, int64_t bytes) {
+  constexpr int64_t line = 64;
+  for (int64_t at = 0; at < static_cast<int64_t>(kPanel * sizeof(Stored)); at += line)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + bytes + at);
+}
+
 // Rows of x times P neighbouring panels over one block of depth.
 template <int R, int P, typename Weights>
 static inline void tile(const Weights& w, int64_t panel, int64_t k, int64_t depth, const float* x, int64_t x_stride,
@@ -57,7 +68,7 @@ static inline void tile(const Weights& w, int64_t panel, int64_t k, int64_t dept
     for (int p = 0; p < P; ++p) {
       weights[2 * p] = Weights::vector(from[p] + d * kPanel);
       weights[2 * p + 1] = Weights::vector(from[p] + d * kPanel + kWidth);
-      if (R <= 8) __builtin_prefetch(from[p] + d * kPanel + 2048 / sizeof(typename Weights::Stored));
+      if constexpr (ahead_of(R) > 0) ask_for(from[p] + d * kPanel, ahead_of(R));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -96,10 +107,12 @@ static void rows_tile(int rows, const Weights& w, int64_t panel, int64_t k, int6
   tile<R, 1>(w, panel, k, depth, x, x_stride, y, y_stride, add);
 }
 
-// The panels from `first` on, one part of a product; few rows take four panels at once to hide what a sum waits for.
+// The panels from `first` on, one part of a product; a single row takes several at once to hide what a sum waits for.
 template <typename Weights>
 static void panels(const Weights& w, int64_t first, int64_t last, int64_t rows, const float* x, int64_t x_stride,
                    float* y, int64_t y_stride, bool add) {
+  // Floats come from memory slower than a row is summed up; more places at once would only be slower to read.
+  constexpr int kBeside = kWidth < 16 || sizeof(typename Weights::Stored) == 1 ? 4 : 2;
   for (int64_t row = 0; row < rows; row += kRowBlock) {
     const int64_t block = std::min(kRowBlock, rows - row);
     const int64_t tiles = (block + kMaxRows - 1) / kMaxRows;
@@ -108,8 +121,8 @@ static void panels(const Weights& w, int64_t first, int64_t last, int64_t rows, 
       const bool adds = add || k > 0;
       int64_t panel = first;
       if (block == 1)
-        for (; panel + 4 <= last; panel += 4)
-          tile<1, 4>(w, panel, k, depth, x + row * x_stride, x_stride, y + row * y_stride, y_stride, adds);
+        for (; panel + kBeside <= last; panel += kBeside)
+          tile<1, kBeside>(w, panel, k, depth, x + row * x_stride, x_stride, y + row * y_stride, y_stride, adds);
       for (; panel < last; ++panel)
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t from = row + block * t / tiles, to = row + block * (t + 1) / tiles;
