@@ -45,6 +45,11 @@ class EncoderLayers(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.vision_num_hidden_layers))
 
+    @property
+    def encoder_layers(self) -> list[EncoderLayer]:
+        """The layers, in order."""
+        return [layer for layer in self.layers if isinstance(layer, EncoderLayer)]
+
 
 class PixtralVisionModel(nn.Module):
     """Patch encoder without a final norm: the last layer's output is the image features."""

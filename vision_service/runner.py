@@ -22,11 +22,11 @@ from common.model.config import PixtralConfig
 from common.model.graph_recorder import GraphRecorder
 from common.model.layers import Attend
 from common.native.library import Library
-from common.native.modules import pack_linears
 from vision_service.encoded_image import DeviceImage, EncodedImage, HostImage
 from vision_service.encoder import PixtralVisionModel, grid_positions
 from vision_service.encoder_graphs import EncoderGraphs, pack_sizes
 from vision_service.image import Pixels
+from vision_service.native_encoder import NativeEncoder
 from vision_service.segment_attention import SegmentAttention
 
 
@@ -47,7 +47,7 @@ class EncoderRunner:
     ) -> None:
         """Run `model`, whose weights are on `device` in `dtype`; every image alone where `deterministic`.
 
-        With a `library`, products and attention are the kernels'; they take the model's weights over. With
+        With a `library` the kernels compute; they take the model's weights over. With
         `keeps_on_device` features stay where they were made until they are sent. `segment_attention` serves packs
         of several sizes, and passes that are recorded.
         """
@@ -55,9 +55,7 @@ class EncoderRunner:
         self._graphs: EncoderGraphs | None = None
         self._keeps_on_device = keeps_on_device
         self._model = model
-        self._attention = packed_attention if library is None else library.packed_attention
-        if library is not None:
-            pack_linears(model, library)
+        self._native = None if library is None else NativeEncoder(model, library)
         self._deterministic = deterministic
         self._device = device
         self._dtype = dtype
@@ -148,6 +146,8 @@ class EncoderRunner:
         features: Tensor
         if self._graphs is not None and (size := self._graphs.size_for(lengths)) is not None:
             features = self._graphs.features(patches, rows, columns, lengths=lengths, size=size)
+        elif self._native is not None:
+            features = self._native(patches, rows, columns, lengths)
         else:
             features = self._model(patches, rows, columns, self._attend_to(lengths))
         if self._keeps_on_device:
@@ -167,7 +167,7 @@ class EncoderRunner:
         """Attention that keeps images of these lengths apart."""
         scale, segments = self._model.config.vision_attention_multiplier, self._segment_attention
         if segments is None or len(set(lengths)) == 1:
-            return lambda layer, query, key, value: self._attention(
+            return lambda layer, query, key, value: packed_attention(
                 query, key, value, lengths=lengths, causal=False, scale=scale
             )
         starts = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32).to(self._device)

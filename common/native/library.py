@@ -49,6 +49,29 @@ class CLayer(Structure):
     )
 
 
+class CEncoderShape(Structure):
+    """`EncoderShape` of encoder.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("hidden", "layers", "heads", "head_dim", "feed_forward")),
+        ("eps", c_float),
+        ("scale", c_float),
+    )
+
+
+class CEncoderLayer(Structure):
+    """`EncoderLayer` of encoder.h."""
+
+    _fields_ = (
+        ("attention_norm", c_void_p),
+        ("qkv", CWeights),
+        ("output", CWeights),
+        ("feed_forward_norm", c_void_p),
+        ("gate_up", CWeights),
+        ("down", CWeights),
+    )
+
+
 class CBatch(Structure):
     """`Batch` of decoder.h."""
 
@@ -122,6 +145,8 @@ def _declare(c: ctypes.CDLL) -> None:
         "diptych_pack": (None, (p, n, n, n, p)),
         "diptych_linear": (None, (p, weights, n, p, p)),
         "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, f, p)),
+        "diptych_encoder_new": (p, (p, POINTER(CEncoderShape), POINTER(CEncoderLayer))),
+        "diptych_encoder_run": (None, (p, n, p, p, p, p)),
         "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights, p)),
         "diptych_decoder_hidden": (None, (p, POINTER(CBatch), p)),
         "diptych_decoder_logits": (None, (p, n, p, p)),

@@ -7,18 +7,12 @@
 
 #include "attention.h"
 #include "greedy.h"
-#include "linear.h"
 #include "rows.h"
+#include "weights.h"
 
 struct DecoderShape {
   int64_t hidden, layers, heads, kv_heads, head_dim, feed_forward, vocabulary, block_size, window;
   float eps, scale;
-};
-
-struct Weights {
-  const void* data;
-  const float* scales;  // none for float32
-  int64_t columns, depth;
 };
 
 struct LayerWeights {
@@ -37,17 +31,6 @@ struct Batch {
   const int64_t* query_lengths;  // [requests]
   const int64_t* seq_lens;       // [requests]
 };
-
-// y [rows, columns] = x * W^T, or y += that; rows of x stand `stride` floats apart.
-static inline void multiply(Pool& pool, const Weights& w, int64_t rows, const float* x, int64_t stride, float* y,
-                            bool add) {
-  if (w.scales)
-    linear(pool, ByteWeights{static_cast<const int8_t*>(w.data), w.scales, w.columns, w.depth}, rows, x, stride, y,
-           w.columns, add);
-  else
-    linear(pool, FloatWeights{static_cast<const float*>(w.data), w.columns, w.depth}, rows, x, stride, y, w.columns,
-           add);
-}
 
 class Decoder {
  public:
@@ -137,11 +120,6 @@ class Decoder {
   struct Part {
     int64_t request, row, rows, position, kv_head;
   };
-
-  static float* grow(std::vector<float>& buffer, int64_t size) {
-    if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
-    return buffer.data();
-  }
 
   void turns(const Batch& batch) {
     const int64_t half = shape_.head_dim / 2;

@@ -3,6 +3,7 @@
 
 #include "chunks.h"
 #include "decoder.h"
+#include "encoder.h"
 
 extern "C" {
 
@@ -25,25 +26,20 @@ void diptych_linear(void* pool, const Weights* w, int64_t rows, const float* x, 
 void diptych_packed_attention(void* pool, const float* query, const float* key, const float* value, int64_t heads,
                               int64_t kv_heads, int64_t head_dim, int64_t sequences, const int64_t* lengths,
                               int32_t causal, float scale, float* out) {
-  struct Part {
-    int64_t start, first, rows, length, kv_head;
-  };
-  std::vector<Part> parts;
-  int64_t start = 0;
-  for (int64_t i = 0; i < sequences; start += lengths[i++])
-    for (int64_t first = 0; first < lengths[i]; first += kChunk)
-      for (int64_t head = 0; head < kv_heads; ++head)
-        parts.push_back({start, first, std::min(kChunk, lengths[i] - first), lengths[i], head});
   const Heads shape{head_dim, heads / kv_heads, scale, causal != 0, 0};
-  const int64_t stride = heads * head_dim, kv_stride = kv_heads * head_dim;
-  static_cast<Pool*>(pool)->run(static_cast<int64_t>(parts.size()), [&](int64_t index) {
-    static thread_local AttentionScratch scratch;
-    const Part& part = parts[index];
-    const int64_t row = (part.start + part.first) * stride + part.kv_head * shape.group * head_dim;
-    const int64_t offset = part.start * kv_stride + part.kv_head * head_dim;
-    attend(query + row, out + row, part.rows, stride, part.first, part.length,
-           Tokens{key + offset, value + offset, nullptr, 0, kv_stride}, shape, scratch);
-  });
+  attend_packed(*static_cast<Pool*>(pool), query, out, heads * head_dim, key, value, kv_heads * head_dim, kv_heads,
+                shape, sequences, lengths);
+}
+
+void* diptych_encoder_new(void* pool, const EncoderShape* shape, const EncoderLayer* layers) {
+  return new Encoder(*static_cast<Pool*>(pool), *shape, layers);
+}
+
+void diptych_encoder_free(void* encoder) { delete static_cast<Encoder*>(encoder); }
+
+void diptych_encoder_run(void* encoder, int64_t sequences, const int64_t* lengths, const float* cosines,
+                         const float* sines, float* x) {
+  static_cast<Encoder*>(encoder)->run(sequences, lengths, cosines, sines, x);
 }
 
 void* diptych_decoder_new(void* pool, const DecoderShape* shape, const float* frequencies, const LayerWeights* layers,

@@ -1,0 +1,88 @@
+// All layers of the patch encoder over pictures that are packed one after another, in one call.
+// Knows packed weights and rows. Does not know pictures: where a patch stands comes as cosines and sines.
+#pragma once
+
+#include <vector>
+
+#include "packed.h"
+#include "rows.h"
+#include "weights.h"
+
+struct EncoderShape {
+  int64_t hidden, layers, heads, head_dim, feed_forward;
+  float eps, scale;
+};
+
+struct EncoderLayer {
+  const float* attention_norm;
+  Weights qkv, output;
+  const float* feed_forward_norm;
+  Weights gate_up, down;
+};
+
+class Encoder {
+ public:
+  Encoder(Pool& pool, const EncoderShape& shape, const EncoderLayer* layers)
+      : pool_(pool), shape_(shape), layers_(layers, layers + shape.layers) {}
+
+  // x [rows, hidden] goes through the layers in place; cosines and sines [rows, head_dim / 2].
+  void run(int64_t sequences, const int64_t* lengths, const float* cosines, const float* sines, float* x) {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < sequences; ++i) rows += lengths[i];
+    const int64_t width = shape_.heads * shape_.head_dim;
+    const Heads heads{shape_.head_dim, 1, shape_.scale, false, 0};
+    // Given back when all is done: batches of pictures may be large, and come now and then.
+    std::vector<float> qkv(rows * 3 * width);
+    for (const EncoderLayer& layer : layers_) {
+      each_block(rows, [&](int64_t first, int64_t count) {
+        project(layer, count, x + first * shape_.hidden, cosines + first * shape_.head_dim / 2,
+                sines + first * shape_.head_dim / 2, qkv.data() + first * 3 * width);
+      });
+      attend_packed(pool_, qkv.data(), qkv.data(), 3 * width, qkv.data() + width, qkv.data() + 2 * width, 3 * width,
+                    shape_.heads, heads, sequences, lengths);
+      each_block(rows, [&](int64_t first, int64_t count) {
+        float* block = x + first * shape_.hidden;
+        multiply(pool_, layer.output, count, qkv.data() + first * 3 * width, 3 * width, block, true);
+        feed_forward(layer, count, block);
+      });
+    }
+  }
+
+ private:
+  // Rows that stay in the cache from one product to the next.
+  template <typename Function>
+  static void each_block(int64_t rows, const Function& function) {
+    for (int64_t first = 0; first < rows; first += kRowBlock) function(first, std::min(kRowBlock, rows - first));
+  }
+
+  // Query, key and value of each row, the first two turned.
+  void project(const EncoderLayer& layer, int64_t rows, const float* x, const float* cosines, const float* sines,
+               float* qkv) {
+    const int64_t half = shape_.head_dim / 2, width = 3 * shape_.heads * shape_.head_dim;
+    multiply(pool_, layer.qkv, rows, normed(layer.attention_norm, rows, x), shape_.hidden, qkv, false);
+    each_row(pool_, rows, [&](int64_t r) {
+      rotate(qkv + r * width, 2 * shape_.heads, shape_.head_dim, cosines + r * half, sines + r * half);
+    });
+  }
+
+  void feed_forward(const EncoderLayer& layer, int64_t rows, float* x) {
+    const int64_t size = shape_.feed_forward;
+    float* wide = grow(wide_, rows * 2 * size);
+    float* narrow = grow(narrow_, rows * size);
+    multiply(pool_, layer.gate_up, rows, normed(layer.feed_forward_norm, rows, x), shape_.hidden, wide, false);
+    each_row(pool_, rows, [&](int64_t r) { gated(wide + r * 2 * size, size, narrow + r * size); });
+    multiply(pool_, layer.down, rows, narrow, size, x, true);
+  }
+
+  const float* normed(const float* weight, int64_t rows, const float* x) {
+    const int64_t size = shape_.hidden;
+    float* to = grow(normed_, rows * size);
+    each_row(pool_, rows, [&](int64_t r) { rms_norm(x + r * size, weight, shape_.eps, size, to + r * size); });
+    return to;
+  }
+
+  Pool& pool_;
+  EncoderShape shape_;
+  std::vector<EncoderLayer> layers_;
+  std::vector<float> normed_, wide_, narrow_;
+};
