@@ -6,9 +6,8 @@
 #include <vector>
 
 #include "attention.h"
+#include "feed_forward.h"
 #include "greedy.h"
-#include "rows.h"
-#include "weights.h"
 
 struct DecoderShape {
   int64_t hidden, layers, heads, kv_heads, head_dim, feed_forward, vocabulary, block_size, window;
@@ -38,7 +37,7 @@ class Decoder {
   Decoder(Pool& pool, const DecoderShape& shape, const float* frequencies, const LayerWeights* layers,
           const float* norm, const Weights& head, const float* table)
       : pool_(pool), shape_(shape), frequencies_(frequencies, frequencies + shape.head_dim / 2),
-        layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table) {}
+        layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table), feed_forward_(pool) {}
 
   // A whole step over tokens alone: the likeliest token of `count` rows of the batch, -1 where one's logits are not all
   // finite. Returns how many of them are near ties.
@@ -82,37 +81,27 @@ class Decoder {
     const auto& s = shape_;
     const int64_t rows = batch.tokens, q_width = s.heads * s.head_dim;
     const int64_t qkv_width = q_width + 2 * s.kv_heads * s.head_dim;
-    float* normed = grow(normed_, rows * s.hidden);
     float* qkv = grow(qkv_, rows * qkv_width);
-    float* wide = grow(wide_, rows * 2 * s.feed_forward);
-    float* narrow = grow(narrow_, rows * s.feed_forward);
     turns(batch);
     plan(batch);
     for (const LayerWeights& layer : layers_) {
-      each_row(pool_, rows, [&](int64_t r) {
-        rms_norm(x + r * s.hidden, layer.input_norm, s.eps, s.hidden, normed + r * s.hidden);
+      each_block(rows, [&](int64_t first, int64_t count) {
+        const float* normed = feed_forward_.normed(layer.input_norm, s.eps, s.hidden, count, x + first * s.hidden);
+        multiply(pool_, layer.qkv, count, normed, s.hidden, qkv + first * qkv_width, false);
+        each_row(pool_, count, [&](int64_t r) { keep(layer, batch.slots[first + r], first + r, qkv_width, qkv); });
       });
-      multiply(pool_, layer.qkv, rows, normed, s.hidden, qkv, false);
-      each_row(pool_, rows, [&](int64_t r) { keep(layer, batch.slots[r], r, qkv + r * qkv_width); });
       attend_all(layer, batch, qkv, qkv_width);
-      multiply(pool_, layer.output, rows, qkv, qkv_width, x, true);
-      each_row(pool_, rows, [&](int64_t r) {
-        rms_norm(x + r * s.hidden, layer.post_norm, s.eps, s.hidden, normed + r * s.hidden);
+      each_block(rows, [&](int64_t first, int64_t count) {
+        float* block = x + first * s.hidden;
+        multiply(pool_, layer.output, count, qkv + first * qkv_width, qkv_width, block, true);
+        feed_forward_.add(layer.post_norm, s.eps, layer.gate_up, layer.down, count, block);
       });
-      multiply(pool_, layer.gate_up, rows, normed, s.hidden, wide, false);
-      each_row(pool_, rows, [&](int64_t r) {
-        gated(wide + r * 2 * s.feed_forward, s.feed_forward, narrow + r * s.feed_forward);
-      });
-      multiply(pool_, layer.down, rows, narrow, s.feed_forward, x, true);
     }
   }
 
   // logits [rows, vocabulary] of hidden rows.
   void logits(int64_t rows, const float* x, float* y) {
-    float* normed = grow(normed_, rows * shape_.hidden);
-    each_row(pool_, rows, [&](int64_t r) {
-      rms_norm(x + r * shape_.hidden, norm_, shape_.eps, shape_.hidden, normed + r * shape_.hidden);
-    });
+    const float* normed = feed_forward_.normed(norm_, shape_.eps, shape_.hidden, rows, x);
     multiply(pool_, head_, rows, normed, shape_.hidden, y, false);
   }
 
@@ -148,9 +137,10 @@ class Decoder {
   }
 
   // Rotates one row's query and key, and keeps key and value in the cache.
-  void keep(const LayerWeights& layer, int64_t slot, int64_t r, float* row) {
+  void keep(const LayerWeights& layer, int64_t slot, int64_t r, int64_t stride, float* qkv) {
     const auto& s = shape_;
     const int64_t half = s.head_dim / 2, width = s.kv_heads * s.head_dim;
+    float* row = qkv + r * stride;
     float* key = row + s.heads * s.head_dim;
     rotate(row, s.heads + s.kv_heads, s.head_dim, cosines_.data() + r * half, sines_.data() + r * half);
     std::memcpy(layer.keys + slot * width, key, width * sizeof(float));
@@ -179,6 +169,7 @@ class Decoder {
   const float* norm_;
   Weights head_;
   const float* table_;
-  std::vector<float> rows_, last_, logits_, normed_, qkv_, wide_, narrow_, cosines_, sines_;
+  FeedForward feed_forward_;
+  std::vector<float> rows_, last_, logits_, qkv_, cosines_, sines_;
   std::vector<Part> parts_;
 };

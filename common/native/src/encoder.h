@@ -4,9 +4,8 @@
 
 #include <vector>
 
+#include "feed_forward.h"
 #include "packed.h"
-#include "rows.h"
-#include "weights.h"
 
 struct EncoderShape {
   int64_t hidden, layers, heads, head_dim, feed_forward;
@@ -23,7 +22,7 @@ struct EncoderLayer {
 class Encoder {
  public:
   Encoder(Pool& pool, const EncoderShape& shape, const EncoderLayer* layers)
-      : pool_(pool), shape_(shape), layers_(layers, layers + shape.layers) {}
+      : pool_(pool), shape_(shape), layers_(layers, layers + shape.layers), feed_forward_(pool) {}
 
   // x [rows, hidden] goes through the layers in place; cosines and sines [rows, head_dim / 2].
   void run(int64_t sequences, const int64_t* lengths, const float* cosines, const float* sines, float* x) {
@@ -43,46 +42,25 @@ class Encoder {
       each_block(rows, [&](int64_t first, int64_t count) {
         float* block = x + first * shape_.hidden;
         multiply(pool_, layer.output, count, qkv.data() + first * 3 * width, 3 * width, block, true);
-        feed_forward(layer, count, block);
+        feed_forward_.add(layer.feed_forward_norm, shape_.eps, layer.gate_up, layer.down, count, block);
       });
     }
   }
 
  private:
-  // Rows that stay in the cache from one product to the next.
-  template <typename Function>
-  static void each_block(int64_t rows, const Function& function) {
-    for (int64_t first = 0; first < rows; first += kRowBlock) function(first, std::min(kRowBlock, rows - first));
-  }
-
   // Query, key and value of each row, the first two turned.
   void project(const EncoderLayer& layer, int64_t rows, const float* x, const float* cosines, const float* sines,
                float* qkv) {
     const int64_t half = shape_.head_dim / 2, width = 3 * shape_.heads * shape_.head_dim;
-    multiply(pool_, layer.qkv, rows, normed(layer.attention_norm, rows, x), shape_.hidden, qkv, false);
+    const float* normed = feed_forward_.normed(layer.attention_norm, shape_.eps, shape_.hidden, rows, x);
+    multiply(pool_, layer.qkv, rows, normed, shape_.hidden, qkv, false);
     each_row(pool_, rows, [&](int64_t r) {
       rotate(qkv + r * width, 2 * shape_.heads, shape_.head_dim, cosines + r * half, sines + r * half);
     });
   }
 
-  void feed_forward(const EncoderLayer& layer, int64_t rows, float* x) {
-    const int64_t size = shape_.feed_forward;
-    float* wide = grow(wide_, rows * 2 * size);
-    float* narrow = grow(narrow_, rows * size);
-    multiply(pool_, layer.gate_up, rows, normed(layer.feed_forward_norm, rows, x), shape_.hidden, wide, false);
-    each_row(pool_, rows, [&](int64_t r) { gated(wide + r * 2 * size, size, narrow + r * size); });
-    multiply(pool_, layer.down, rows, narrow, size, x, true);
-  }
-
-  const float* normed(const float* weight, int64_t rows, const float* x) {
-    const int64_t size = shape_.hidden;
-    float* to = grow(normed_, rows * size);
-    each_row(pool_, rows, [&](int64_t r) { rms_norm(x + r * size, weight, shape_.eps, size, to + r * size); });
-    return to;
-  }
-
   Pool& pool_;
   EncoderShape shape_;
   std::vector<EncoderLayer> layers_;
-  std::vector<float> normed_, wide_, narrow_;
+  FeedForward feed_forward_;
 };
