@@ -21,7 +21,7 @@ from common.errors import InvalidArgumentError
 from common.image.header import ImageLimits
 from common.image.preprocessing import Preprocessing, PreprocessingMode
 from vision_service.frames import PREFIX, pack_head
-from vision_service.image import decode_image
+from vision_service.image import decode_image, keep_pixel_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,7 @@ def main() -> None:
     """Serve frames until stdin ends."""
     settings = DecodeSettings.from_json(sys.argv[1])
     Image.preinit()
+    keep_pixel_memory()
     # The limits of the request were held against the header; Pillow's own is a second lock on the same door.
     Image.MAX_IMAGE_PIXELS = settings.limits.max_pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
