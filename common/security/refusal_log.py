@@ -1,7 +1,8 @@
-"""Logs the calls that are refused at the gate, and no more of them than a disk can take.
+"""Logs the calls that are refused before they are received, and no more of them than a disk can take.
 
 Knows how many lines were written lately. Does not know why a call is refused. Whoever is not let in can call as often
-as the network allows, so lines above a number each second are counted, and the next one that is written says how many.
+as the network allows, and a full queue refuses everybody, so lines above a number each second are counted, and the next
+one that is written says how many.
 """
 
 import logging
@@ -20,7 +21,8 @@ _log = logging.getLogger(__name__)
 class RefusalLog:
     """The refusals of one gate; used by one thread."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, level: int = logging.WARNING, clock: Callable[[], float] = time.monotonic) -> None:
+        self._level = level
         self._clock = clock
         self._second = clock()
         self._num_lines = 0
@@ -40,4 +42,4 @@ class RefusalLog:
             extra["caller"] = caller
         if self._num_left_out:
             extra["left_out"], self._num_left_out = self._num_left_out, 0
-        _log.warning("call refused", extra=extra)
+        _log.log(self._level, "call refused", extra=extra)

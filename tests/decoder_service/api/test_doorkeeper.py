@@ -34,8 +34,9 @@ def test_a_full_queue_refuses_whatever_is_asked_for(
             doorkeeper.check(f"{SERVICE}/{method}")
     assert (raised.value.reason, raised.value.retry_after) == ("QUEUE_FULL", 1.0)
     doorkeeper.check(f"{SERVICE}/{method}")
-    told = [(record.__dict__["outcome"], record.__dict__["reason"]) for record in caplog.records]
-    assert told == ([("refused", "QUEUE_FULL")] if method == "Generate" else [])
+    (record,) = caplog.records
+    assert (record.message, record.levelno) == ("call refused", logging.INFO)
+    assert (vars(record)["reason"], vars(record)["method"]) == ("QUEUE_FULL", f"{SERVICE}/{method}")
     refused = registry.get_sample_value("diptych_admission_rejections_total", {"reason": "QUEUE_FULL"})
     assert refused == (method == "Generate")
 
@@ -48,3 +49,20 @@ def test_one_that_waits_alone_with_more_tokens_than_may_wait_refuses_the_next(ca
             doorkeeper.check(f"{SERVICE}/Generate")
         place.begun()
         doorkeeper.check(f"{SERVICE}/Generate")
+
+
+def test_a_burst_on_a_full_queue_is_counted_whole_and_told_in_ten_lines_a_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seconds = [0.0]
+    registry = CollectorRegistry()
+    admission = Admission(LIMITS)
+    doorkeeper = Doorkeeper(admission, RequestMetrics(registry), clock=lambda: seconds[-1])
+    with caplog.at_level(logging.INFO), admission.place(num_tokens=100, picture_bytes=0):
+        for second in (0.5, 2.0):
+            seconds.append(second)
+            for _ in range(500):
+                with pytest.raises(ResourceExhaustedError):
+                    doorkeeper.check(f"{SERVICE}/Generate")
+    assert registry.get_sample_value("diptych_admission_rejections_total", {"reason": "QUEUE_FULL"}) == 1000
+    assert [vars(record).get("left_out") for record in caplog.records] == [None] * 10 + [490] + [None] * 9
