@@ -11,7 +11,7 @@ from common.model.settings import ComputeChoice
 from common.native.build import cpu_level, default_cache, find_or_build
 from common.native.chunks import ChunkCopier, open_copy
 
-SIZES = (4, 8, 60, 64, 68, 124, 128, 132, 192, 256, 1000, 65_536, 65_540)
+SIZES = (4, 8, 60, 64, 68, 124, 128, 132, 192, 256, 508, 512, 516, 576, 828, 1000, 1084, 65_536, 65_540)
 SPECIAL = {
     "float32": (0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x7F800001),
     "bfloat16": (0x7F80, 0xFF80, 0x7FC0, 0xFFFF, 0x7F81),
@@ -37,7 +37,7 @@ def values(dtype: str, num_bytes: int, seed: int = 0) -> bytearray:
 @pytest.mark.parametrize("dtype", VALUE_TYPES)
 def test_bytes_arrive_with_their_checksum_wherever_they_begin_and_end(copy: CopyChunk, dtype: str) -> None:
     for size in SIZES:
-        for shift in (0, 1, 8, 16, 17):
+        for shift in (0, 1, 4, 8, 16, 17, 48):
             data = values(dtype, size, seed=size + shift)
             source, target = memoryview(bytearray(shift) + data)[shift:], bytearray(b"x" * (size + 64))
             copied = copy(memoryview(target)[shift : shift + size], source, dtype)
@@ -48,7 +48,7 @@ def test_bytes_arrive_with_their_checksum_wherever_they_begin_and_end(copy: Copy
 @pytest.mark.parametrize("dtype", VALUE_TYPES)
 def test_one_value_that_is_not_finite_is_found_at_any_place(copy: CopyChunk, dtype: str) -> None:
     kind = VALUE_TYPES[dtype]
-    for place in (*range(40), 255, 256, 299):
+    for place in (*range(40), 100, 170, 200, 255, 256, 299):
         for found, patterns in ((False, SPECIAL), (True, LARGEST)):
             for pattern in patterns[dtype]:
                 data = values(dtype, 300 * kind.size)
