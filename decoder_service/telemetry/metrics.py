@@ -16,6 +16,7 @@ from decoder_service.cache.feature_store import FeatureStore
 from decoder_service.engine.admission import Admission
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.stats import EngineStats
+from decoder_service.vision.arena_guest import Sharing
 from decoder_service.vision.replica import ReplicaState, VisionReplica
 
 _PATIENCE = 0.5
@@ -164,6 +165,15 @@ def _replica_metrics(encoders: Encoders | None) -> Iterator[Metric]:
     for state in ReplicaState if encoders else ():
         replicas.add_metric([state.value], states[state])
     yield replicas
+    sharing = GaugeMetricFamily(
+        "diptych_vision_replicas_sharing_memory",
+        "Vision replicas that offer shared memory, by whether it is used.",
+        labels=["state"],
+    )
+    found_sharing = Counter(replica.sharing for replica in encoders.replicas) if encoders else Counter[Sharing | None]()
+    for became in Sharing if encoders else ():
+        sharing.add_metric([became.value], found_sharing[became])
+    yield sharing
     yield CounterMetricFamily(
         "diptych_encode_repeated", "Encodings asked of another replica too.", encoders.num_repeated if encoders else 0
     )

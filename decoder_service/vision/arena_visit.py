@@ -1,7 +1,8 @@
-"""This service's hold on the memory that a vision service on the same host shares with it.
+"""One connection to the memory that a vision service on the same host shares with this one.
 
-Knows the greeting and the mapping. Trusts nothing: the other side must run as the same user, the memory must be sealed
-against shrinking, and what lies in it is copied before it is checked. Does not know what features are.
+Knows the greeting and the mapping. Does not know when to connect (see `arena_guest`). Trusts nothing: the other side
+must run as the same user, the memory must be sealed against shrinking, and what lies in it is copied before it is
+checked.
 """
 
 import asyncio
@@ -13,47 +14,6 @@ from common.features.shared_memory import map_arena
 
 _SECONDS = 1.0
 _MAX_BYTES = 1 << 36
-_MAX_TRIES = 3
-"""Tries in a row to get at one name's memory."""
-
-
-class ArenaGuest:
-    """Whoever a replica's memory may be used by; follows what the replica says of it."""
-
-    def __init__(self, *, wants_memory: bool) -> None:
-        self.visit: ArenaVisit | None = None
-        """None where the memory is not to be had."""
-        self._wants_memory = wants_memory
-        self._name = ""
-        self._tries = 0
-
-    async def meet(self, name: str) -> None:
-        """Hear the name of the replica's socket, "" for none; another one than before says that it is a new process.
-
-        Hearing it again is an occasion to connect again, where the connection was lost or did not come about.
-        """
-        if not self._wants_memory or (name == self._name and not self._should_try_again()):
-            return
-        tries = self._tries + 1 if name == self._name else 1
-        self.leave()
-        self._name, self._tries = name, tries
-        visit = await ArenaVisit.open(name) if name else None
-        if self._name == name:
-            self.visit = visit
-            self._tries = self._tries if visit is None else 0
-        elif visit is not None:
-            visit.close()
-
-    def _should_try_again(self) -> bool:
-        if self.visit is not None:
-            return self.visit.is_over
-        return bool(self._name) and self._tries < _MAX_TRIES
-
-    def leave(self) -> None:
-        """Let go, until a name is heard again."""
-        if self.visit is not None:
-            self.visit.close()
-        self.visit, self._name = None, ""
 
 
 class ArenaVisit:
@@ -67,12 +27,9 @@ class ArenaVisit:
         self._connection = connection
 
     @classmethod
-    async def open(cls, name: str) -> "ArenaVisit | None":
-        """Connect, within a second; None where the memory is not to be had from here, whatever the reason."""
-        try:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        except (AttributeError, OSError):
-            return None
+    async def open(cls, name: str) -> "ArenaVisit":
+        """Connect, within a second. Raises OSError or ValueError where the memory is not to be had from here."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             async with asyncio.timeout(_SECONDS):
                 await asyncio.get_running_loop().sock_connect(connection, socket_address(name))
@@ -80,11 +37,9 @@ class ArenaVisit:
                     raise ValueError("the shared memory is another user's")
                 await _readable(connection)
             return cls(connection, *_receive(connection))
-        except BaseException as error:
+        except BaseException:
             connection.close()
-            if not isinstance(error, OSError | ValueError):
-                raise
-            return None
+            raise
 
     @property
     def is_over(self) -> bool:

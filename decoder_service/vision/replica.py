@@ -29,7 +29,7 @@ from common.features.features import FeatureReceiver, FeatureSpec
 from common.telemetry.tracing import SpanKind
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import read_info
-from decoder_service.vision.arena_visit import ArenaGuest
+from decoder_service.vision.arena_guest import ArenaGuest, Sharing
 from decoder_service.vision.image_encoder import VisionInfo
 from diptych.v1 import vision_pb2 as pb
 from diptych.v1 import vision_pb2_grpc
@@ -87,7 +87,7 @@ class VisionReplica:
         self._stub = vision_pb2_grpc.VisionServiceStub(self._channel)
         # Answers in bytes: the receiver reads them without the copies that generated code makes.
         self._encode: Any = self._channel.unary_stream(f"/{_SERVICE_NAME}/Encode", request_serializer=_serialize)
-        self._guest = ArenaGuest(wants_memory=shared_memory)
+        self._guest = ArenaGuest(address, wants_memory=shared_memory)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)  # its stubs do not know its methods
         self._is_serving = True
         self._slots = asyncio.Semaphore(_MAX_CALLS)
@@ -101,6 +101,11 @@ class VisionReplica:
     def pending_patches(self) -> int:
         """Patches that wait there: ours now, and those of other decoder services when last asked."""
         return self._own_patches + self._others_patches
+
+    @property
+    def sharing(self) -> Sharing | None:
+        """What became of the memory that it offers; None where it offers none, or none is wanted."""
+        return self._guest.sharing
 
     @property
     def is_bad(self) -> bool:

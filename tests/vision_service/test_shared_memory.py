@@ -1,6 +1,7 @@
 """Features go through shared memory between two processes' parts, and nothing of it is left or trusted."""
 
 import asyncio
+import logging
 import mmap
 import os
 import random
@@ -14,7 +15,8 @@ import pytest
 from common.features import arena_greeting
 from common.features.arena_greeting import GREETING, socket_address
 from common.features.shared_memory import Region, SharedArena, map_arena
-from decoder_service.vision.arena_visit import ArenaGuest, ArenaVisit
+from decoder_service.vision.arena_guest import ArenaGuest, Sharing
+from decoder_service.vision.arena_visit import ArenaVisit
 from vision_service import arena_door
 from vision_service.arena_door import ArenaDoor
 
@@ -33,9 +35,15 @@ async def door_of(size: int = SIZE) -> AsyncIterator[ArenaDoor]:
 
 
 async def visit_of(door: ArenaDoor) -> ArenaVisit:
-    visit = await ArenaVisit.open(door.name)
-    assert visit is not None
-    return visit
+    return await ArenaVisit.open(door.name)
+
+
+async def is_refused(name: str) -> bool:
+    try:
+        (await ArenaVisit.open(name)).close()
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 async def settle() -> None:
@@ -134,10 +142,10 @@ async def test_another_user_is_turned_away_on_both_sides(monkeypatch: pytest.Mon
     async with door_of() as door:
         with monkeypatch.context() as other:
             other.setattr(arena_door, "is_same_user", lambda connection: False)
-            assert await ArenaVisit.open(door.name) is None
+            assert await is_refused(door.name)
         with monkeypatch.context() as other:
             other.setattr("decoder_service.vision.arena_visit.is_same_user", lambda connection: False)
-            assert await ArenaVisit.open(door.name) is None
+            assert await is_refused(door.name)
     left, right = socket.socketpair()
     assert arena_greeting.is_same_user(left)
     monkeypatch.setattr(os, "geteuid", lambda: -2)
@@ -148,7 +156,7 @@ async def test_another_user_is_turned_away_on_both_sides(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["", "diptych-", "../../etc/passwd", "diptych-" + "0" * 32 + "\0", "x" * 40])
 async def test_names_that_are_none_are_not_followed(name: str) -> None:
-    assert await ArenaVisit.open(name) is None
+    assert await is_refused(name)
     with pytest.raises(ValueError, match="malformed"):
         socket_address(name)
 
@@ -167,10 +175,10 @@ async def test_a_lying_door_is_left_alone() -> None:
         (GREETING.pack(b"t" * 16, SIZE), [pipe[0]]),
         (b"half", [arena.fd]),
     ):
-        opening = asyncio.create_task(ArenaVisit.open(name))
+        opening = asyncio.create_task(is_refused(name))
         connection, _ = await asyncio.to_thread(listener.accept)
         socket.send_fds(connection, [message], fds)
-        assert await opening is None
+        assert await opening
         connection.close()
     listener.close()
     arena.close()
@@ -180,7 +188,7 @@ async def test_a_lying_door_is_left_alone() -> None:
 
 async def test_a_new_name_is_a_new_process_and_none_is_none() -> None:
     async with door_of() as first, door_of() as second:
-        guest = ArenaGuest(wants_memory=True)
+        guest = ArenaGuest("vision:50052", wants_memory=True)
         await guest.meet(first.name)
         before = guest.visit
         await guest.meet(first.name)
@@ -189,14 +197,14 @@ async def test_a_new_name_is_a_new_process_and_none_is_none() -> None:
         assert guest.visit is not before
         await guest.meet("")
         assert guest.visit is None
-        unwilling = ArenaGuest(wants_memory=False)
+        unwilling = ArenaGuest("vision:50052", wants_memory=False)
         await unwilling.meet(first.name)
         assert unwilling.visit is None
 
 
 async def test_a_lost_connection_is_made_again_when_the_name_is_heard_again() -> None:
     async with door_of() as door:
-        guest = ArenaGuest(wants_memory=True)
+        guest = ArenaGuest("vision:50052", wants_memory=True)
         await guest.meet(door.name)
         lost = guest.visit
         assert lost is not None
@@ -211,21 +219,57 @@ async def test_a_lost_connection_is_made_again_when_the_name_is_heard_again() ->
         guest.leave()
 
 
-async def test_memory_that_cannot_be_had_is_asked_for_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    tries = []
+async def test_memory_that_cannot_be_had_is_told_once_and_tried_again_after_a_pause(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+    clock = [0.0]
 
-    async def open_(name: str) -> None:
+    async def refuse(name: str) -> ArenaVisit:
         tries.append(name)
+        raise ConnectionRefusedError("nobody listens")
 
-    monkeypatch.setattr(ArenaVisit, "open", open_)
-    guest = ArenaGuest(wants_memory=True)
+    monkeypatch.setattr(ArenaVisit, "open", refuse)
+    guest = ArenaGuest("vision:50052", wants_memory=True, clock=lambda: clock[-1])
+    seen = [guest.sharing]
     for name in ("first", "second", "second"):
         for _ in range(10):
             await guest.meet(name)
     assert tries == ["first"] * 3 + ["second"] * 3
+    for now in (59.0, 61.0, 62.0, 122.0):
+        clock.append(now)
+        await guest.meet("second")
+    assert tries[6:] == ["second"] * 2
+    seen.append(guest.sharing)
+    told = [(vars(record)["address"], vars(record)["reason"]) for record in caplog.records]
+    assert told == [("vision:50052", "ConnectionRefusedError('nobody listens')")] * 2, "once for each name"
     for _ in range(5):
         await guest.meet("")
-    assert len(tries) == 6
+    assert len(tries) == 8
+    assert [*seen, guest.sharing] == [None, Sharing.OUT_OF_REACH, None]
+
+
+async def test_memory_that_was_out_of_reach_is_used_when_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock = [0.0]
+    async with door_of() as door:
+        guest = ArenaGuest("vision:50052", wants_memory=True, clock=lambda: clock[-1])
+        with monkeypatch.context() as other:
+            other.setattr(arena_door, "is_same_user", lambda connection: False)
+            for _ in range(4):
+                await guest.meet(door.name)
+        await guest.meet(door.name)
+        seen = [guest.sharing]
+        clock.append(61.0)
+        await guest.meet(door.name)
+        assert [*seen, guest.sharing] == [Sharing.OUT_OF_REACH, Sharing.MAPPED]
+        guest.leave()
+    told = [record.message for record in caplog.records if record.name.endswith("arena_guest")]
+    assert [message.split(";")[0] for message in told] == [
+        "shared memory is out of reach", "shared memory is in reach again",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
@@ -234,7 +278,7 @@ async def test_who_leaves_before_the_greeting_holds_nothing(is_cancelled: bool) 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(socket_address(name))
     listener.listen()
-    guest = ArenaGuest(wants_memory=True)
+    guest = ArenaGuest("vision:50052", wants_memory=True)
     meeting = asyncio.create_task(guest.meet(name))
     connection, _ = await asyncio.to_thread(listener.accept)
     guest.leave()
@@ -305,6 +349,6 @@ async def test_nothing_is_left_of_a_killed_owner_and_its_reader_reads_on() -> No
         process.kill()
         await process.wait()
         assert bytes(visit.memory[-8:]) == bytes(8)
-        assert await ArenaVisit.open(name) is None
+        assert await is_refused(name)
         visit.release(1)
         visit.close()

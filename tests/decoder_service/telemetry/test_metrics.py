@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -17,7 +19,8 @@ from decoder_service.engine.step import ScheduledBatch, StepResult
 from decoder_service.model.splice_error import SpliceError
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from decoder_service.telemetry.metrics import EngineCollector
-from decoder_service.vision.replica import VisionReplica
+from decoder_service.vision.arena_guest import Sharing
+from decoder_service.vision.replica import ReplicaState, VisionReplica
 from tests.decoder_service.engine_fakes import FakeRunner, make_request
 
 NUM_BLOCKS = 16
@@ -28,6 +31,11 @@ class Encoders:
         self.bad_streams = Counter({"EMBED_CORRUPT": 2})
         self.num_repeated = 3
         self.replicas: list[VisionReplica] = []
+
+    def add(self, sharing: Sharing | None) -> None:
+        """Have one more replica that is ready."""
+        replica: Any = SimpleNamespace(state=ReplicaState.READY, sharing=sharing)
+        self.replicas.append(replica)
 
 
 class SlowRunner(FakeRunner):
@@ -57,7 +65,8 @@ class Scraped:
         store = FeatureStore(None, budget_bytes=100)
         limits = AdmissionLimits(max_requests=9, max_waiting_tokens=99, max_picture_bytes=999)
         self.admission = Admission(limits)
-        self.registry.register(EngineCollector(self.host, store, Encoders(), admission=self.admission, block_size=4))
+        self.encoders = Encoders()
+        self.registry.register(EngineCollector(self.host, store, self.encoders, admission=self.admission, block_size=4))
 
     async def value(self, name: str, **labels: str) -> float | None:
         """As the scraping thread gets it."""
@@ -155,3 +164,12 @@ async def test_waiting_requests_are_told_apart_and_add_up() -> None:
         assert await scraped.value("diptych_num_requests_waiting_by_reason", reason="capacity") == 0
     finally:
         await scraped.host.stop()
+
+
+async def test_replicas_are_told_apart_by_what_became_of_the_memory_that_they_offer() -> None:
+    scraped = Scraped(SlowRunner())
+    for sharing in (Sharing.MAPPED, Sharing.OUT_OF_REACH, Sharing.MAPPED, None):
+        scraped.encoders.add(sharing)
+    shares = [await scraped.value("diptych_vision_replicas_sharing_memory", state=each.value) for each in Sharing]
+    assert shares == [2, 1]
+    assert await scraped.value("diptych_vision_replicas", state="ready") == 4
