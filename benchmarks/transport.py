@@ -4,8 +4,8 @@ A second process serves three things: chunks of bytes from a bare grpc.aio serve
 client that throws them away; the same as generated messages; and the vision service's own path, from a picture
 whose features are cached to checked rows in their final buffer, through the decoder service's own client, over the
 network with and without the kernel that copies chunks, and through shared memory. Rounds alternate between all of them,
-as a machine's speed changes with time. The last part has eight pictures arrive at once
-and tells how long the receiving event loop stood still at worst.
+as a machine's speed changes with time, and each begins with how fast one core reads what another wrote. The last part
+has eight pictures arrive at once and tells how long the receiving event loop stood still at worst.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, picture
+from benchmarks.handover import handover_speed
 from benchmarks.loop_stalls import worst_stall
 from common.features.chunk_copy import copy_plainly
 from common.features.features import FeatureSpec
@@ -35,6 +36,7 @@ from vision_service.encoded_image import HostImage
 from vision_service.image import Pixels
 
 SIDE = 1024
+HANDOVER = "core to core"
 SIZES = {8: 1024, 42: 5120}
 """Megabytes of a picture's features, and the width in bfloat16 that makes them."""
 CHUNKS = (256 << 10, 1 << 20, 2 << 20, 4 << 20)
@@ -149,11 +151,12 @@ async def speed(transfer: Transfer, *, seconds: float) -> float:
 
 
 async def compare(transfers: Mapping[str, Transfer], *, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Speeds of all, round by round."""
-    found: dict[str, list[float]] = {name: [] for name in transfers}
+    """Speeds of all, round by round, and of what all depend on."""
+    found: dict[str, list[float]] = {name: [] for name in (HANDOVER, *transfers)}
     for transfer in transfers.values():
         await transfer()
     for _ in range(rounds):
+        found[HANDOVER].append(1e3 * await asyncio.to_thread(handover_speed))
         for name, transfer in transfers.items():
             found[name].append(await speed(transfer, seconds=seconds))
     return found
