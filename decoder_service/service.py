@@ -59,7 +59,7 @@ class DecoderService:
         self._config = config
         self._tracer = make_tracer(config.tracing, service_name="diptych-decoder")
         # Files that cannot be used are known before the weights are read, which may take minutes.
-        vision_tls = _vision_tls(config)
+        self._vision_tls = _vision_tls(config)
         checkpoint = open_checkpoint(config.model.model, verify_checksums=config.model.verify_checksums)
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
@@ -67,7 +67,7 @@ class DecoderService:
         run_config = build_run_config(config, checkpoint)
         self._engine = build_engine(config, checkpoint, run_config)
         self._tokenizer = tokenizer
-        self._vision = _image_source(config, checkpoint, make_encoder, tls=vision_tls)
+        self._vision = _image_source(config, checkpoint, make_encoder, tls=self._vision_tls)
         checkpoint.finish_checks()
         self._prompts = PromptBuilder(
             tokenizer,
@@ -101,6 +101,8 @@ class DecoderService:
         registry = registry or CollectorRegistry()
         ProcessCollector(registry=registry)
         server = GrpcServer(self._config.server, registry=registry, service_names=[SERVICE_NAME], tracer=self._tracer)
+        if self._vision_tls is not None:
+            server.certificates.watch("vision_client", self._vision_tls.files)
         steps = StepMetrics(registry)
         host = EngineHost(self._engine, on_fatal=lambda: _give_up(server), on_step=steps.observe)
         engine = self._config.engine

@@ -40,14 +40,14 @@ class ChannelTlsFiles:
         """
         if (cert is None) != (key is None):
             raise ValueError("a certificate and its key go together")
-        self._files = KeyFiles(cert=cert, key=key, ca=ca)
+        self.files = KeyFiles(cert=cert, key=key, ca=ca)
         self._server_name = server_name
-        self._keys = self._files.latest()
+        self._keys = self.files.latest()
         self._tls = self._make(self._keys)
 
     def latest(self) -> ChannelTls:
         """The credentials of now; the same object until a file changes."""
-        keys = self._files.latest()
+        keys = self.files.latest()
         if keys is not self._keys:
             self._keys, self._tls = keys, self._make(keys)
         return self._tls

@@ -32,11 +32,15 @@ class TlsSettings:
                 raise ValueError(f"{flag} needs --tls-cert and --tls-key")
 
 
-def server_credentials(settings: TlsSettings) -> grpc.ServerCredentials | None:
-    """Credentials that follow the files; None without TLS. Raises ValueError where the files cannot be used."""
+def server_files(settings: TlsSettings) -> KeyFiles | None:
+    """The files of a server; None without TLS. Raises ValueError where they cannot be used."""
     if settings.tls_cert is None:
         return None
-    files = KeyFiles(cert=settings.tls_cert, key=settings.tls_key, ca=settings.tls_client_ca)
+    return KeyFiles(cert=settings.tls_cert, key=settings.tls_key, ca=settings.tls_client_ca)
+
+
+def server_credentials(files: KeyFiles, *, asks_clients: bool) -> grpc.ServerCredentials:
+    """Credentials that follow the files; with `asks_clients` callers must have a certificate of their authorities."""
     used = files.latest()
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -51,7 +55,7 @@ def server_credentials(settings: TlsSettings) -> grpc.ServerCredentials | None:
     return grpc.dynamic_ssl_server_credentials(
         _configuration(used),
         fetch,  # type: ignore[arg-type] # its stubs do not know that None is an answer
-        require_client_authentication=settings.tls_client_ca is not None,
+        require_client_authentication=asks_clients,
     )
 
 

@@ -6,7 +6,7 @@ Knows the server's settings. Opens nothing for good: whatever is right here is t
 from google.protobuf.internal import api_implementation
 
 from common.security.access import Gate
-from common.security.tls import MetricsTls, server_credentials
+from common.security.tls import MetricsTls, server_files
 from common.server.config import ServerConfig
 from common.server.ports import check_free
 from common.server.process import raise_descriptor_limit
@@ -22,7 +22,7 @@ def check_server(config: ServerConfig) -> None:
             check_free(config.host, port, purpose=purpose)
     if api_implementation.Type() != "upb":
         raise ValueError("protobuf runs without its native parser, whose limits on nesting we rely on")
-    server_credentials(config.tls)
+    server_files(config.tls)
     if config.tls.tls_cert is not None:
         MetricsTls(config.tls)
     Gate(config.access, verifies_clients=config.tls.tls_client_ca is not None)

@@ -19,7 +19,8 @@ from prometheus_client import CollectorRegistry
 from common.calls.interceptor import ErrorInterceptor
 from common.errors import UnavailableError
 from common.security.access import HEALTH, Gate
-from common.security.tls import MetricsTls, server_credentials
+from common.security.certificate_metrics import CertificateCollector
+from common.security.tls import MetricsTls, server_credentials, server_files
 from common.server.config import ServerConfig
 from common.server.health import HealthServicer
 from common.server.metrics_server import MetricsServer
@@ -54,7 +55,10 @@ class GrpcServer:
         """
         self._config = config
         self._metrics = MetricsServer(registry, tls=MetricsTls(config.tls) if config.tls.tls_cert else None)
-        self._credentials = server_credentials(config.tls)
+        self.certificates = CertificateCollector()
+        """Tells of this server's certificate, and of others that it is told to watch."""
+        registry.register(self.certificates)
+        self._credentials = self._make_credentials()
         gate = Gate(
             config.access,
             verifies_clients=config.tls.tls_client_ca is not None,
@@ -77,6 +81,13 @@ class GrpcServer:
     def metrics_port(self) -> int | None:
         """The bound port of the metrics; `None` where they are off or not started."""
         return self._metrics.port
+
+    def _make_credentials(self) -> grpc.ServerCredentials | None:
+        files = server_files(self._config.tls)
+        if files is None:
+            return None
+        self.certificates.watch("server", files)
+        return server_credentials(files, asks_clients=self._config.tls.tls_client_ca is not None)
 
     def ask_first(self, check: Callable[[str], None]) -> None:
         """Have `check` told the /SERVICE/METHOD of each call that is let in, before its request is received.
