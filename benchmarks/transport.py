@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, picture
 from benchmarks.handover import handover_speed
 from benchmarks.loop_stalls import worst_stall
+from benchmarks.transport_report import report
 from common.features.chunk_copy import copy_plainly
 from common.features.features import FeatureSpec
 from common.features.shared_memory import SharedArena
@@ -36,7 +37,6 @@ from vision_service.encoded_image import HostImage
 from vision_service.image import Pixels
 
 SIDE = 1024
-HANDOVER = "core to core"
 SIZES = {8: 1024, 42: 5120}
 """Megabytes of a picture's features, and the width in bfloat16 that makes them."""
 CHUNKS = (256 << 10, 1 << 20, 2 << 20, 4 << 20)
@@ -151,25 +151,15 @@ async def speed(transfer: Transfer, *, seconds: float) -> float:
 
 
 async def compare(transfers: Mapping[str, Transfer], *, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Speeds of all, round by round, and of what all depend on."""
-    found: dict[str, list[float]] = {name: [] for name in (HANDOVER, *transfers)}
+    """Speeds of all, round by round, and of what all depend on, under "handover"."""
+    found: dict[str, list[float]] = {name: [] for name in ("handover", *transfers)}
     for transfer in transfers.values():
         await transfer()
     for _ in range(rounds):
-        found[HANDOVER].append(1e3 * await asyncio.to_thread(handover_speed))
+        found["handover"].append(await asyncio.to_thread(handover_speed))
         for name, transfer in transfers.items():
             found[name].append(await speed(transfer, seconds=seconds))
     return found
-
-
-def report(megabytes: int, found: Mapping[str, list[float]]) -> bool:
-    """Print a table; returns whether ours reaches 80% of the best bare one."""
-    medians = {name: statistics.median(speeds) for name, speeds in found.items()}
-    best = max(value for name, value in medians.items() if name.startswith("bare"))
-    for name, value in medians.items():
-        low, high = min(found[name]), max(found[name])
-        print(f"{megabytes:3} MB  {name:28} {value:7.0f} MB/s  ({low:.0f} to {high:.0f})  {value / best:5.0%}")
-    return medians["service"] >= 0.8 * best
 
 
 async def report_stalls(megabytes: int, pictures: Sequence[Picture], how: str) -> bool:
@@ -204,7 +194,8 @@ async def measure(ports: list[int], *, rounds: int, seconds: float) -> bool:
             transfers["service"] = Picture(client, 0, width=width).fetch
             transfers["service, without kernels"] = Picture(plain, 0, width=width).fetch
             transfers["service, shared memory"] = Picture(sharing, 0, width=width).fetch
-            reached &= report(megabytes, await compare(transfers, rounds=rounds, seconds=seconds))
+            found = await compare(transfers, rounds=rounds, seconds=seconds)
+            reached &= report(megabytes, found.pop("handover"), found)
             for how, each in (("", client), (", shared memory", sharing)):
                 eight = [Picture(each, number, width=width) for number in range(8)]
                 reached &= await report_stalls(megabytes, eight, how)
