@@ -40,8 +40,6 @@ _PROBE_SECONDS = 1.0
 """How long a replica that is not ready may take to answer."""
 _READY_PROBE_SECONDS = 5.0
 """How long a ready one may: a busy machine is no dead one, and pings find those."""
-
-
 _SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
 _ENCODE = f"{_SERVICE_NAME}/Encode"
 _HEALTH_PAUSE = 0.5
