@@ -49,7 +49,8 @@ class PackedWeights:
 
 def _zeros(size: int) -> Tensor:
     """Zeros of float32 on huge pages where the system has them: streaming through small ones costs a third more."""
-    memory = mmap.mmap(-1, max(4 * size, 1))
+    # Private: memory that could be shared is on huge pages only where the system is told so apart.
+    memory = mmap.mmap(-1, max(4 * size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32, count=size)
