@@ -5,8 +5,6 @@ Knows the event loop. Does not know what the work is.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class LoopTurns:
@@ -15,24 +13,9 @@ class LoopTurns:
     def __init__(self) -> None:
         self._is_taken = False
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._num_receivers = 0
-
-    @contextmanager
-    def receiving(self) -> Iterator[None]:
-        """Say that one receives pieces while inside, each of which comes in a turn of the loop of its own.
-
-        Who is the only one then needs no further turn for each piece, which would cost as much as a small piece.
-        """
-        self._num_receivers += 1
-        try:
-            yield
-        finally:
-            self._num_receivers -= 1
 
     async def take(self) -> None:
         """Return in a turn of the loop in which nobody else has returned from here."""
-        if self._num_receivers == 1 and not self._is_taken:
-            return
         loop = asyncio.get_running_loop()
         if not self._is_taken:
             self._is_taken = True

@@ -197,12 +197,11 @@ class VisionReplica:
         span = current_call().span.start(_ENCODE, kind=SpanKind.CLIENT)
         call = self._encode((request, visit.token if visit else b""), metadata=trace_metadata(span))
         try:
-            with self._turns.receiving():
-                async for message in call:
-                    await self._turns.take()
-                    receiver.receive(message)
-                    if visit is not None and receiver.is_complete and receiver.lease is not None:
-                        visit.release(receiver.lease)
+            async for message in call:
+                await self._turns.take()
+                receiver.receive(message)
+                if visit is not None and receiver.is_complete and receiver.lease is not None:
+                    visit.release(receiver.lease)
             receiver.finish()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error

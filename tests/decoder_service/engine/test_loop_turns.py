@@ -36,28 +36,3 @@ async def test_who_leaves_while_waiting_holds_up_nobody() -> None:
     waiting[0].cancel()
     async with asyncio.timeout(1):
         await asyncio.gather(*waiting[1:])
-
-
-async def test_the_only_receiver_goes_on_at_once_and_several_take_turns() -> None:
-    turns, turn_of_loop = LoopTurns(), 0
-    worked: list[int] = []
-
-    async def count() -> None:
-        nonlocal turn_of_loop
-        while True:
-            turn_of_loop += 1
-            await asyncio.sleep(0)
-
-    async def work() -> None:
-        with turns.receiving():
-            await asyncio.sleep(0)
-            for _ in range(3):
-                await turns.take()
-                worked.append(turn_of_loop)
-
-    counting = asyncio.create_task(count())
-    await work()
-    assert len(set(worked)) == 1, "no turn of the loop was waited for"
-    await asyncio.gather(work(), work())
-    assert len(set(worked[3:])) == 6, "two pieces in one turn"
-    counting.cancel()
