@@ -4,6 +4,7 @@ Knows rounds and what is kept equal. Does not know engines (see `benchmarks.peer
 """
 
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -128,7 +129,8 @@ def _measure(case: TextCase, engines: Sequence[_Running], rounds: int) -> dict[s
 def _take_turn(case: TextCase, engine: _Running, number: int) -> None:
     before, seconds, num_tokens, repeat = engine.worker.processor_seconds(), 0.0, 0, 0
     while seconds < _ROUND_SECONDS:
-        seed = 100 + 1000 * number + repeat
+        # No prompt of one case comes again in another, where an engine with a cache would find it.
+        seed = zlib.crc32(case.name.encode()) % 1_000_000 + 1000 * number + repeat
         prompts = checkpoints.random_prompts(case.model, case.concurrency, case.prompt_tokens, seed=seed)
         answer: dict[str, Any] = engine.worker.ask("generate", prompts=prompts, max_tokens=case.new_tokens)
         seconds += answer["seconds"]
