@@ -58,6 +58,9 @@ class EngineSettings:
     watermark: float = setting(
         0.01, minimum=0.0, maximum=0.5, help="part of the KV blocks that an admission leaves to those that run already"
     )
+    overlap: bool | None = setting(
+        None, help="plan and begin a step while the one before it still runs; on CUDA and not on a CPU where unset"
+    )
     prefix_caching: bool = setting(True, help="keep the KV blocks of what was computed and use them again")
     feature_bytes: int = setting(512 * 2**20, minimum=1, help="memory for image features that wait to be computed")
     feature_caching: bool = setting(True, help="keep image features in that memory until it is needed")

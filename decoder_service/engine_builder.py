@@ -24,6 +24,7 @@ from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.memory import plan_num_blocks
 from decoder_service.model.run_config import RunConfig, make_run_config
 from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.step_queue import AtOnce, OnThread
 from decoder_service.model.weights import DecoderModel
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 
@@ -98,8 +99,11 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         quantize=engine.quantize,
     )
     give_memory_back()
-    runner = DecoderRunner(model, kv_cache, compute)
+    is_cpu = run_config.device.type == "cpu"
+    overlap = engine.overlap if engine.overlap is not None else not is_cpu
+    runner = DecoderRunner(model, kv_cache, compute, queue=OnThread() if overlap and is_cpu else AtOnce())
     runner.warm_up()
+    guarded = GuardedRunner(runner)
     scheduler = SchedulerConfig(
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_mixed_tokens=_num_mixed_tokens(engine, run_config.device),
@@ -112,7 +116,8 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         config=scheduler,
         num_blocks=num_blocks,
         block_size=engine.block_size,
-        runner=GuardedRunner(runner),
+        runner=guarded,
+        launcher=guarded if overlap else None,
         hash_block=block_hash if engine.prefix_caching else None,
         compute=compute.name,
     )

@@ -31,7 +31,7 @@ def test_blocks_that_are_not_given_back_are_seen(monkeypatch: pytest.MonkeyPatch
         host.submit(make_request("a", 9))
         host.step()
         scheduler = host.engine._scheduler
-        monkeypatch.setattr(scheduler, "_free", lambda request: request.block_table.clear())
+        monkeypatch.setattr(scheduler._prefix_cache, "give_back", lambda request: request.block_table.clear())
         host.engine.abort("a")
 
     with pytest.raises(Exception, match=r"tables but counts|blocks are left"), leaves_nothing():

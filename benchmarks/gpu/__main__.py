@@ -1,4 +1,4 @@
-"""Correctness first, then the cases G0 to G3, G5 and G6 with Pixtral-12B's shape: `python -m benchmarks.gpu`.
+"""Correctness first, then the cases G0 to G6 with Pixtral-12B's shape: `python -m benchmarks.gpu`.
 
 Prints a table a case and writes everything to a JSON file. Needs 40 GB on the device; `--small` needs 4.
 """
@@ -21,9 +21,13 @@ from benchmarks.gpu.correctness import correctness_rows
 from benchmarks.gpu.decoding import decode_rows, prefill_rows
 from benchmarks.gpu.encoder_graphs import encoder_graph_rows
 from benchmarks.gpu.encoding import encode_rows
-from benchmarks.gpu.models import DECODER_12B, random_decoder, random_encoder
+from benchmarks.gpu.models import DECODER_1B, DECODER_12B, random_decoder, random_encoder
+from benchmarks.gpu.overlap import NEW_TOKENS, PROMPT, CudaTimeline, overlap_rows
 from common.model.graph_recorder import CudaGraphRecorder
+from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.fp8 import FP8, quantize_layers
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.weights import DecoderModel
 from vision_service.segment_attention import flash_attention
 
 Row = dict[str, object]
@@ -51,6 +55,10 @@ def main() -> None:
     small = encoder_graph_rows(random_encoder(device), recorder, flash_attention, seconds)
     if not all(row["right"] for row in _collect(results, "G6 recorded encoder", small, arguments.json)):
         raise SystemExit("recorded passes of the encoder give other features")
+    overlapped = overlap_rows(random_decoder(DECODER_1B, device, torch.bfloat16), _recorded, CudaTimeline(), (1, 8, 32))
+    if not all(row["right"] for row in _collect(results, "G4 overlap", overlapped, arguments.json)):
+        raise SystemExit("steps that are planned ahead give other tokens")
+    torch.cuda.empty_cache()
     config = replace(DECODER_12B, num_hidden_layers=4) if arguments.small else DECODER_12B
     model = random_decoder(config, device, torch.bfloat16)
     batches, prompts = (1, 8, 32, 128), (512, 1024, 4096)
@@ -64,6 +72,11 @@ def main() -> None:
         rows = decode_rows(model, ceilings, batches, layers=FP8, keys=keys)
         _collect(results, f"decode, {name}", rows, arguments.json)
     _collect(results, "prefill, fp8 weights", prefill_rows(model, ceilings, prompts), arguments.json)
+
+
+def _recorded(model: DecoderModel, cache: KVCache) -> CudaCompute:
+    recorder = CudaGraphRecorder(model.device)
+    return CudaCompute(model, cache, recorder=recorder, max_num_requests=32, max_model_len=PROMPT + NEW_TOKENS)
 
 
 def _collect(results: dict[str, list[Row]], name: str, rows: Iterable[Row], path: Path) -> list[Row]:

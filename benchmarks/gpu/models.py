@@ -1,6 +1,7 @@
 """Pixtral-12B's exact shape with random weights, made on the device, and batches to run through it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -26,6 +27,11 @@ DECODER_12B = MistralConfig(
     rope_theta=1e9,
     max_position_embeddings=131072,
 )
+
+DECODER_1B = replace(
+    DECODER_12B, hidden_size=2048, head_dim=64, num_hidden_layers=16, feed_forward_length=8192, vocab_size=32768
+)
+"""Small enough that what the host does between two steps shows."""
 
 ENCODER_400M = PixtralVisionConfig(
     patch_size=16,
@@ -112,6 +118,7 @@ def forward_batch(query_lengths: Sequence[int], seq_lens: Sequence[int], device:
         block_tables=tensor([table + table[:1] * (longest - len(table)) for table in tables]),
         query_lengths=tuple(query_lengths),
         seq_lens=tuple(seq_lens),
+        seq_lens_there=tensor(seq_lens),
         logits_indices=tensor(ends.tolist()),
         image_indices=tensor([]),
         image_rows=(),

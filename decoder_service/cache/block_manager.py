@@ -111,6 +111,18 @@ class BlockManager:
                 self._free.move_to_end(block_id, last=self._hashes[block_id] is not None)
         self._unclean.extend(block_id for block_id in unclean if self._ref_counts[block_id] == 0)
 
+    def trim(self, block_table: list[BlockId], num_tokens: int) -> None:
+        """Give back the blocks behind the first `num_tokens` tokens; they may hold what harms their next owner."""
+        count = self.num_blocks_for(num_tokens)
+        behind = block_table[count:]
+        del block_table[count:]
+        self.free(behind, num_clean=0)
+
+    @property
+    def has_unclean(self) -> bool:
+        """Whether `take_unclean` would give any."""
+        return bool(self._unclean)
+
     def take_unclean(self) -> list[BlockId]:
         """Blocks to clear before anything is written to them; each is given once."""
         unclean, self._unclean = self._unclean, []

@@ -62,6 +62,12 @@ class PrefixCache:
             self._blocks.remember(request.block_table[index], hashes[index])
         request.num_known_blocks = num_blocks
 
+    def give_back(self, request: Request) -> None:
+        """Let a request own no blocks any more; those behind its last finite logits may hold a NaN."""
+        is_clean = request.num_finite_tokens == request.num_computed_tokens and not request.is_suspect
+        num_clean = None if is_clean else request.num_finite_tokens // self._blocks.block_size
+        self._blocks.free(request.block_table, num_clean=num_clean)
+
     def forget(self, request: Request) -> None:
         """Share none of a request's blocks any more."""
         self._blocks.forget(request.block_table)

@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
 from decoder_service.engine.request_status import RequestStatus
-from decoder_service.engine.step import Runner, ScheduledBatch, ScheduledRequest, StepResult
+from decoder_service.engine.step import Launched, Runner, ScheduledBatch, ScheduledRequest, StepResult
 
 _log = logging.getLogger(__name__)
+
+OnFailure = Callable[[ScheduledBatch, Exception], None]
 
 
 class Part(NamedTuple):
@@ -29,12 +31,12 @@ class Part(NamedTuple):
 
 
 def run_contained(
-    runner: Runner, batch: ScheduledBatch, *, error_id: str, on_no_memory: Callable[[ScheduledBatch], None]
+    runner: Runner, batch: ScheduledBatch, launched: Launched | None, *, error_id: str, on_failure: OnFailure
 ) -> Iterator[Part]:
-    """Run a batch, in parts if need be, which together are all of it.
+    """Run a batch, in parts if need be, which together are all of it; wait for it first, if it was launched already.
 
-    Each part is to be accounted for before the next is asked for. `on_no_memory` hears of each batch that there was no
-    memory for. Raises DeviceLostError, as then no part can pass.
+    Each part is to be accounted for before the next is asked for. `on_failure` hears of each batch that raised, before
+    its parts are run; what has ended before is in none of them. Raises DeviceLostError, as then no part can pass.
     """
     if batch.copies:
         requests, error = _copy(runner, batch, error_id)
@@ -42,15 +44,15 @@ def run_contained(
             yield from (Part(batch.part([each]), error) for each in batch.requests if each not in requests)
             batch = batch.part(_live(requests))
     if batch.requests:
-        yield from _run_parts(runner, batch, error_id, on_no_memory)
+        yield from _run_parts(runner, batch, launched, error_id, on_failure)
 
 
 def _run_parts(
-    runner: Runner, batch: ScheduledBatch, error_id: str, on_no_memory: Callable[[ScheduledBatch], None]
+    runner: Runner, batch: ScheduledBatch, launched: Launched | None, error_id: str, on_failure: OnFailure
 ) -> Iterator[Part]:
     """Run a batch whose copies are made, and what it is cut into where it raises."""
     try:
-        result = _checked(runner.execute(batch), batch)
+        result = _checked(runner.execute(batch) if launched is None else launched.result(), batch)
     except DeviceLostError:
         raise
     except Exception as error:  # Whatever it was, it costs those that it must and not the engine.
@@ -59,15 +61,14 @@ def _run_parts(
     else:
         yield Part(batch, result)
         return
-    if isinstance(failure, DeviceMemoryError):
-        on_no_memory(batch)
+    on_failure(batch, failure)
     parts = list(_cut(batch, is_too_large=isinstance(failure, DeviceMemoryError)))
-    if not parts:
+    if not parts and _live(batch.requests):
         yield Part(batch, failure)
     for part in parts:
         # With the first half of its tokens, or another completion of its prompt, a request may have failed by now.
         if live := _live(part.requests):
-            yield from _run_parts(runner, part.part(live), error_id, on_no_memory)
+            yield from _run_parts(runner, part.part(live), None, error_id, on_failure)
 
 
 def _cut(batch: ScheduledBatch, *, is_too_large: bool) -> Iterator[ScheduledBatch]:

@@ -101,6 +101,8 @@ class Request:
     """Leading computed tokens whose keys and values hold no NaN, as finite logits have shown."""
     is_suspect: bool = False
     """Whether anything may stand in its blocks behind those tokens, though no token there counts as computed."""
+    num_ahead_tokens: int = 0
+    """Tokens behind those that are computed ahead right now: its blocks hold them too, also when it has ended."""
     num_charged_tokens: int = 0
     """Leading tokens that its tenant was charged for; they may have to be computed again."""
     is_paused: bool = False
@@ -174,11 +176,6 @@ class Request:
     def needs_features(self) -> bool:
         """Whether it has images, here or not, whose tokens are not all computed."""
         return bool(self.placeholders) and self.placeholders[-1].end > self.num_computed_tokens
-
-    @property
-    def is_stalled(self) -> bool:
-        """Whether it runs and can go no further until an image arrives."""
-        return self.num_schedulable_tokens == 0
 
     @property
     def is_movable(self) -> bool:

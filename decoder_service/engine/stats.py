@@ -19,6 +19,8 @@ class EngineStats:
     num_blocks: int
     num_preemptions: int
     num_steps: int
+    num_steps_ahead: int
+    """Steps that began before the step before them was accounted for."""
     num_splice_mismatches: int
     """Steps that failed because image rows did not fit their places in the batch."""
     num_batched_tokens: int

@@ -3,7 +3,7 @@
 Plain records between the scheduler, the engine, the runner and whoever turns the engine.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -16,17 +16,29 @@ from decoder_service.sampling.logprobs import Logprobs
 
 
 class ScheduledRequest(NamedTuple):
-    """A request's part in a step: its next `num_scheduled_tokens` tokens after `num_computed_tokens`."""
+    """A request's part in a step: its next `num_scheduled_tokens` tokens after `num_computed_tokens`.
+
+    Positions hold until the step is accounted for, which moves that number.
+    """
 
     request: Request
     num_scheduled_tokens: int
+    place: int | None = None
+    """Position of the first token where the step is planned ahead: not all tokens before it are computed yet."""
+
+    @property
+    def start(self) -> int:
+        """Position of the first token."""
+        return self.request.num_computed_tokens if self.place is None else self.place
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + self.num_scheduled_tokens
 
     @property
     def is_sampled(self) -> bool:
-        """Whether the step computes its last known token, and so yields the next one.
-
-        Holds until the step is accounted for, which moves `num_computed_tokens`.
-        """
+        """Whether the step computes its last known token, and so yields the next one."""
         return self.request.num_computed_tokens + self.num_scheduled_tokens == self.request.num_tokens
 
 
@@ -40,9 +52,15 @@ class BlockCopy(NamedTuple):
 class ScheduledBatch:
     """All that one step computes; made right before, as who gets a token follows from how far all are then."""
 
-    __slots__ = ("copies", "num_tokens", "requests", "sampled")
+    __slots__ = ("copies", "num_tokens", "requests", "sampled", "sources")
 
-    def __init__(self, requests: tuple[ScheduledRequest, ...], copies: tuple[BlockCopy, ...] = ()) -> None:
+    def __init__(
+        self,
+        requests: tuple[ScheduledRequest, ...],
+        copies: tuple[BlockCopy, ...] = (),
+        *,
+        sources: tuple[int, ...] = (),
+    ) -> None:
         self.requests = requests
         self.num_tokens = sum([scheduled.num_scheduled_tokens for scheduled in requests])
         """Tokens that the step computes."""
@@ -51,11 +69,15 @@ class ScheduledBatch:
 
         A source may be somebody else's already, who writes to it in this step.
         """
+        self.sources = sources
+        """Of a step that is planned ahead: for each request the place of its token among those that the step before
+        it gives, as nobody knows that token yet. Empty for any other step.
+        """
         self.sampled: tuple[Request, ...] = tuple(
             [
                 request
                 for scheduled in requests
-                if scheduled.is_sampled
+                if sources or scheduled.is_sampled
                 for request in (scheduled.request, *scheduled.request.forks)
             ]
         )
@@ -67,6 +89,11 @@ class ScheduledBatch:
     def part(self, requests: Sequence[ScheduledRequest]) -> "ScheduledBatch":
         """A batch of some of the requests, perhaps with fewer tokens, that can be run by itself after the copies."""
         return ScheduledBatch(tuple(requests))
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it is planned while the step before it runs, and goes on from tokens that only that one knows."""
+        return bool(self.sources)
 
 
 class NoToken(Enum):
@@ -105,6 +132,28 @@ class Runner(Protocol):
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         """Make sure that what these blocks hold harms nobody who gets them next."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step that was begun."""
+
+    result: Callable[[], StepResult]
+    """Waits for its end. Raises what `Runner.execute` raises, whenever it went wrong."""
+    tokens: object
+    """How whoever launched it finds its tokens for the step that goes on from them; nobody else looks inside."""
+
+
+class Launcher(Protocol):
+    """Computes batches while the next ones are planned."""
+
+    def launch(self, batch: ScheduledBatch, after: Launched | None = None) -> Launched:
+        """Begin to compute as `Runner.execute` does, behind all that was begun before, and wait for nothing.
+
+        A batch that is planned ahead goes on from the tokens of `after`, the one launched before it. All that it needs
+        of the requests is read now: they may change, or end, while it runs.
+        """
         ...
 
 

@@ -4,11 +4,10 @@ Knows the layout of a batch. Does not know the model or how requests were chosen
 """
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
-import torch
 from torch import Tensor
 
 from decoder_service.engine.step import ScheduledBatch, ScheduledRequest
@@ -66,31 +65,41 @@ class BatchLayout:
     block_tables: Sequence[int] = ()
     """[num_requests * max_blocks], padded with each request's own first block, which the lengths hide"""
     max_blocks: int = 0
+    sources: Sequence[int] = ()
+    """[num_tokens], of a step that is planned ahead: the places of its tokens among those of the step before"""
 
-    def to(self, device: torch.device) -> "ForwardBatch":
-        """The same as tensors."""
+    def continue_from(self, before: Sequence[int]) -> None:
+        """Take the tokens of a step that is planned ahead from those that the step before has chosen."""
+        self.token_ids = [before[source] for source in self.sources]
+
+    def to(self, move: "Callable[[array[int]], Tensor]") -> "ForwardBatch":
+        """The same as tensors on the device, where `move` brings numbers."""
         columns = (
             self.token_ids,
             self.positions,
             self.slots,
             self.logits_indices,
             self.image_indices,
+            self.seq_lens,
+            self.sources,
             self.block_tables,
         )
-        # One tensor made and moved, not six; an array becomes one in a fraction of the time that a list takes.
-        tensor = torch.frombuffer(array("q", [*chain.from_iterable(columns)]), dtype=torch.long).to(device)
+        # One tensor made and moved, not eight; an array becomes one in a fraction of the time that a list takes.
+        tensor = move(array("q", [*chain.from_iterable(columns)]))
         on_device = tensor.split_with_sizes([len(column) for column in columns])
         return ForwardBatch(
             token_ids=on_device[0],
             positions=on_device[1],
             slot_mapping=on_device[2],
-            block_tables=on_device[5].view(-1, self.max_blocks),
+            block_tables=on_device[7].view(-1, self.max_blocks),
             query_lengths=tuple(self.query_lengths),
             seq_lens=tuple(self.seq_lens),
+            seq_lens_there=on_device[5],
             logits_indices=on_device[3],
             image_indices=on_device[4],
             image_rows=tuple(self.image_rows),
             prompt_rows=tuple(self.prompt_rows),
+            sources=on_device[6] if self.sources else None,
         )
 
 
@@ -99,7 +108,7 @@ class ForwardBatch:
     """New tokens of several requests, as a forward pass takes them; see `BatchLayout`."""
 
     token_ids: Tensor
-    """[num_tokens]"""
+    """[num_tokens]; any at all in a step that is planned ahead, until `continued_from` knows them"""
     positions: Tensor
     """[num_tokens], counted from 0 in each request"""
     slot_mapping: Tensor
@@ -110,6 +119,8 @@ class ForwardBatch:
     """[num_requests], new tokens"""
     seq_lens: tuple[int, ...]
     """[num_requests], tokens with the new ones"""
+    seq_lens_there: Tensor
+    """[num_requests], the same on the device"""
     logits_indices: Tensor
     """[num_sampled], rows that get logits to choose a token from; several completions begin with one row"""
     image_indices: Tensor
@@ -118,21 +129,27 @@ class ForwardBatch:
     """The image rows, in the order of `image_indices`"""
     prompt_rows: tuple[PromptRows, ...] = ()
     """Rows that get logits to judge the prompt by; none for requests that do not ask for them"""
+    sources: Tensor | None = None
+    """[num_tokens], see `BatchLayout`; None for a step that is not planned ahead"""
+
+    def continued_from(self, before: Tensor) -> "ForwardBatch":
+        """The batch with the tokens that the step before has chosen, if it is planned ahead."""
+        return self if self.sources is None else replace(self, token_ids=before[self.sources])
 
 
 def lay_out(batch: ScheduledBatch, *, block_size: int) -> BatchLayout:
     """Lay out a batch."""
-    layout = BatchLayout()
+    layout, is_ahead = BatchLayout(sources=batch.sources), batch.is_ahead
     for scheduled in batch.requests:
-        request, start = scheduled.request, scheduled.request.num_computed_tokens
-        end = start + scheduled.num_scheduled_tokens
-        layout.query_lengths.append(scheduled.num_scheduled_tokens)
-        layout.seq_lens.append(end)
+        request, num_tokens, place = scheduled
+        start = request.num_computed_tokens if place is None or not is_ahead else place
+        layout.query_lengths.append(num_tokens)
+        layout.seq_lens.append(start + num_tokens)
         table = request.block_table
-        if start >= len(request.prompt_token_ids) and request.is_generating:
+        if is_ahead or (start >= len(request.prompt_token_ids) and request.is_generating):
             # What follows for any span, for what nearly all of them are.
             layout.logits_indices.append(len(layout.token_ids))
-            layout.token_ids.append(request.output_token_ids[-1])
+            layout.token_ids.append(0 if is_ahead else request.output_token_ids[-1])
             layout.positions.append(start)
             layout.slots.append(table[start // block_size] * block_size + start % block_size)
         else:
@@ -214,7 +231,7 @@ def _block_tables(batch: ScheduledBatch) -> tuple[Sequence[int], int]:
     """The requests' tables one after another, and the width that they are filled up to."""
     tables = [scheduled.request.block_table for scheduled in batch.requests]
     if len(tables) == 1:
-        return tables[0], len(tables[0])
+        return tuple(tables[0]), len(tables[0])  # A copy: it may grow before the step is computed.
     width = max(map(len, tables))
     filled: list[int] = []
     for table in tables:

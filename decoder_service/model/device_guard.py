@@ -6,13 +6,15 @@ After an illegal access, a failed assertion in a kernel or a memory fault CUDA r
 process, whatever it is: such an error is sticky, and only a new process helps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 import torch
 
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
-from decoder_service.engine.step import BlockCopy, Runner, ScheduledBatch, StepResult
+from decoder_service.engine.step import BlockCopy, Launched, Launcher, Runner, ScheduledBatch, StepResult
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
 _LOST = (
@@ -24,10 +26,14 @@ _LOST = (
 )
 
 
+class LaunchingRunner(Runner, Launcher, Protocol):
+    """A runner that can also begin a step and let it run."""
+
+
 class GuardedRunner:
     """A runner whose errors say what they are."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: LaunchingRunner) -> None:
         self._runner = runner
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
@@ -46,6 +52,15 @@ class GuardedRunner:
             _tell_apart(error)
             raise
 
+    def launch(self, batch: ScheduledBatch, after: Launched | None = None) -> Launched:
+        """Begin to compute a batch; its result raises as `execute` does."""
+        try:
+            launched = self._runner.launch(batch, after)
+        except (RuntimeError, MemoryError) as error:
+            _tell_apart(error)
+            raise
+        return Launched(partial(_guarded, launched.result), launched.tokens)
+
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         """Clear blocks. Raises DeviceMemoryError or DeviceLostError."""
         try:
@@ -53,6 +68,14 @@ class GuardedRunner:
         except (RuntimeError, MemoryError) as error:
             _tell_apart(error)
             raise
+
+
+def _guarded(result: Callable[[], StepResult]) -> StepResult:
+    try:
+        return result()
+    except (RuntimeError, MemoryError) as error:
+        _tell_apart(error)
+        raise
 
 
 def _tell_apart(error: RuntimeError | MemoryError) -> None:

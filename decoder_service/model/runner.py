@@ -4,35 +4,54 @@ Knows the order of the parts. Does not know how each is computed (see `compute`)
 the engine's thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.request import Request
-from decoder_service.engine.step import BlockCopy, NoToken, ScheduledBatch, StepResult
-from decoder_service.model.batch import ForwardBatch, ImageRows, PromptRows, lay_out
+from decoder_service.engine.step import BlockCopy, Launched, NoToken, ScheduledBatch, StepResult
+from decoder_service.model.batch import BatchLayout, ForwardBatch, ImageRows, PromptRows, lay_out
+from decoder_service.model.chosen import Chosen, choose_greedily, choose_plainly, choose_tokens, plain_result
 from decoder_service.model.compute import Compute, TorchCompute, WholeCompute
 from decoder_service.model.kv_cache import KVCache
-from decoder_service.model.near_ties import count_near_ties
 from decoder_service.model.splice_error import SpliceError
+from decoder_service.model.staging import Staging, staging_for
+from decoder_service.model.step_queue import AtOnce, StepQueue
 from decoder_service.model.weights import DecoderModel
 from decoder_service.sampling.likelihood import PROMPT_LOGITS_ROWS, likelihoods
 from decoder_service.sampling.logits_processors import SamplingRow
 from decoder_service.sampling.logprobs import Logprobs
 from decoder_service.sampling.random_stream import uniform
-from decoder_service.sampling.sampler import sample
+from decoder_service.sampling.sampler import SamplingBatch
 
 
 class DecoderRunner:
-    """The engine's `Runner` in torch."""
+    """The engine's `Runner` and `Launcher` in torch."""
 
-    def __init__(self, model: DecoderModel, kv_cache: KVCache, compute: Compute | None = None) -> None:
-        """Run `model`; plain torch computes where nothing else is given."""
+    def __init__(
+        self,
+        model: DecoderModel,
+        kv_cache: KVCache,
+        compute: Compute | None = None,
+        *,
+        queue: StepQueue | None = None,
+        staging: Staging | None = None,
+    ) -> None:
+        """Run `model`; plain torch computes where nothing else is given.
+
+        Steps that are launched go through `queue`, and must be over before others are executed. Numbers travel to and
+        from the device through `staging`.
+        """
         self._model = model
         self._kv_cache = kv_cache
         self._compute = compute or TorchCompute(model, kv_cache)
+        self._queue = queue or AtOnce()
+        self._staging = staging or staging_for(model.device)
         self._whole = self._compute if isinstance(self._compute, WholeCompute) else None
 
     @torch.inference_mode()
@@ -43,25 +62,59 @@ class DecoderRunner:
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the scheduled tokens and choose the next one of each sampled request."""
         layout = lay_out(batch, block_size=self._kv_cache.block_size)
-        is_special = layout.image_rows or layout.prompt_rows or not all([each.is_plain for each in batch.sampled])
-        if self._whole is None or is_special:
-            return self._execute_in_torch(batch, layout.to(self._model.device))
-        # Torch computes nothing here, and its tensors and inference mode alone would cost more than the choice.
-        token_ids, num_near_ties = self._whole.next_tokens(layout)
-        return StepResult(
-            token_ids=[NoToken.NOT_FINITE if token_id is None else token_id for token_id in token_ids],
-            num_near_ties=num_near_ties,
-        )
+        if self._whole is not None and _is_plain(layout, batch):
+            return plain_result(self._whole, layout)
+        return self._work_of(batch, layout, None)().read()
+
+    def launch(self, batch: ScheduledBatch, after: Launched | None = None) -> Launched:
+        """See `Launcher`. Raises TypeError where a step goes on from one that this runner did not launch."""
+        before = after.tokens if after is not None else None
+        if batch.is_ahead and not isinstance(before, Future):
+            raise TypeError("a step that is planned ahead goes on from one that was launched here")
+        layout = lay_out(batch, block_size=self._kv_cache.block_size)
+        chosen = self._queue.put(self._work_of(batch, layout, before if isinstance(before, Future) else None))
+        return Launched(lambda: chosen.result().read(), chosen)
+
+    def _work_of(
+        self, batch: ScheduledBatch, layout: BatchLayout, before: "Future[Chosen] | None"
+    ) -> Callable[[], Chosen]:
+        """What computes a batch. All that it needs of the requests is read here, as they are now."""
+        if self._whole is not None and _is_plain(layout, batch):
+            return partial(choose_plainly, self._whole, layout, before)
+        sampling = None
+        if self._whole is None or not all(each.matcher is None and each.sampling.is_greedy for each in batch.sampled):
+            rows = [_sampling_row(request, is_ahead=batch.is_ahead) for request in batch.sampled]
+            sampling = SamplingBatch.of(rows, self._staging.move, vocab_size=self._model.config.vocab_size)
+        return partial(self._choose, layout.to(self._staging.move), sampling, batch.sampled, before)
 
     @torch.inference_mode()
-    def _execute_in_torch(self, batch: ScheduledBatch, forward: ForwardBatch) -> StepResult:
-        """As `execute`, whatever the batch asks for."""
+    def _choose(
+        self,
+        forward: ForwardBatch,
+        sampling: SamplingBatch | None,
+        requests: Sequence[Request],
+        before: "Future[Chosen] | None",
+    ) -> Chosen:
+        """The next tokens, whatever the batch asks for; without `sampling` the likeliest ones, by the kernels."""
+        if before is not None:
+            forward = forward.continued_from(before.result().token_ids())
         hidden, logits = self.compute(forward)
-        token_ids, num_near_ties = self._choose(logits, batch.sampled)
-        return StepResult(
-            token_ids=token_ids,
-            num_near_ties=num_near_ties,
-            logprobs=_logprobs(logits, batch.sampled, token_ids),
+        if sampling is not None:
+            chosen = choose_tokens(logits, sampling, self._staging)
+        else:
+            chosen = choose_greedily(self._whole, logits)
+        if not forward.prompt_rows and all(request.sampling.logprobs is None for request in requests):
+            return chosen
+        return replace(chosen, read=partial(self._with_logprobs, chosen, hidden, logits, forward, requests))
+
+    @torch.inference_mode()
+    def _with_logprobs(
+        self, chosen: Chosen, hidden: Tensor, logits: Tensor, forward: ForwardBatch, requests: Sequence[Request]
+    ) -> StepResult:
+        result = chosen.read()
+        return replace(
+            result,
+            logprobs=_logprobs(logits, requests, result.token_ids),
             prompt_logprobs={rows.request_id: self._prompt_logprobs(hidden, rows) for rows in forward.prompt_rows},
         )
 
@@ -83,6 +136,7 @@ class DecoderRunner:
                 block_tables=rows[:, None],
                 query_lengths=(1, 1),
                 seq_lens=(1, 1),
+                seq_lens_there=rows + 1,
                 logits_indices=rows,
                 image_indices=rows[:0],
                 image_rows=(),
@@ -94,15 +148,6 @@ class DecoderRunner:
         """The batch's hidden rows, and the logits to choose tokens from."""
         hidden = self.hidden(forward)
         return hidden, self.logits(hidden[forward.logits_indices])
-
-    def _choose(self, logits: Tensor, requests: Sequence[Request]) -> tuple[list[int | NoToken], int]:
-        """The next token of each request, and how many of them are near ties."""
-        if self._whole is None or not all(each.matcher is None and each.sampling.is_greedy for each in requests):
-            token_ids = sample(logits, [_sampling_row(request) for request in requests])
-            return token_ids, count_near_ties(logits, requests)
-        likeliest, finite, near_ties = self._whole.greedy(logits)
-        columns = zip(likeliest, finite, strict=True)
-        return [token_id if is_finite else NoToken.NOT_FINITE for token_id, is_finite in columns], sum(near_ties)
 
     @torch.inference_mode()
     def hidden(self, forward: ForwardBatch) -> Tensor:
@@ -144,8 +189,15 @@ class DecoderRunner:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _sampling_row(request: Request) -> SamplingRow:
-    sampling, position = request.sampling, len(request.output_token_ids)
+def _is_plain(layout: BatchLayout, batch: ScheduledBatch) -> bool:
+    """Whether torch computes nothing of it: its tensors and inference mode alone would cost more than the choice."""
+    is_text = not layout.image_rows and not layout.prompt_rows
+    return is_text and all([each.is_plain for each in batch.sampled])
+
+
+def _sampling_row(request: Request, *, is_ahead: bool) -> SamplingRow:
+    # A step ahead gives the token behind the one that is still to come.
+    sampling, position = request.sampling, len(request.output_token_ids) + is_ahead
     return SamplingRow(
         params=sampling,
         uniform=uniform(seed=sampling.seed, index=request.index, position=position) if sampling.temperature else 0.0,

@@ -15,13 +15,16 @@ from decoder_service.scheduling.waiting import WaitingRequests
 
 def check_books(
     requests: Collection[Request],
-    *,
+    leaving: Collection[Request],
     waiting: WaitingRequests,
     running: RunningRequests,
     blocks: BlockManager,
     prefix_cache: PrefixCache,
 ) -> None:
-    """Compare all places with `requests`, all that have not ended. Raises IntegrityError."""
+    """Compare all places with `requests`, all that have not ended. Raises IntegrityError.
+
+    `leaving` are those that have ended while they were computed ahead, and so still own blocks.
+    """
     places = [*waiting, *running]
     if len(places) != len(requests) or set(places) != set(requests):
         raise IntegrityError("a request is in no place, or in two")
@@ -32,19 +35,22 @@ def check_books(
     are_running = set(running)
     for request in requests:
         _check_request(request, is_running=request in are_running, blocks=blocks)
-    blocks.check_integrity(request.block_table for request in requests)
+    for request in leaving:
+        if request.status is not RequestStatus.FINISHED or not request.num_ahead_tokens:
+            raise IntegrityError(f"request {request.completion_id} leaves, but was not computed ahead or goes on")
+    blocks.check_integrity(request.block_table for request in (*requests, *leaving))
     prefix_cache.check_integrity(requests)
 
 
 def _check_request(request: Request, *, is_running: bool, blocks: BlockManager) -> None:
     if request.status is not (RequestStatus.RUNNING if is_running else RequestStatus.WAITING):
         raise IntegrityError(f"request {request.completion_id} is {request.status.name} in the wrong place")
-    if not is_running and request.num_computed_tokens:
+    num_tokens = request.num_computed_tokens + request.num_ahead_tokens
+    if not is_running and num_tokens:
         raise IntegrityError(f"request {request.completion_id} waits with computed tokens")
-    if len(request.block_table) != blocks.num_blocks_for(request.num_computed_tokens):
+    if len(request.block_table) != blocks.num_blocks_for(num_tokens):
         raise IntegrityError(
-            f"request {request.completion_id} owns {len(request.block_table)} blocks "
-            f"for {request.num_computed_tokens} computed tokens"
+            f"request {request.completion_id} owns {len(request.block_table)} blocks for {num_tokens} computed tokens"
         )
     if any(fork.block_table or fork.num_computed_tokens for fork in request.forks):
         raise IntegrityError(f"request {request.completion_id} has completions that began before it")

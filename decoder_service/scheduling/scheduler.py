@@ -15,6 +15,7 @@ from decoder_service.engine.request_status import RequestStatus
 from decoder_service.engine.step import ScheduledBatch, StepOutput
 from decoder_service.scheduling.books import check_books
 from decoder_service.scheduling.image_wishes import ImageWishes
+from decoder_service.scheduling.lookahead import LookAhead
 from decoder_service.scheduling.room import Room
 from decoder_service.scheduling.running import RunningRequests
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
@@ -50,6 +51,8 @@ class Scheduler:
         self._plan = StepPlan(config, self._counters)
         self._room = Room(config, blocks, self._running, self._plan)
         self._copies = CopyOnWrite(blocks)
+        self.ahead = LookAhead(blocks, prefix_cache, self._waiting, self._running, self._room, self._plan)
+        """Plans what may begin before the step that runs is accounted for."""
         self._steady = SteadySteps(blocks=blocks, running=self._running, waiting=self._waiting, plan=self._plan)
 
     @property
@@ -106,11 +109,12 @@ class Scheduler:
         self._plan.shrink(batch.num_tokens // 2)
 
     def remove(self, request: Request) -> None:
-        """Forget a request, wherever it is, and free its blocks."""
+        """Forget a request, wherever it is, and free its blocks, but for one that is computed ahead right now."""
         place = self._running if request.status is RequestStatus.RUNNING else self._waiting
         place.remove(request)
-        self._free(request)
         request.status = RequestStatus.FINISHED
+        if not self.ahead.keep(request):
+            self._prefix_cache.give_back(request)
 
     def schedule(self, output: StepOutput) -> ScheduledBatch:
         """Pick the next batch and allocate its blocks; writes admissions and preemptions to `output`."""
@@ -136,9 +140,7 @@ class Scheduler:
 
     def check_integrity(self, requests: Collection[Request]) -> None:
         """Compare the books with `requests`, all that have not ended, between steps. Raises IntegrityError."""
-        check_books(
-            requests, waiting=self._waiting, running=self._running, blocks=self._blocks, prefix_cache=self._prefix_cache
-        )
+        check_books(requests, self.ahead.leaving, self._waiting, self._running, self._blocks, self._prefix_cache)
 
     def _move_running(self) -> None:
         """Plan one token for every running request."""
@@ -229,15 +231,9 @@ class Scheduler:
         self._plan.drop(request)
         self._copies.drop(request)
         self._running.remove(request)
-        self._free(request)
+        self._prefix_cache.give_back(request)
         request.num_computed_tokens = request.num_finite_tokens = request.num_known_blocks = 0
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
         self.num_preemptions += 1
         self._waiting.preempted(request)
-
-    def _free(self, request: Request) -> None:
-        """Give a request's blocks back; those behind its last finite logits may hold a NaN."""
-        is_clean = request.num_finite_tokens == request.num_computed_tokens and not request.is_suspect
-        num_clean = None if is_clean else request.num_finite_tokens // self._blocks.block_size
-        self._blocks.free(request.block_table, num_clean=num_clean)

@@ -93,6 +93,14 @@ class StepPlan:
                 request.num_charged_tokens = place + 1
         self._end_step()
 
+    def charge_ahead(self, requests: Iterable[ScheduledRequest]) -> None:
+        """Count a step that gives each of these one more token, behind one that is being computed."""
+        for request, _, place in requests:
+            if place is not None and request.num_charged_tokens <= place:
+                self._counters.charge(request.tenant, OUTPUT_WEIGHT)
+                request.num_charged_tokens = place + 1
+        self._end_step()
+
     def _end_step(self) -> None:
         self._num_steps += 1
         if self._num_steps % STEPS_BEFORE_GROWTH == 0:

@@ -1,32 +1,23 @@
-"""What tests of the engine turn it with: a runner without a model, and a host without a network."""
+"""What tests of the engine turn it with: requests, what must become of them, and a host without a network."""
 
 import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import pytest
-
 from common.errors import DiptychError
 from common.image.preprocessing import PatchGrid
 from decoder_service.cache.block_hash import HashBlock, block_hash
-from decoder_service.cache.block_manager import BlockId
-from decoder_service.engine.device_errors import DeviceMemoryError
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.request import ImageRef, PlaceholderRange, Request
-from decoder_service.engine.step import BlockCopy, NoToken, ScheduledBatch, StepOutput, StepResult
+from decoder_service.engine.step import (
+    StepOutput,
+)
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
-from decoder_service.vision.image_encoder import ImageFeatures
+from tests.decoder_service.runner_fakes import Entry, FakeRunner, next_token
 
-VOCABULARY = 50
 IMAGE_TOKEN = 49
-
-Entry = tuple[int, int | None]
-"""A token as the cache keeps it: its id and, inside an image, the feature of its row."""
-
-NAN: Entry = (-1, None)
-"""What poisons everything that is computed from it."""
 
 
 def make_request(
@@ -84,11 +75,6 @@ def make_rows(identity: bytes, length: int) -> bytes:
     return bytes((seed + 3 * row) % 256 for row in range(length))
 
 
-def next_token(entries: Sequence[Entry], index: int = 0) -> int:
-    """The next token of a completion: a function of everything before it, so any wrong row shows."""
-    return zlib.crc32(repr(list(entries)).encode(), index) % VOCABULARY
-
-
 def tokens_alone(request: Request, index: int = 0) -> list[int]:
     """What a completion of the request must be: computed without an engine, a cache or a batch."""
     entries: list[Entry] = [(token_id, None) for token_id in request.prompt_token_ids]
@@ -101,101 +87,6 @@ def tokens_alone(request: Request, index: int = 0) -> list[int]:
         output.append(next_token(entries, index))
         entries.append((output[-1], None))
     return output
-
-
-class FakeRunner:
-    """Keeps a KV cache of entries in slots and reads every prefix back through the block table.
-
-    A block with two owners, freed too early or not computed again changes the tokens. What must not happen
-    ends the test by `pytest.fail`, which no `except Exception` of the engine can hide.
-    """
-
-    def __init__(self, *, num_blocks: int, block_size: int) -> None:
-        self.batches: list[dict[str, int]] = []
-        """Of every step, the number of tokens of each request."""
-        self.not_finite: set[str] = set()
-        """Requests, or single completions by their completion_id, whose logits are NaN."""
-        self.poisoned: set[str] = set()
-        """Requests whose keys and values are NaN."""
-        self.culprits: set[str] = set()
-        """Requests that no step can compute."""
-        self.most_tokens: int | None = None
-        """Tokens that there is memory for."""
-        self.error: Exception | None = None
-        """Raised by the next step, before it writes."""
-        self.late_error: Exception | None = None
-        """Raised by the next step when it has written all that it writes."""
-        self.copy_error: Exception | None = None
-        """Raised by the next step that copies."""
-        self.num_near_ties = 0
-        """Told of every step."""
-        self._block_size = block_size
-        self._cache: list[Entry | None] = [None] * (num_blocks * block_size)
-
-    def copy(self, copies: Sequence[BlockCopy]) -> None:
-        if self.copy_error is not None:
-            error, self.copy_error = self.copy_error, None
-            raise error
-        size = self._block_size
-        read = [self._cache[source * size : (source + 1) * size] for source, _ in copies]
-        for (_, target), entries in zip(copies, read, strict=True):
-            self._cache[target * size : (target + 1) * size] = entries
-
-    def execute(self, batch: ScheduledBatch) -> StepResult:
-        self.batches.append({each.request.request_id: each.num_scheduled_tokens for each in batch.requests})
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
-        if self.most_tokens is not None and batch.num_tokens > self.most_tokens:
-            raise DeviceMemoryError
-        for each in batch.requests:
-            start = each.request.num_computed_tokens
-            for position in range(start, start + each.num_scheduled_tokens):
-                self._cache[self._slot(each.request, position)] = self._entry(each.request, position)
-        if any(each.request.request_id in self.culprits for each in batch.requests):
-            raise RuntimeError("a culprit, when everything is written already")
-        if self.late_error is not None:
-            error, self.late_error = self.late_error, None
-            raise error
-        sampled = [each.request for each in batch.requests if each.is_sampled]
-        families = [(request, (request, *request.forks)) for request in sampled]
-        token_ids = [self._sample(request, each) for request, family in families for each in family]
-        assert [each for _, family in families for each in family] == list(batch.sampled)
-        return StepResult(token_ids=token_ids, num_near_ties=self.num_near_ties)
-
-    def clear(self, block_ids: Sequence[BlockId]) -> None:
-        for block_id in block_ids:
-            start = block_id * self._block_size
-            self._cache[start : start + self._block_size] = [None] * self._block_size
-
-    def _slot(self, request: Request, position: int) -> int:
-        return request.block_table[position // self._block_size] * self._block_size + position % self._block_size
-
-    def _entry(self, request: Request, position: int) -> Entry:
-        (token_id,) = request.token_ids(position, position + 1)
-        if request.request_id in self.poisoned:
-            return NAN
-        for placeholder, features in zip(request.placeholders, request.features, strict=True):
-            if placeholder.offset <= position < placeholder.end:
-                rows = features.data if isinstance(features, ImageFeatures) else features
-                if not isinstance(rows, bytes | bytearray | memoryview):
-                    pytest.fail("scheduled before its features arrived")
-                return token_id, rows[position - placeholder.offset]
-        return token_id, None
-
-    def _sample(self, request: Request, completion: Request) -> int | NoToken:
-        if {request.request_id, completion.completion_id} & self.not_finite:
-            return NoToken.NOT_FINITE
-        for block_id in request.block_table:
-            start = block_id * self._block_size
-            # Whole blocks, as hidden values are multiplied by 0, and that makes NaN of NaN.
-            if NAN in self._cache[start : start + self._block_size]:
-                return NoToken.NOT_FINITE
-        entries = [self._cache[self._slot(request, position)] for position in range(request.num_tokens)]
-        read = [entry for entry in entries if entry is not None]
-        if len(read) != len(entries):
-            pytest.fail("a slot was read before it was written")
-        return next_token(read, completion.index)
 
 
 @dataclass
@@ -226,6 +117,7 @@ class Host:
         max_num_mixed_tokens: int | None = None,
         max_step_stretch: float | None = None,
         hash_block: HashBlock | None = block_hash,
+        overlap: bool = False,
     ) -> None:
         config = SchedulerConfig(
             max_num_batched_tokens=max_num_batched_tokens,
@@ -237,8 +129,14 @@ class Host:
         )
         self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size)
         self.engine = Engine(
-            config=config, num_blocks=num_blocks, block_size=block_size, runner=self.runner, hash_block=hash_block
+            config=config,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            runner=self.runner,
+            launcher=self.runner if overlap else None,
+            hash_block=hash_block,
         )
+        self._overlap = overlap
         self.feature_budget = feature_budget
         self.requests: dict[str, Request] = {}
         self.outcomes: dict[str, Outcome] = {}
@@ -339,6 +237,8 @@ class Host:
         """
         self.run_unpaused(max_steps=max_steps, last_image_first=last_image_first)
         assert not self.live, f"still not ended: {self.live}"
+        if self._overlap and self.engine.has_work:
+            assert not self.step().tokens, "a token that was computed ahead is told"
         self.check_idle()
 
     def run_unpaused(self, *, max_steps: int = 500, last_image_first: bool = False) -> None:

@@ -23,10 +23,10 @@ def fault_file(tmp_path: Path) -> Path:
     return tmp_path / "fault"
 
 
-@pytest.fixture
-def decoder(fault_file: Path) -> Iterator[Service]:
-    """A decoder whose device may fail."""
-    with faulty_decoder_service(fault_file, "--hang-seconds", "0.5") as service:
+@pytest.fixture(params=["false", "true"], ids=["plain", "overlap"])
+def decoder(request: pytest.FixtureRequest, fault_file: Path) -> Iterator[Service]:
+    """A decoder whose device may fail, also while steps are planned ahead."""
+    with faulty_decoder_service(fault_file, "--hang-seconds", "0.5", "--overlap", request.param) as service:
         yield service
 
 

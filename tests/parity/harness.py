@@ -24,6 +24,7 @@ from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute
 from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.staging import HostStaging
 from decoder_service.model.weights import DecoderModel
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
@@ -61,7 +62,8 @@ class RecordingRunner(DecoderRunner):
         result = super().execute(batch)
         if self.last is before:
             layout = lay_out(batch, block_size=self._kv_cache.block_size)
-            assert self._execute_in_torch(batch, layout.to(CPU)) == result
+            again = self._choose(layout.to(HostStaging().move), None, batch.sampled, None)
+            assert again.read() == result
         return result
 
     def compute(self, forward: ForwardBatch) -> tuple[Tensor, Tensor]:

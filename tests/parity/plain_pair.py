@@ -120,6 +120,7 @@ def _forward(
         block_tables=table[None],
         query_lengths=(end - start,),
         seq_lens=(end,),
+        seq_lens_there=torch.tensor([end]),
         logits_indices=places - start,
         image_indices=inside,
         image_rows=rows if len(inside) else (),

@@ -16,6 +16,7 @@ from decoder_service.engine.request import ImageRef, Request
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.step_queue import OnThread
 from decoder_service.model.weights import DecoderModel
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from decoder_service.vision.image_encoder import ImageFeatures
@@ -81,11 +82,13 @@ class Model:
         chunk: int = 512,
         max_num_requests: int = MAX_COMPLETIONS,
         caching: bool = False,
+        overlap: bool = False,
     ) -> Engine:
         """A new engine over the model."""
         # Our own kernels take the weights out of the model, so each has its own.
         model = DecoderModel.load(self._harness.checkpoint, device=CPU, dtype=torch.float32)
         cache = KVCache(model.config, num_blocks=num_blocks, block_size=block_size, device=CPU, dtype=torch.float32)
+        runner = DecoderRunner(model, cache, make_compute(model, cache), queue=OnThread() if overlap else None)
         return Engine(
             config=SchedulerConfig(
                 max_num_batched_tokens=max(chunk, max_num_requests),
@@ -94,7 +97,8 @@ class Model:
             ),
             num_blocks=num_blocks,
             block_size=block_size,
-            runner=DecoderRunner(model, cache, make_compute(model, cache)),
+            runner=runner,
+            launcher=runner if overlap else None,
             hash_block=block_hash if caching else None,
         )
 
@@ -164,6 +168,16 @@ def test_sampled_completions_differ(model: Model) -> None:
 
 
 @pytest.mark.parametrize("make_compute", COMPUTES)
+def test_steps_that_are_planned_ahead_give_the_ids_of_the_plain_run(model: Model, make_compute: MakeCompute) -> None:
+    """Nearly all steps of these; the twin's first token comes from a picture."""
+    workload = [Wish(prompt, is_sampled=bool(prompt % 2), n=1) for prompt in (0, 1, 3, 5)]
+    engine = model.engine(make_compute, max_num_requests=4, overlap=True)
+    assert model.run(workload, engine) == [model.expected(wish) for wish in workload]
+    stats = engine.stats()
+    assert stats.num_steps_ahead > stats.num_steps // 2
+
+
+@pytest.mark.parametrize("make_compute", COMPUTES)
 @given(
     workload=st.lists(wishes, min_size=2, max_size=6),
     chunk=st.sampled_from([1, 2, 3, 7, 16, 50, 129, 512]) | st.integers(1, 512),
@@ -171,6 +185,7 @@ def test_sampled_completions_differ(model: Model) -> None:
     block_size=st.sampled_from([1, 4, 8]),
     spare_blocks=st.integers(0, 12),
     caching=st.booleans(),
+    overlap=st.booleans(),
 )
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=not NIGHTLY, database=None)
 def test_any_combination_gives_the_ids_of_the_plain_run(
@@ -182,6 +197,7 @@ def test_any_combination_gives_the_ids_of_the_plain_run(
     block_size: int,
     spare_blocks: int,
     caching: bool,
+    overlap: bool,
 ) -> None:
     workload = [replace(wish, n=min(wish.n, max_num_requests)) for wish in workload]
     largest = max(
@@ -194,5 +210,6 @@ def test_any_combination_gives_the_ids_of_the_plain_run(
         chunk=chunk,
         max_num_requests=max_num_requests,
         caching=caching,
+        overlap=overlap,
     )
     assert model.run(workload, engine) == [model.expected(wish) for wish in workload]

@@ -78,16 +78,19 @@ class CudaCompute:
     def _places(self, forward: ForwardBatch) -> Places:
         groups = self._config.num_attention_heads // self._config.num_key_value_heads
         tiles = AttentionTiles.for_lengths(forward.query_lengths, num_groups=groups, device=self._device)
-        lengths = torch.tensor(
-            [*accumulate(forward.query_lengths, initial=0), *forward.seq_lens], dtype=torch.int32
-        ).to(self._device, non_blocking=True)
-        num_requests = len(forward.seq_lens)
+        starts = [*accumulate(forward.query_lengths, initial=0)]
+        is_single = starts[-1] == len(forward.query_lengths)  # Then the device can count by itself.
+        query_starts = (
+            torch.arange(len(starts), dtype=torch.int32, device=self._device)
+            if is_single
+            else torch.tensor(starts, dtype=torch.int32).to(self._device, non_blocking=True)
+        )
         return Places(
             positions=forward.positions,
             slot_mapping=forward.slot_mapping,
             block_tables=forward.block_tables,
-            query_starts=lengths[: num_requests + 1],
-            seq_lens=lengths[num_requests + 1 :],
+            query_starts=query_starts,
+            seq_lens=forward.seq_lens_there.int(),
             tiles=tiles,
             num_splits=self._num_splits(len(tiles.requests), max(forward.seq_lens)),
         )

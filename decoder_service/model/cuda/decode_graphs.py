@@ -68,7 +68,7 @@ class DecodeGraphs:
         self._slots[:num_requests].copy_(forward.slot_mapping)
         self._slots[num_requests:size].fill_(-1)
         self._tables[:num_requests, : forward.block_tables.shape[1]].copy_(forward.block_tables)
-        self._seq_lens[:num_requests].copy_(torch.tensor(forward.seq_lens, dtype=torch.int32))
+        self._seq_lens[:num_requests].copy_(forward.seq_lens_there)
         self._seq_lens[num_requests:size].fill_(0)
         recorded = self._recorded[size]
         recorded.run()

@@ -30,7 +30,10 @@ class AttentionTiles:
     @staticmethod
     def for_lengths(query_lengths: Sequence[int], *, num_groups: int, device: torch.device) -> "AttentionTiles":
         """Cut requests with so many new rows each, of `num_groups` heads per key-value head."""
-        num_tokens = 1 if max(query_lengths) == 1 else max(1, _TILE_ROWS // num_groups)
+        if max(query_lengths) == 1:  # As in nearly every step, which brings the device nothing for it.
+            requests = torch.arange(len(query_lengths), dtype=torch.int32, device=device)
+            return AttentionTiles(requests=requests, starts=torch.zeros_like(requests), num_tokens=1)
+        num_tokens = max(1, _TILE_ROWS // num_groups)
         tiles = [(index, start) for index, length in enumerate(query_lengths) for start in range(0, length, num_tokens)]
         both = torch.tensor(tiles, dtype=torch.int32).T.contiguous().to(device, non_blocking=True)
         return AttentionTiles(requests=both[0], starts=both[1], num_tokens=num_tokens)

@@ -61,7 +61,7 @@ class Caller:
     def __init__(self, *, num_free: int) -> None:
         self.bench = Bench()
         self.runner = self.bench.runner = GatedRunner(num_free=num_free)
-        self.bench.host._engine._runner = self.runner
+        self.bench.host._engine._pipeline._runner = self.runner
         tokenizer = Letters()
         self.servicer = GenerationServicer(
             host=self.bench.host,

@@ -1,4 +1,7 @@
-"""Whatever is cached, cut into chunks, preempted or overlapped: every request gets the tokens it gets alone."""
+"""Whatever is cached, cut into chunks, preempted or mixed: every request gets the tokens it gets alone.
+
+And for the same reason as it does where no step begins before the last one has ended.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from decoder_service.cache.block_hash import block_hash
 from tests.decoder_service.engine_fakes import Host, make_request
+from tests.decoder_service.runner_fakes import VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class Wish:
     priority: int
     tenant: bytes
     n: int
+    end_token_id: int
+    ends: bool
+    """Whether its caller leaves before it would end."""
 
 
 @st.composite
@@ -39,7 +46,9 @@ def wishes(draw: st.DrawFn) -> Wish:
         pause=draw(st.integers(0, 3)),
         priority=draw(st.sampled_from([0, 0, 1])),
         tenant=draw(st.sampled_from([b"a", b"a", b"b"])),
-        n=draw(st.sampled_from([1, 1, 2, 4])),
+        n=draw(st.sampled_from([1, 1, 1, 2, 4])),
+        end_token_id=draw(st.integers(0, VOCABULARY - 1)),
+        ends=draw(st.sampled_from([False, False, True])),
     )
 
 
@@ -66,14 +75,29 @@ def test_any_combination_gives_the_tokens_of_the_plain_run(
     largest = max(
         sum(wish.segments) + n * (wish.max_tokens + block_size) for wish, n in zip(workload, completions, strict=True)
     )
-    host = Host(
-        num_blocks=-(-largest // block_size) + spare_blocks,
-        block_size=block_size,
-        max_num_batched_tokens=max(chunk, max_num_requests),
-        max_num_requests=max_num_requests,
-        feature_budget=210,
-        hash_block=block_hash if caching else None,
-    )
+    hosts = [
+        Host(
+            num_blocks=-(-largest // block_size) + spare_blocks,
+            block_size=block_size,
+            max_num_batched_tokens=max(chunk, max_num_requests),
+            max_num_requests=max_num_requests,
+            feature_budget=210,
+            hash_block=block_hash if caching else None,
+            overlap=overlap,
+        )
+        for overlap in (False, True)
+    ]
+    for host in hosts:
+        run(host, workload, completions, last_image_first=last_image_first)
+        host.check_outputs()
+    plain, overlapped = (host.outcomes for host in hosts)
+    # A step more or less, and who leaves in the end of it may have ended before.
+    ended = [name for name, heard in plain.items() if "aborted" not in (heard.end, overlapped[name].end)]
+    assert [plain[name] for name in ended] == [overlapped[name] for name in ended]
+
+
+def run(host: Host, workload: list[Wish], completions: list[int], *, last_image_first: bool) -> None:
+    """Let all requests come, and end, as they wish."""
     for index, wish in enumerate(workload):
         for _ in range(wish.pause):
             host.step()
@@ -88,7 +112,9 @@ def test_any_combination_gives_the_tokens_of_the_plain_run(
                 priority=wish.priority,
                 tenant=wish.tenant,
                 n=completions[index],
+                end_token_ids=frozenset({wish.end_token_id}),
             )
         )
+        if wish.ends and index and f"r{index - 1}" in host.live:
+            host.abort(f"r{index - 1}")
     host.run(max_steps=20_000, last_image_first=last_image_first)
-    host.check_outputs()

@@ -6,8 +6,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from common.errors import UnavailableError
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.engine.device_errors import DeviceMemoryError
-from tests.decoder_service.engine_fakes import VOCABULARY, Host, make_request
+from tests.decoder_service.engine_fakes import Host, make_request
 from tests.decoder_service.operations import operations
+from tests.decoder_service.runner_fakes import VOCABULARY
 
 BLOCK_SIZE = 3
 MAX_IMAGE = 6
@@ -23,6 +24,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     `Host` checks the engine's books after each operation.
     """
+
+    overlap = False
+    """Whether steps are planned while the ones before them run, on a device that computes nothing until it must."""
+    num_more_tokens = 0
+    """Tokens that completions may be longer, in a cache that is as much larger."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +55,7 @@ class EngineMachine(RuleBasedStateMachine):
         caching: bool,
     ) -> None:
         self.host = Host(
-            num_blocks=num_blocks,
+            num_blocks=num_blocks + self.num_more_tokens // BLOCK_SIZE,
             block_size=BLOCK_SIZE,
             max_num_batched_tokens=max_num_requests + spare_tokens,
             max_num_requests=max_num_requests,
@@ -57,6 +63,7 @@ class EngineMachine(RuleBasedStateMachine):
             num_spare_blocks=num_spare_blocks,
             max_num_mixed_tokens=max_num_mixed_tokens,
             hash_block=block_hash if caching else None,
+            overlap=self.overlap,
         )
 
     @rule(
@@ -71,6 +78,7 @@ class EngineMachine(RuleBasedStateMachine):
         end_token_id=st.integers(0, VOCABULARY - 1),
         stop_token_id=st.integers(0, VOCABULARY - 1),
         ignore_eos=st.booleans(),
+        is_long=st.booleans(),
         n=st.sampled_from([1, 1, 2, 3]),
     )
     def submit(
@@ -86,8 +94,10 @@ class EngineMachine(RuleBasedStateMachine):
         end_token_id: int,
         stop_token_id: int,
         ignore_eos: bool,
+        is_long: bool,
         n: int,
     ) -> None:
+        max_tokens += self.num_more_tokens * is_long
         self.host.submit(
             make_request(
                 f"r{self.num_submitted}",
@@ -107,6 +117,15 @@ class EngineMachine(RuleBasedStateMachine):
             )
         )
         self.num_submitted += 1
+
+    @rule(count=st.integers(2, 4), text=texts, max_tokens=st.integers(5, 9))
+    def submit_texts(self, count: int, text: str, max_tokens: int) -> None:
+        """Requests that give one token after another and nothing else."""
+        for _ in range(count):
+            length = max_tokens + self.num_more_tokens
+            name, arrival = f"r{self.num_submitted}", self.num_submitted
+            self.host.submit(make_request(name, 4, text=text, arrival=arrival, max_tokens=length))
+            self.num_submitted += 1
 
     def _most_completions(self, n: int, num_prompt_tokens: int, max_tokens: int) -> int:
         """As many as asked for, or as many as there can be."""
@@ -214,6 +233,10 @@ class EngineMachine(RuleBasedStateMachine):
     def raise_in_the_next_step(self) -> None:
         self.host.runner.error = RuntimeError("planted")
 
+    @rule()
+    def raise_when_the_next_step_begins(self) -> None:
+        self.host.runner.launch_error = RuntimeError("planted")
+
     @rule(is_memory=st.booleans())
     def raise_late_in_the_next_step(self, is_memory: bool) -> None:
         self.host.runner.late_error = DeviceMemoryError() if is_memory else RuntimeError("planted")
@@ -226,5 +249,14 @@ class EngineMachine(RuleBasedStateMachine):
         self.host.check_outputs()
 
 
+class OverlappedEngineMachine(EngineMachine):
+    """The same while a step runs, most of the time."""
+
+    overlap = True
+    num_more_tokens = 15
+
+
 TestEngine = EngineMachine.TestCase
 TestEngine.settings = operations(20_000)
+TestOverlappedEngine = OverlappedEngineMachine.TestCase
+TestOverlappedEngine.settings = operations(20_000)

@@ -23,8 +23,9 @@ from decoder_service.engine.host import EngineHost
 from decoder_service.engine.request import Request
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from tests.decoder_service.encoder_fakes import FakeEncoder, settle
-from tests.decoder_service.engine_fakes import FakeRunner, make_request, make_rows, tokens_alone
+from tests.decoder_service.engine_fakes import make_request, make_rows, tokens_alone
 from tests.decoder_service.operations import operations
+from tests.decoder_service.runner_fakes import FakeRunner
 
 BLOCK_SIZE = 3
 LARGEST = 4 * 5
@@ -85,6 +86,9 @@ class Asked:
 class GenerationMachine(RuleBasedStateMachine):
     """Random operations where blocks, places in the batch and feature memory run out all the time."""
 
+    overlap = False
+    """Whether steps are planned while the ones before them run."""
+
     def __init__(self) -> None:
         super().__init__()
         self.asyncio = asyncio.Runner()  # Makes its loop when it is first asked for one.
@@ -121,6 +125,7 @@ class GenerationMachine(RuleBasedStateMachine):
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
             runner=self.runner,
+            launcher=self.runner if self.overlap else None,
             hash_block=block_hash if prefix_caching else None,
         )
         self.host = TurnedHost(self.engine, on_fatal=lambda: None)
@@ -309,5 +314,13 @@ def _images(request: Request) -> Sequence[PromptImage]:
     ]
 
 
+class OverlappedGenerationMachine(GenerationMachine):
+    """The same while a step runs."""
+
+    overlap = True
+
+
 TestGeneration = GenerationMachine.TestCase
 TestGeneration.settings = operations(12_000)
+TestOverlappedGeneration = OverlappedGenerationMachine.TestCase
+TestOverlappedGeneration.settings = operations(12_000)

@@ -19,7 +19,7 @@ from transformers import (
 from decoder_service.engine.step import NoToken
 from decoder_service.sampling.logits_processors import SamplingRow
 from decoder_service.sampling.random_stream import uniform
-from decoder_service.sampling.sampler import filtered_probs, sample
+from decoder_service.sampling.sampler import SamplingBatch, filtered_probs, sample
 from decoder_service.sampling.sampling_params import SamplingParams
 
 VOCABULARY = 50
@@ -58,7 +58,8 @@ def test_a_batch_of_random_rows_has_the_distributions_of_transformers(seed: int)
     rng = random.Random(seed)
     rows = [SamplingRow(params=random_params(rng)) for _ in range(10)]
     logits = random_logits(len(rows), seed)
-    probs, order = filtered_probs(logits, rows)
+    batch = SamplingBatch.of(rows, torch.tensor, vocab_size=VOCABULARY)
+    probs, order = filtered_probs(logits, batch.numbers)
     got = torch.zeros_like(probs).scatter(-1, order, probs / probs.sum(dim=-1, keepdim=True))
     expected = torch.stack([reference_probs(each, row.params) for each, row in zip(logits, rows, strict=True)])
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)

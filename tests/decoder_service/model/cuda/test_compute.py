@@ -140,6 +140,7 @@ def single_tokens(count: int) -> ForwardBatch:
         block_tables=rows[:, None],
         query_lengths=(1,) * count,
         seq_lens=(1,) * count,
+        seq_lens_there=rows + 1,
         logits_indices=rows,
         image_indices=rows[:0],
         image_rows=(),

@@ -1,0 +1,158 @@
+"""Case G4: steps that are begun while the ones before them run, beside steps that wait for each other.
+
+Knows the engine, and what both ways must have in common: the tokens. Does not know the device's clock or kernels: who
+asks brings them, so that the comparison itself runs on a CPU too.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from benchmarks.gpu.models import BLOCK_SIZE
+from decoder_service.engine.engine import Engine
+from decoder_service.engine.request import Request
+from decoder_service.engine.step import ScheduledBatch, StepResult
+from decoder_service.model.compute import Compute
+from decoder_service.model.device_guard import GuardedRunner
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.step_queue import AtOnce
+from decoder_service.model.weights import DecoderModel
+from decoder_service.sampling.sampling_params import SamplingParams
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
+
+PROMPT = 64
+NEW_TOKENS = 128
+_GREEDY = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
+_DRAWN = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True, temperature=0.8, top_p=0.95, top_k=50)
+
+Moment = TypeVar("Moment")
+Result = TypeVar("Result")
+MakeCompute = Callable[[DecoderModel, KVCache], Compute]
+
+
+class Timeline(Protocol[Moment]):
+    """The device's own time."""
+
+    def now(self) -> Moment:
+        """The moment at which the device is done with all that it was given."""
+        ...
+
+    def seconds(self, first: Moment, last: Moment) -> float:
+        """Between two moments that have passed."""
+        ...
+
+
+class CudaTimeline:
+    """Events of the current stream."""
+
+    def now(self) -> torch.cuda.Event:
+        """See `Timeline`."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, first: torch.cuda.Event, last: torch.cuda.Event) -> float:
+        """See `Timeline`."""
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1e3
+
+
+class TimedQueue(Generic[Moment]):
+    """Does steps at once, and notes from when to when the device had each."""
+
+    def __init__(self, timeline: Timeline[Moment]) -> None:
+        self._timeline = timeline
+        self._queue = AtOnce()
+        self._spans: list[tuple[Moment, Moment]] = []
+
+    def put(self, work: Callable[[], Result]) -> "Future[Result]":
+        """See `StepQueue`."""
+        first = self._timeline.now()
+        future = self._queue.put(work)
+        self._spans.append((first, self._timeline.now()))
+        return future
+
+    def start_anew(self) -> None:
+        """Forget the steps so far."""
+        self._spans.clear()
+
+    def idle_share(self) -> float:
+        """Part of the time from the first step to the last in which the device had none."""
+        between = zip(self._spans, self._spans[1:], strict=False)
+        idle = sum(self._timeline.seconds(end, begin) for (_, end), (begin, _) in between)
+        return idle / self._timeline.seconds(self._spans[0][0], self._spans[-1][1])
+
+
+class LaunchingRunner(DecoderRunner):
+    """Puts steps that are waited for into its queue too."""
+
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """See `Runner`."""
+        return self.launch(batch).result()
+
+
+def overlap_rows(
+    model: DecoderModel, make_compute: MakeCompute, timeline: Timeline[Moment], batches: Sequence[int]
+) -> Iterator[dict[str, object]]:
+    """A row per batch and way to sample: tokens a second and the device's idle share, with overlap and without."""
+    for batch in batches:
+        count = batch * -(-(PROMPT + NEW_TOKENS) // BLOCK_SIZE) + 1
+        cache = KVCache(model.config, num_blocks=count, block_size=BLOCK_SIZE, device=model.device, dtype=model.dtype)
+        compute = make_compute(model, cache)
+        for name, sampling in (("greedy", _GREEDY), ("drawn", _DRAWN)):
+            tokens, rates, idle = {}, {}, {}
+            for overlap in (False, True):
+                queue = TimedQueue(timeline)
+                runner = GuardedRunner(LaunchingRunner(model, cache, compute, queue=queue))
+                _run(runner, queue, count, batch, sampling, overlap=overlap)  # Warms up.
+                tokens[overlap], rates[overlap] = _run(runner, queue, count, batch, sampling, overlap=overlap)
+                idle[overlap] = queue.idle_share()
+            yield {
+                "case": f"{batch} requests, {name}",
+                "tokens/s": rates[True],
+                "tokens/s without overlap": rates[False],
+                "ratio": rates[True] / rates[False],
+                "idle share": idle[True],
+                "idle share without overlap": idle[False],
+                "right": tokens[True] == tokens[False],
+            }
+
+
+def _run(
+    runner: GuardedRunner,
+    queue: TimedQueue[Moment],
+    num_blocks: int,
+    batch: int,
+    sampling: SamplingParams,
+    *,
+    overlap: bool,
+) -> tuple[dict[str, list[int]], float]:
+    """The requests' tokens, and how many of them came a second once all had their first."""
+    engine = Engine(
+        config=SchedulerConfig(max_num_batched_tokens=8192, max_num_requests=batch, max_model_len=PROMPT + NEW_TOKENS),
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        runner=runner,
+        launcher=runner if overlap else None,
+        hash_block=None,
+    )
+    vocabulary = 1000
+    for number in range(batch):
+        ids = tuple((97 * number + 31 * place) % vocabulary for place in range(PROMPT))
+        engine.submit(Request(request_id=f"{number}", prompt_token_ids=ids, sampling=sampling, arrival=number))
+    tokens: dict[str, list[int]] = {f"{number}": [] for number in range(batch)}
+    num_before, begin = 0, 0.0
+    while engine.has_work:
+        output = engine.step()
+        if output.failed:
+            raise output.failed[0][1]
+        for token in output.tokens:
+            tokens[token.request_id].append(token.token_id)
+        if not begin and all(tokens.values()):
+            num_before, begin = sum(map(len, tokens.values())), time.perf_counter()
+            queue.start_anew()
+    return tokens, (sum(map(len, tokens.values())) - num_before) / (time.perf_counter() - begin)

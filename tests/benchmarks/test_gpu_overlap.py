@@ -1,0 +1,70 @@
+"""The comparison of steps with and without overlap compares what it says, and finds wrong tokens."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.gpu import overlap
+from benchmarks.gpu.models import DECODER_12B, random_decoder
+from benchmarks.gpu.overlap import TimedQueue, overlap_rows
+from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.compute import TorchCompute
+
+CONFIG = replace(
+    DECODER_12B,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    num_hidden_layers=2,
+    feed_forward_length=48,
+    vocab_size=1000,
+)
+
+
+class Seconds:
+    """The host's own time."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, first: float, last: float) -> float:
+        return last - first
+
+
+@pytest.fixture(autouse=True)
+def _few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "NEW_TOKENS", 6)
+    monkeypatch.setattr(overlap, "_GREEDY", replace(overlap._GREEDY, max_tokens=6))
+    monkeypatch.setattr(overlap, "_DRAWN", replace(overlap._DRAWN, max_tokens=6))
+
+
+def test_both_ways_are_timed_and_give_the_same_tokens() -> None:
+    model = random_decoder(CONFIG, torch.device("cpu"), torch.float32)
+    rows = list(overlap_rows(model, TorchCompute, Seconds(), (1, 3)))
+    assert [row["right"] for row in rows] == [True] * 4
+    for row in rows:
+        assert float(str(row["tokens/s"])) > 0
+        assert 0 < float(str(row["idle share"])) < 1
+
+
+def test_a_step_ahead_that_goes_on_from_other_tokens_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ForwardBatch, "continued_from", lambda self, before: self)
+    model = random_decoder(CONFIG, torch.device("cpu"), torch.float32)
+    rows = list(overlap_rows(model, TorchCompute, Seconds(), (3,)))
+    assert [row["right"] for row in rows] == [False, False]
+
+
+def test_the_idle_share_is_the_time_between_steps() -> None:
+    class Ticks(Seconds):
+        moments = iter([0.0, 3.0, 4.0, 8.0, 8.0, 10.0])
+
+        def now(self) -> float:
+            return next(self.moments)
+
+    queue = TimedQueue(Ticks())
+    for _ in range(3):
+        queue.put(lambda: None)
+    assert queue.idle_share() == pytest.approx(0.1)
