@@ -15,6 +15,7 @@ import torch
 from benchmarks.components.decoder import measure_decode, measure_prefill
 from benchmarks.components.host import measure_blocks, measure_steps
 from benchmarks.components.pictures import measure_decoding, measure_encoder
+from benchmarks.components.products import measure_products
 from benchmarks.components.texts import measure_texts
 from benchmarks.components.timing import Measurement
 from benchmarks.exclusive import exclusive
@@ -22,7 +23,7 @@ from benchmarks.report import save
 from common.server.process import tune_allocator
 from common.settings.settings import from_arguments, setting
 
-PARTS = ("steps", "blocks", "texts", "decoding", "encoder", "decode", "prefill")
+PARTS = ("steps", "blocks", "texts", "decoding", "encoder", "decode", "prefill", "products")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +91,14 @@ def measure(part: str, config: ComponentsConfig) -> Iterator[Measurement]:
             yield from measure_decode(model, batches=(1, 2) if quick else (1, 4, 8, 16, 32), steps=2 if quick else 16)
         case "prefill":
             yield from measure_prefill(model, lengths=(16,) if quick else (64, 256, 1024, 2048))
+        case "products":
+            yield from measure_products(seconds, rows=(1, 4) if quick else (1, 4, 8, 16, 32, 64, 512))
 
 
 def line(measurement: Measurement) -> str:
     """One measurement as text."""
     value = measurement.value
     return (
-        f"{measurement.component:<26}{measurement.at:<38}{value.median:>12.4g} {measurement.unit}"
+        f"{measurement.component:<26}{measurement.at:<42}{value.median:>12.4g} {measurement.unit}"
         f"   ({value.lowest:.4g} to {value.highest:.4g})"
     )

@@ -67,6 +67,7 @@ def test_components_measures_every_part(tmp_path: Path) -> None:
         "encoder",
         "decode step",
         "prefill",
+        "product",
     }
     assert all(each["value"]["median"] > 0 for each in found)
 
