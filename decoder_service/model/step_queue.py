@@ -68,7 +68,7 @@ def _end(work: "queue.SimpleQueue[Callable[[], None] | None]", thread: threading
 def _do(work: Callable[[], Result], future: "Future[Result]") -> None:
     try:
         result = work()
-    except Exception as error:
+    except BaseException as error:  # A panic of a library in Rust is no Exception, and nobody may wait for ever.
         future.set_exception(error)
     else:
         future.set_result(result)

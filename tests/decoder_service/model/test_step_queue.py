@@ -29,6 +29,23 @@ def test_what_fails_raises_where_it_is_waited_for_and_harms_nobody_behind_it(
     assert other.result(timeout=20) == 5
 
 
+@pytest.mark.parametrize("make_queue", [AtOnce, OnThread])
+def test_what_ends_a_thread_reaches_whoever_waits_too(make_queue: type[AtOnce] | type[OnThread]) -> None:
+    """As a panic of a library in Rust does, which is no Exception."""
+
+    class Panic(BaseException):
+        pass
+
+    def panic() -> None:
+        raise Panic
+
+    queue: StepQueue = make_queue()
+    failing, other = queue.put(panic), queue.put(lambda: 5)
+    with pytest.raises(Panic):
+        failing.result(timeout=20)
+    assert other.result(timeout=20) == 5
+
+
 def test_nobody_waits_for_work_that_was_put() -> None:
     """The negative control is the queue that does it at once, on the thread that puts it."""
     gate = threading.Event()
