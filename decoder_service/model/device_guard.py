@@ -6,6 +6,7 @@ After an illegal access, a failed assertion in a kernel or a memory fault CUDA r
 process, whatever it is: such an error is sticky, and only a new process helps.
 """
 
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -80,6 +81,8 @@ def _guarded(result: Callable[[], StepResult]) -> StepResult:
 
 def _tell_apart(error: RuntimeError | MemoryError) -> None:
     """Raises DeviceMemoryError or DeviceLostError in place of an error of the device that says so."""
+    # Its frames still hold the tensors of this try, in whose memory a part of the batch is to be run.
+    traceback.clear_frames(error.__traceback__)
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
         if torch.cuda.is_available():
