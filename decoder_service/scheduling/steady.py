@@ -30,8 +30,10 @@ class SteadySteps:
 
         Each of them then owns the block that it writes in, and does so until somebody comes to run beside it.
         """
-        num_requests = len(batch.requests)
-        is_steady = num_requests == batch.num_tokens == len(batch.sampled) == len(self._running) and not batch.copies
+        # In the order in which the rules go through them, too: one that has just begun comes behind all others once,
+        # also where its class is higher.
+        is_next_tokens = list(batch.sampled) == list(self._running) and batch.num_tokens == len(batch.requests)
+        is_steady = is_next_tokens and not batch.copies
         self._batch = batch if is_steady else None
         self._num_changes = self._running.num_changes
 
