@@ -4,6 +4,7 @@ Knows tensors, the device and its failures. Does not know queues, calls or files
 batch share every matrix product but never attention, so a batch gives what its images give alone.
 """
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -190,6 +191,8 @@ def _device_failures() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        # Its frames still hold the tensors of this try, in whose memory the images are to be tried again.
+        traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
         raise ResourceExhaustedError(
             "ENCODER_OUT_OF_MEMORY", "the images do not fit into the encoder's memory", retry_after=1.0

@@ -1,9 +1,12 @@
 """The encoder computes what transformers' computes, and a batch gives what its images give alone."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PixtralVisionConfig as HfConfig
 from transformers import PixtralVisionModel as HfModel
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
@@ -200,3 +203,21 @@ def test_failures_of_the_device_are_told_apart(
         with pytest.raises(error) as caught:
             work()
         assert "0x" not in str(caught.value)
+
+
+def test_images_that_do_not_fit_leave_room_for_those_that_are_tried_next(
+    reference: HfModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is kept meanwhile, but not what was computed before it."""
+    runner = make_runner(reference)
+    seen: list[weakref.ref[Tensor]] = []
+
+    def fail(model: PixtralVisionModel, patches: Tensor, *places: object) -> None:
+        seen.append(weakref.ref(patches))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(PixtralVisionModel, "forward", fail)
+    with pytest.raises(ResourceExhaustedError) as caught:
+        runner.encode(decode([(8, 8)]))
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+    assert [each() for each in seen] == [None]
