@@ -61,6 +61,8 @@ class FakeRunner:
         """Raised by the next step that is begun before it is waited for."""
         self.num_near_ties = 0
         """Told of every step."""
+        self.is_eager = False
+        """Whether a step that is begun is computed right then, as the queue of a device does that is never late."""
         self._late: list[_Work] = []
         """Steps that were begun and not computed, in order."""
         self._block_size = block_size
@@ -81,7 +83,10 @@ class FakeRunner:
         return self._compute(_Work(batch, None))
 
     def launch(self, batch: ScheduledBatch, after: Launched | None = None) -> Launched:
-        """Begin a step; nothing of it is computed before somebody asks for its result, or for that of one behind it."""
+        """Begin a step.
+
+        Unless the device is eager, nothing is computed before somebody asks for its result, or for that of a later one.
+        """
         before = after.tokens if after is not None else None
         if batch.is_ahead and not isinstance(before, _Work):
             pytest.fail("a step ahead goes on from no step")
@@ -90,15 +95,20 @@ class FakeRunner:
             raise error
         work = _Work(batch, before if isinstance(before, _Work) else None)
         self._late.append(work)
+        if self.is_eager:
+            self._catch_up(work)
         return Launched(partial(self._result, work), work)
 
-    def _result(self, work: "_Work") -> StepResult:
+    def _catch_up(self, work: "_Work") -> None:
         while work in self._late:
             first = self._late.pop(0)
             try:
                 first.result = self._compute(first)
             except Exception as error:
                 first.error = error
+
+    def _result(self, work: "_Work") -> StepResult:
+        self._catch_up(work)
         if work.error is not None:
             raise work.error
         assert work.result is not None

@@ -26,7 +26,7 @@ class EngineMachine(RuleBasedStateMachine):
     """
 
     overlap = False
-    """Whether steps are planned while the ones before them run, on a device that computes nothing until it must."""
+    """Whether steps are planned while the ones before them run, on a device that may compute nothing until it must."""
     num_more_tokens = 0
     """Tokens that completions may be longer, in a cache that is as much larger."""
 
@@ -43,6 +43,7 @@ class EngineMachine(RuleBasedStateMachine):
         num_spare_blocks=st.integers(0, 3),
         max_num_mixed_tokens=st.sampled_from([None, 1, 3]),
         caching=st.booleans(),
+        is_eager=st.booleans(),
     )
     def start(
         self,
@@ -53,6 +54,7 @@ class EngineMachine(RuleBasedStateMachine):
         num_spare_blocks: int,
         max_num_mixed_tokens: int | None,
         caching: bool,
+        is_eager: bool,
     ) -> None:
         self.host = Host(
             num_blocks=num_blocks + self.num_more_tokens // BLOCK_SIZE,
@@ -65,6 +67,7 @@ class EngineMachine(RuleBasedStateMachine):
             hash_block=block_hash if caching else None,
             overlap=self.overlap,
         )
+        self.host.runner.is_eager = is_eager
 
     @rule(
         length=st.sampled_from([1, 4, 8]),
@@ -137,9 +140,8 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
             had_work = self.host.engine.has_work
-            num_batches = len(self.host.runner.batches)
             output = self.host.step()
-            did_work = len(self.host.runner.batches) > num_batches or output.failed or output.wanted
+            did_work = self.host.engine.num_batched_tokens or output.failed or output.wanted
             assert had_work == bool(did_work)
 
     @precondition(lambda self: self.host.in_flight)

@@ -103,6 +103,7 @@ class GenerationMachine(RuleBasedStateMachine):
         spare_bytes=st.integers(0, 2 * LARGEST),
         prefix_caching=st.booleans(),
         feature_caching=st.booleans(),
+        is_eager=st.booleans(),
     )
     def start(
         self,
@@ -113,8 +114,10 @@ class GenerationMachine(RuleBasedStateMachine):
         spare_bytes: int,
         prefix_caching: bool,
         feature_caching: bool,
+        is_eager: bool,
     ) -> None:
         self.runner = FakeRunner(num_blocks=num_blocks, block_size=BLOCK_SIZE)
+        self.runner.is_eager = is_eager
         self.engine = Engine(
             config=SchedulerConfig(
                 max_num_batched_tokens=max_num_requests + spare_tokens,
