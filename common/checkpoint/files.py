@@ -1,7 +1,7 @@
 """Which files of a directory make up a checkpoint.
 
 Knows names of files, indexes and JSON. Does not know what is in the weights (see `safetensors_file`) or what a
-config means (see `checkpoint_config`).
+config means (see `common/checkpoint/config.py`).
 """
 
 import json

@@ -1,6 +1,6 @@
 """The shape of a model, as its checkpoint states it.
 
-Knows the fields and the relations between them. Does not know file formats (see `checkpoint_config`),
+Knows the fields and the relations between them. Does not know file formats (see `common/checkpoint/config.py`),
 devices, or how a service is run.
 """
 

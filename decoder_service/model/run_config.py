@@ -1,7 +1,7 @@
 """What a decoder runs with: the model's shape, and what the user and the device decide about it.
 
 Knows the relations between them. Does not know settings, memory or tensors' values. The shape comes from the
-checkpoint alone (see `model_config`); this adds type, device, longest sequence and the KV cache's layout.
+checkpoint alone (see `common/model/config.py`); this adds type, device, longest sequence and the KV cache's layout.
 """
 
 from dataclasses import dataclass
