@@ -2,8 +2,8 @@
 
 A field made with `setting` may be set by users; a field that is itself such a dataclass is a section; any other
 field is none of the user's business and keeps its default. Knows what settings there are and how to complain: one
-line and exit status 2. Does not know what a setting means, how a value is read (`setting_values`), or what
-wins where several sources give it (`setting_sources`).
+line and exit status 2. Does not know what a setting means, how a value is read (see `values`), or what
+wins where several sources give it (see `sources`).
 """
 
 import argparse
@@ -111,6 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type[Any]) -> N
         options: dict[str, Any] = {"default": None, "help": _help(each)}
         if each.hint is bool:
             options["action"] = argparse.BooleanOptionalAction
+        elif kind_of(each.hint) is bool:
+            # Neither of the two is what happens where it is unset, so both can be said; the flag alone says yes.
+            options.update(nargs="?", const="true", metavar="true|false")
         else:
             options["metavar"] = _metavar(each.hint)
         groups[each.section].add_argument(each.flag, dest=each.name, **options)

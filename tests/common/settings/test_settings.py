@@ -30,6 +30,7 @@ class Outer:
     limit: int | None = setting(None, help="how many", minimum=1)
     names: tuple[str, ...] = setting((), help="who")
     kind: str = setting("a", help="which", choices=("a", "b"))
+    ahead: bool | None = setting(None, help="whether it begins early; as it likes where unset")
     rate: float = setting(1.0, help="how fast", minimum=0)
     secret: int = field(default=7)
 
@@ -58,6 +59,16 @@ def test_every_type_is_read() -> None:
         names=("a:1", "b:2"), kind="b",
     )  # fmt: skip
     assert not parse("--model", "m", "--loud-voice", "--no-loud-voice").loud_voice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ahead"),
+    [((), None), (("--ahead",), True), (("--ahead", "true"), True), (("--ahead", "false"), False)],
+)
+def test_what_may_be_left_open_is_said_by_its_flag_alone_or_with_a_word(
+    arguments: tuple[str, ...], ahead: bool | None
+) -> None:
+    assert parse("--model", "m", *arguments).ahead is ahead
 
 
 @pytest.mark.parametrize(
