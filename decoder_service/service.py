@@ -58,9 +58,10 @@ class DecoderService:
         """
         self._config = config
         self._tracer = make_tracer(config.tracing, service_name="diptych-decoder")
-        # Files that cannot be used are known before the weights are read, which may take minutes.
+        # What cannot be used is known before the weights are read, which may take minutes.
         self._vision_tls = _vision_tls(config)
         checkpoint = open_checkpoint(config.model.model, verify_checksums=config.model.verify_checksums)
+        _check_vision_addresses(config, checkpoint, has_encoder=make_encoder is not None)
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
         tokenizer = _load_tokenizer(config, text.vocab_size, image_token_id)
@@ -200,6 +201,15 @@ def _load_tokenizer(config: DecoderConfig, vocabulary_size: int, image_token_id:
     return tokenizer
 
 
+def _check_vision_addresses(config: DecoderConfig, checkpoint: Checkpoint, *, has_encoder: bool) -> None:
+    """Raise ValueError where addresses are lacking, or given for nothing."""
+    takes_images = isinstance(checkpoint.config, PixtralConfig)
+    if config.vision_addresses and not takes_images:
+        raise ValueError("--vision-addresses is given, but the model takes no images")
+    if takes_images and not config.vision_addresses and not has_encoder:
+        raise ValueError("--vision-addresses must be given: the model takes images")
+
+
 def _image_source(
     config: DecoderConfig,
     checkpoint: Checkpoint,
@@ -208,8 +218,6 @@ def _image_source(
     tls: ChannelTlsFiles | None,
 ) -> ImageSource | None:
     if not isinstance(checkpoint.config, PixtralConfig):
-        if config.vision_addresses:
-            raise ValueError("--vision-addresses is given, but the model takes no images")
         return None
     expected = Expected(
         weights_digest=checkpoint.digest(Part.VISION),
@@ -218,8 +226,6 @@ def _image_source(
     )
     if make_encoder is not None:
         return make_encoder(expected)
-    if not config.vision_addresses:
-        raise ValueError("--vision-addresses must be given: the model takes images")
     return VisionClient(
         VisionResolver(config.vision_addresses),
         expected_digest=expected.weights_digest,

@@ -8,9 +8,10 @@ import torch
 from common.checkpoint.checkpoint import open_checkpoint
 from common.model.settings import KVCacheDtype, ModelSettings, Quantize
 from common.server.config import ServerConfig
-from decoder_service import engine_builder
+from decoder_service import engine_builder, service
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
 from decoder_service.engine_builder import build_run_config
+from decoder_service.service import DecoderService
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 LARGEST = 10 * 10 * 128 * 2
@@ -38,6 +39,12 @@ def test_what_the_model_does_not_allow_is_refused_before_its_weights_are_read(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         build_run_config(config_of(**engine), open_checkpoint(DEMO))
+
+
+def test_missing_vision_addresses_are_told_before_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "build_engine", lambda *_: pytest.fail("the weights are read"))
+    with pytest.raises(ValueError, match="--vision-addresses must be given"):
+        DecoderService(config_of())
 
 
 @pytest.mark.parametrize("engine", [{"quantize": Quantize.FP8}, {"kv_cache_dtype": KVCacheDtype.FP8}])
