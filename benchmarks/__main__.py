@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] and given[0] in _PROGRAMS:
-        return _run_program(_PROGRAMS[given[0]][0], given[1:])
+        return _run_program(given[0], given[1:])
     parser = Parser(prog="python -m benchmarks", description="Measures Diptych, alone and beside others.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (module_name, config_name, help_text) in _COMMANDS.items():
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run_program(module_name: str, arguments: Sequence[str]) -> int:
-    sys.argv[1:] = arguments
-    importlib.import_module(module_name).main()
+def _run_program(name: str, arguments: Sequence[str]) -> int:
+    sys.argv[:] = [f"python -m benchmarks {name}", *arguments]
+    importlib.import_module(_PROGRAMS[name][0]).main()
     return 0
 
 

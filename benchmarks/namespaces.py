@@ -6,6 +6,7 @@ while the vision service is scaled 1 to 4 to 1, one pod is cut off and joined ag
 a while. No caller may see an error. Everything is taken down again at the end.
 """
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -184,6 +185,7 @@ def _answers(client: DiptychClient) -> bool:
 
 def main() -> None:
     """Run, or say that it may not."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     if os.geteuid() != 0 or shutil.which("ip") is None:
         sys.stderr.write("namespaces: needs root and the command ip (Debian: iproute2); nothing was run\n")
         sys.exit(3)

@@ -6,6 +6,7 @@ Knows the parts that count. Prints one line for each figure, the least of severa
 somebody else's work on the same cores.
 """
 
+import argparse
 import logging
 import timeit
 from collections.abc import Callable
@@ -28,6 +29,7 @@ _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1,
 
 def main() -> None:
     """Measure and print."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     registry = CollectorRegistry()
     requests, steps = RequestMetrics(registry), StepMetrics(registry)
     tally = Tally("tally", "A histogram of ours.", bounds=_BOUNDS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import _PROGRAMS, main
 from benchmarks.checkpoints import checkpoint
 from benchmarks.load.pair import running_pair
 from benchmarks.load.prompts import PromptMaker
@@ -38,6 +39,17 @@ def results(path: Path) -> Any:  # noqa: ANN401 - what JSON may be
     document = json.loads(path.read_text())
     assert document["machine"]["packages"]["torch"]
     return document["results"]
+
+
+@pytest.mark.parametrize("name", _PROGRAMS)
+def test_help_names_the_command_and_measures_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert re.match(f"usage: python -m benchmarks[ .]{name} ", capsys.readouterr().out)
 
 
 def test_compare_runs_ourselves_and_names_the_peers_that_are_not_there(tmp_path: Path) -> None:
