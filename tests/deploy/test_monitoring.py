@@ -17,7 +17,7 @@ KNOWN = set(TABLE)
 
 def promtool(*arguments: str | Path, cwd: Path = MONITORING) -> subprocess.CompletedProcess[str]:
     command = [prometheus_folder() / "promtool", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, check=False)  # noqa: S603
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)  # noqa: S603
 
 
 def test_every_panel_names_metrics_of_the_table_only() -> None:

@@ -86,7 +86,7 @@ def test_a_signal_stops_the_decoder_before_the_vision_services_and_ends_with_0(
     with run_up(folder, "--vision-replicas", "2") as process:
         ready_address(process)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=120)
         assert process.returncode == 0
     assert output == ""
     assert (folder / "ended").read_text().split() == ["decoder_service", "vision_service", "vision_service"]
@@ -120,7 +120,7 @@ def test_the_services_are_told_of_each_other_and_of_their_share(folder: Path) ->
 def test_a_service_that_ends_early_ends_the_command_with_one_line(folder: Path, which: str) -> None:
     (folder / f"{which}.fails").touch()
     with run_up(folder) as process:
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=120)
         assert process.returncode == 1
     assert output == ""
     lines = [line for line in errors.splitlines() if line.startswith("diptych up: ")]
@@ -134,7 +134,7 @@ def test_a_service_that_dies_later_ends_the_command_with_one_line(folder: Path) 
         ready_address(process)
         vision = next(row for row in started(folder) if row[0] == "vision_service")
         os.kill(int(vision[1]), signal.SIGKILL)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 1
     assert "diptych up: the vision service 1 was killed by SIGKILL\n" in errors
     assert not any(is_running(int(row[1])) for row in started(folder))
@@ -154,7 +154,7 @@ def test_services_die_with_a_killed_command(folder: Path) -> None:
 def test_services_that_are_not_ready_in_time_end_the_command(folder: Path) -> None:
     (folder / "decoder_service" / "__main__.py").write_text("import time; time.sleep(60)")
     with run_up(folder, "--start-seconds", "3") as process:
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 1
     assert "diptych up: the services were not ready in time\n" in errors
 
@@ -174,7 +174,7 @@ def test_a_model_without_pictures_gets_no_vision_service(folder: Path) -> None:
 
 def test_a_model_that_is_none_is_one_line_and_status_2(folder: Path) -> None:
     with run_up(folder, "--model", str(folder / "nowhere")) as process:
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 2
     assert errors.startswith("diptych up: ")
     assert errors.count("\n") == 1
@@ -218,7 +218,7 @@ def test_a_taken_port_is_one_line_before_anything_is_started(folder: Path) -> No
         port = taken.getsockname()[1]
         for flags in (["--port", str(port)], ["--metrics-port", str(port - 1)]):
             with run_up(folder, *flags) as process:
-                _, errors = process.communicate(timeout=20)
+                _, errors = process.communicate(timeout=120)
             assert process.returncode == 1
             assert errors.startswith(f"cannot listen on 127.0.0.1:{port}")
             assert errors.count("\n") == 1
@@ -256,6 +256,6 @@ def test_local_vision_is_one_process_with_both_devices(folder: Path) -> None:
 
 def test_local_vision_and_vision_replicas_exclude_each_other(folder: Path) -> None:
     with run_up(folder, "--local-vision", "--vision-replicas", "2") as process:
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 2
     assert "--local-vision" in errors

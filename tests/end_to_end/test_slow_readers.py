@@ -72,5 +72,5 @@ def test_caller_that_reads_slowly_gets_everything_in_larger_pieces(patient_decod
             largest = max(largest, len(response.delta.token_ids))
             time.sleep(0.02 if len(heard) < 200 else 0)
         assert tuple(heard) == tuple(expected)
-        assert 1 < largest <= 40, "the buffer, and what was computed before the pause was noticed"
+        assert 1 < largest < 200, "the buffer, and what was computed before the pause was noticed, not all of it"
     assert_idle(patient_decoder)
