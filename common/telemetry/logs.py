@@ -49,7 +49,7 @@ def set_up_logging(settings: LogSettings | None = None, *, stream: TextIO | None
 
 
 class HumanFormatter(logging.Formatter):
-    """`12:00:00 INFO vision_service.main: message key=value`, a traceback indented below."""
+    """`12:00:00 INFO vision_service.service: message key=value`, a traceback indented below."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""
