@@ -79,6 +79,9 @@ def _request_metrics(stats: EngineStats) -> Iterator[Metric]:
     yield GaugeMetricFamily("diptych_num_requests_running", "Requests with KV blocks.", stats.num_running)
     yield CounterMetricFamily("diptych_num_preemptions", "Requests sent back to wait.", stats.num_preemptions)
     yield CounterMetricFamily("diptych_engine_steps", "Forward passes.", stats.num_steps)
+    yield CounterMetricFamily(
+        "diptych_engine_steps_ahead", "Steps that began while the one before ran.", stats.num_steps_ahead
+    )
     compute = GaugeMetricFamily("diptych_compute_info", "What computes the model; always 1.", labels=["implementation"])
     compute.add_metric([stats.compute], 1)
     yield compute
