@@ -8,9 +8,11 @@ so imports nothing but the standard library.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,14 +98,15 @@ class Worker:
         return processor_seconds(self._process.pid)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and all that it started and left behind."""
         if self._process.stdin is not None:
             self._process.stdin.close()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # An engine's own processes may outlive it, and would go on to turn beside what is measured next.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
 

@@ -1,6 +1,7 @@
 """The comparison: what counts as the same tokens, how a limit is made, and how an engine's process is asked."""
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,30 @@ def test_a_worker_answers_in_turn_whatever_its_engine_prints(tmp_path: Path) -> 
 def test_a_worker_that_dies_says_where_to_look(tmp_path: Path) -> None:
     with _worker(tmp_path, "no_such_module", tmp_path / "log", {}) as worker, pytest.raises(PeerError, match="log"):
         worker.ask("anything")
+
+
+def test_what_an_engine_leaves_behind_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "leaver.py").write_text(
+        "import subprocess, sys\n"
+        "from benchmarks.peers.protocol import serve\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "serve({'child': lambda: child.pid})\n"
+    )
+    with _worker(tmp_path, "leaver", tmp_path / "log", {}) as worker:
+        child = Path("/proc") / str(worker.ask("child"))
+        assert _runs(child)
+    end = time.monotonic() + 60
+    while _runs(child):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def _runs(process: Path) -> bool:
+    try:
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # ended, and nobody has asked how
 
 
 def _worker(folder: Path, module: str, log: Path, environment: dict[str, str]) -> Worker:
