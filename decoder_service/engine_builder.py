@@ -106,7 +106,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     guarded = GuardedRunner(runner)
     scheduler = SchedulerConfig(
         max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_mixed_tokens=_num_mixed_tokens(engine, run_config.device),
+        max_num_mixed_tokens=num_mixed_tokens(engine, run_config.device),
         max_step_stretch=engine.max_step_stretch,
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
@@ -123,8 +123,11 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     )
 
 
-def _num_mixed_tokens(engine: EngineSettings, device: torch.device) -> int | None:
-    """None is no limit: a GPU computes a whole step of prompts in few times what it needs for one token."""
+def num_mixed_tokens(engine: EngineSettings, device: torch.device) -> int | None:
+    """What a prompt may have in a step beside others' next tokens, besides as many as those are; None for no limit.
+
+    A GPU has none by default: it computes a whole step of prompts in few times what it needs for one token.
+    """
     if engine.max_num_mixed_tokens is None and device.type != "cpu" and engine.max_step_stretch is None:
         return None
     return engine.max_num_mixed_tokens or _MIXED_TOKENS.get(device.type)

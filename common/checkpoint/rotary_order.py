@@ -1,9 +1,8 @@
 """The two orders of the rows of a query or key projection.
 
 Knows that Mistral's own checkpoints rotate neighbouring rows (2j, 2j + 1) of a head, and Hugging Face's rows
-half a head apart (j, j + head_dim / 2). Does not know which tensors are concerned
-(see `layout`).
-Our arithmetic uses the second order.
+half a head apart (j, j + head_dim / 2). Does not know which tensors are concerned (see
+`layout`). Our arithmetic uses the second order.
 """
 
 from torch import Tensor

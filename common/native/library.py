@@ -7,11 +7,9 @@ contiguous and on the CPU; what is not is an error of the caller. Calls release 
 
 import ctypes
 from array import array
-from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from common.native.build import VERSION, NativeUnavailableError
@@ -97,28 +95,6 @@ class Library:
         self.panel: int = self.c.diptych_panel()
         """Columns that packed weights are laid out by."""
         self.pool: int = self.c.diptych_pool_new(threads)
-
-    def packed_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, *, lengths: Sequence[int], causal: bool, scale: float
-    ) -> Tensor:
-        """As `common.model.attention.packed_attention`."""
-        query, key, value = (x.contiguous() for x in (query, key, value))
-        out = torch.empty_like(query)
-        self.c.diptych_packed_attention(
-            self.pool,
-            query.data_ptr(),
-            key.data_ptr(),
-            value.data_ptr(),
-            query.shape[1],
-            key.shape[1],
-            query.shape[2],
-            len(lengths),
-            (c_int64 * len(lengths))(*lengths),
-            causal,
-            scale,
-            out.data_ptr(),
-        )
-        return out
 
     def greedy(self, logits: Tensor, *, margin: float) -> tuple[list[int], list[bool], list[bool]]:
         """Of each row of logits [num_rows, vocab_size] the first of the largest, whether all are finite, and whether

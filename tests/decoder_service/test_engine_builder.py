@@ -10,7 +10,7 @@ from common.model.settings import KVCacheDtype, ModelSettings, Quantize
 from common.server.config import ServerConfig
 from decoder_service import engine_builder, service
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
-from decoder_service.engine_builder import build_run_config
+from decoder_service.engine_builder import build_run_config, num_mixed_tokens
 from decoder_service.service import DecoderService
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -61,3 +61,20 @@ def test_what_it_just_allows_is_taken() -> None:
     """The negative control."""
     config = config_of(feature_bytes=LARGEST, max_model_len=4096)
     assert build_run_config(config, open_checkpoint(DEMO)).max_seq_len == 4096
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "expected"),
+    [
+        ("cpu", {}, 8),
+        ("cuda", {}, None),
+        ("cpu", {"max_step_stretch": 1.3}, 8),
+        ("cuda", {"max_step_stretch": 1.3}, 200),
+        ("cuda", {"max_num_mixed_tokens": 64}, 64),
+        ("cpu", {"max_num_mixed_tokens": 3, "max_step_stretch": 1.3}, 3),
+    ],
+)
+def test_prompts_beside_next_tokens_are_limited_on_a_cpu_and_wherever_a_stretch_asks_for_it(
+    device: str, engine: dict[str, object], expected: int | None
+) -> None:
+    assert num_mixed_tokens(config_of(**engine).engine, torch.device(device)) == expected

@@ -13,8 +13,6 @@ int32_t diptych_panel() { return kPanel; }
 
 void* diptych_pool_new(int32_t threads) { return new Pool(threads); }
 
-void diptych_pool_free(void* pool) { delete static_cast<Pool*>(pool); }
-
 void diptych_pack(const float* w, int64_t columns, int64_t depth, int64_t first, float* packed) {
   pack(w, columns, depth, first, packed);
 }
@@ -35,8 +33,6 @@ void* diptych_encoder_new(void* pool, const EncoderShape* shape, const EncoderLa
   return new Encoder(*static_cast<Pool*>(pool), *shape, layers);
 }
 
-void diptych_encoder_free(void* encoder) { delete static_cast<Encoder*>(encoder); }
-
 void diptych_encoder_run(void* encoder, int64_t sequences, const int64_t* lengths, const float* cosines,
                          const float* sines, float* x) {
   static_cast<Encoder*>(encoder)->run(sequences, lengths, cosines, sines, x);
@@ -46,8 +42,6 @@ void* diptych_decoder_new(void* pool, const DecoderShape* shape, const float* fr
                           const float* norm, const Weights* head, const float* table) {
   return new Decoder(*static_cast<Pool*>(pool), *shape, frequencies, layers, norm, *head, table);
 }
-
-void diptych_decoder_free(void* decoder) { delete static_cast<Decoder*>(decoder); }
 
 void diptych_decoder_hidden(void* decoder, const Batch* batch, float* x) {
   static_cast<Decoder*>(decoder)->hidden(*batch, x);
