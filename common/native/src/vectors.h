@@ -33,7 +33,8 @@ static inline Floats load(const float* p) {
 
 static inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
-static inline Floats fill(float x) { return Floats{} + x; }
+// Less zero, not plus zero: only that is x for every x, -0 among them, and so an addition that compilers leave out.
+static inline Floats fill(float x) { return x - Floats{}; }
 
 static inline Ints lanes() {
   Ints v;
