@@ -15,7 +15,7 @@
 #include "vectors.h"
 
 constexpr int64_t kDepth = 512;       // depth that is summed up in registers
-constexpr int64_t kRowBlock = 12 * kMaxRows;  // rows that stay in the cache while panels pass
+constexpr int64_t kRowBlock = 19 * kMaxRows;  // rows that stay in the cache while panels pass
 
 static inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
@@ -43,9 +43,25 @@ struct ByteWeights {
   Floats scale(Floats sum, int64_t index, int half) const { return sum * load(scales + index * kPanel + half * kWidth); }
 };
 
-// How far ahead R rows of a product ask for weights, in bytes; 0 where what the processor does by itself is better. A wide
-// one does that well, until the products of many rows give it so long between two lines that it lets go of the stream.
-constexpr int64_t ahead_of(int rows) { return kWidth == 16 ? (rows > 8 ? 4096 : 0) : (rows <= 8 ? 2048 : 0); }
+// What a tile asks memory for while it computes.
+enum class Ask {
+  kNothing,
+  kItself,  // its own weights some way ahead: the only tile of a panel waits for memory most
+  kNext,    // a part of the next panel, into the second cache: where several tiles share a panel, all of them take turns
+};
+
+constexpr int64_t kAhead = kWidth == 16 ? 4096 : 2048;  // bytes
+
+// Whether few rows gain by asking ahead. AMD's wide processors (seen on Zen 4) do better by themselves, until the products
+// of many rows give them so long between two lines that they let go of the stream.
+static inline bool few_rows_ask() {
+#if defined(__AVX512F__)
+  static const bool intel = __builtin_cpu_is("intel");
+  return intel;
+#else
+  return true;
+#endif
+}
 
 template <typename Stored>
 static inline void ask_for(const Stored* p, int64_t bytes) {
@@ -54,10 +70,10 @@ static inline void ask_for(const Stored* p, int64_t bytes) {
     __builtin_prefetch(reinterpret_cast<const char*>(p) + bytes + at);
 }
 
-// Rows of x times P neighbouring panels over one block of depth.
-template <int R, int P, typename Weights>
+// Rows of x times P neighbouring panels over one block of depth; `next` is what kNext asks for, `step` bytes a depth.
+template <int R, int P, Ask kAsk, typename Weights>
 static inline void tile(const Weights& w, int64_t panel, int64_t k, int64_t depth, const float* x, int64_t x_stride,
-                        float* y, int64_t y_stride, bool add) {
+                        float* y, int64_t y_stride, bool add, const char* next = nullptr, int64_t step = 0) {
   const typename Weights::Stored* from[P];
   for (int p = 0; p < P; ++p) from[p] = w.panel(panel + p, k);
   Floats sums[R][2 * P] = {};
@@ -68,8 +84,9 @@ static inline void tile(const Weights& w, int64_t panel, int64_t k, int64_t dept
     for (int p = 0; p < P; ++p) {
       weights[2 * p] = Weights::vector(from[p] + d * kPanel);
       weights[2 * p + 1] = Weights::vector(from[p] + d * kPanel + kWidth);
-      if constexpr (ahead_of(R) > 0) ask_for(from[p] + d * kPanel, ahead_of(R));
+      if constexpr (kAsk == Ask::kItself) ask_for(from[p] + d * kPanel, kAhead);
     }
+    if constexpr (kAsk == Ask::kNext) __builtin_prefetch(next + d * step, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Floats value = fill(x[r * x_stride + d]);
@@ -98,13 +115,33 @@ static inline void tile(const Weights& w, int64_t panel, int64_t k, int64_t dept
   }
 }
 
-template <int R, typename Weights>
+template <int R, Ask kAsk, typename Weights>
 static void rows_tile(int rows, const Weights& w, int64_t panel, int64_t k, int64_t depth, const float* x,
-                      int64_t x_stride, float* y, int64_t y_stride, bool add) {
+                      int64_t x_stride, float* y, int64_t y_stride, bool add, const char* next, int64_t step) {
   if constexpr (R > 1) {
-    if (rows < R) return rows_tile<R - 1>(rows, w, panel, k, depth, x, x_stride, y, y_stride, add);
+    if (rows < R)
+      return rows_tile<R - 1, kAsk>(rows, w, panel, k, depth, x, x_stride, y, y_stride, add, next, step);
   }
-  tile<R, 1>(w, panel, k, depth, x, x_stride, y, y_stride, add);
+  tile<R, 1, kAsk>(w, panel, k, depth, x, x_stride, y, y_stride, add, next, step);
+}
+
+// One panel times a block of rows over one block of depth, in tiles that differ by one row at most.
+template <typename Weights>
+static void column_of_tiles(const Weights& w, int64_t panel, int64_t k, int64_t depth, int64_t rows, const float* x,
+                            int64_t x_stride, float* y, int64_t y_stride, bool add) {
+  const int64_t tiles = (rows + kMaxRows - 1) / kMaxRows;
+  if (tiles == 1) {
+    const bool asks = rows > 8 || few_rows_ask();
+    const auto only = asks ? rows_tile<kMaxRows, Ask::kItself, Weights> : rows_tile<kMaxRows, Ask::kNothing, Weights>;
+    return only(static_cast<int>(rows), w, panel, k, depth, x, x_stride, y, y_stride, add, nullptr, 0);
+  }
+  const char* next = reinterpret_cast<const char*>(w.panel(panel + 1, k));
+  const int64_t step = kPanel * sizeof(typename Weights::Stored) / tiles;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
+    rows_tile<kMaxRows, Ask::kNext>(static_cast<int>(to - from), w, panel, k, depth, x + from * x_stride, x_stride,
+                                    y + from * y_stride, y_stride, add, next + t * depth * step, step);
+  }
 }
 
 // The panels from `first` on, one part of a product; a single row takes several at once to hide what a sum waits for.
@@ -113,22 +150,21 @@ static void panels(const Weights& w, int64_t first, int64_t last, int64_t rows, 
                    float* y, int64_t y_stride, bool add) {
   // Floats come from memory slower than a row is summed up; more places at once would only be slower to read.
   constexpr int kBeside = kWidth < 16 || sizeof(typename Weights::Stored) == 1 ? 4 : 2;
-  for (int64_t row = 0; row < rows; row += kRowBlock) {
-    const int64_t block = std::min(kRowBlock, rows - row);
-    const int64_t tiles = (block + kMaxRows - 1) / kMaxRows;
+  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t row = rows * b / blocks, block = rows * (b + 1) / blocks - row;
+    const float* from = x + row * x_stride;
+    float* to = y + row * y_stride;
     for (int64_t k = 0; k < w.depth; k += kDepth) {
       const int64_t depth = std::min(kDepth, w.depth - k);
       const bool adds = add || k > 0;
       int64_t panel = first;
-      if (block == 1)
+      if (block == 1) {
+        const auto beside = few_rows_ask() ? tile<1, kBeside, Ask::kItself, Weights> : tile<1, kBeside, Ask::kNothing, Weights>;
         for (; panel + kBeside <= last; panel += kBeside)
-          tile<1, kBeside>(w, panel, k, depth, x + row * x_stride, x_stride, y + row * y_stride, y_stride, adds);
-      for (; panel < last; ++panel)
-        for (int64_t t = 0; t < tiles; ++t) {
-          const int64_t from = row + block * t / tiles, to = row + block * (t + 1) / tiles;
-          rows_tile<kMaxRows>(static_cast<int>(to - from), w, panel, k, depth, x + from * x_stride, x_stride,
-                              y + from * y_stride, y_stride, adds);
-        }
+          beside(w, panel, k, depth, from, x_stride, to, y_stride, adds, nullptr, 0);
+      }
+      for (; panel < last; ++panel) column_of_tiles(w, panel, k, depth, block, from, x_stride, to, y_stride, adds);
     }
   }
 }
