@@ -12,8 +12,12 @@
 #include "vectors.h"
 
 constexpr int kTile = 64;       // tokens
-constexpr int kLanes = 4;       // (row, head) pairs that share the reading of a tile
-constexpr int64_t kChunk = 64;  // rows of one part of the work
+constexpr float kLog2E = 1.44269504088896341f;  // scores are taken to the base of 2, which is what powers are computed to
+constexpr int kLanes = kWidth == 16 ? 6 : 4;    // (row, head) pairs that share the reading of a tile
+constexpr int kVectors = kWidth == 16 ? 4 : 2;  // of each of them, in registers
+
+// Rows of one part of the work: enough lanes to be worth the reading of all keys, few enough for their sums to stay near.
+static inline int64_t part_rows(int64_t group) { return std::max<int64_t>(1, 256 / group); }
 
 // Keys and values of one sequence and key-value head: token t lies in block table[t / block_size].
 struct Tokens {
@@ -80,21 +84,20 @@ static inline void transpose_keys(const float* keys, const int64_t* places, int6
 // scores [L][kTile] = scale * query . keys; the query's lanes stand `stride` floats apart.
 template <int L>
 static inline void scores(const float* const* query, const float* keys, int64_t head_dim, float scale, float* to) {
-  constexpr int kVectors = kTile / kWidth < 4 ? kTile / kWidth : 4;
   for (int first = 0; first < kTile; first += kVectors * kWidth) {
     Floats sums[L][kVectors] = {};
     for (int64_t d = 0; d < head_dim; ++d) {
       Floats key[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) key[v] = load(keys + d * kTile + first + v * kWidth);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int l = 0; l < L; ++l) {
         const Floats q = fill(query[l][d]);
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[l][v] += q * key[v];
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int l = 0; l < L; ++l)
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) store(to + l * kTile + first + v * kWidth, sums[l][v] * scale);
@@ -106,7 +109,7 @@ template <int L, int V>
 static inline void mix(const float* weights, const float* corrections, const float* const* values, int64_t count,
                        int64_t d, int64_t width, float* sums) {
   Floats total[L][V];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int l = 0; l < L; ++l)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) total[l][v] = load(sums + l * width + d + v * kWidth) * corrections[l];
@@ -114,49 +117,66 @@ static inline void mix(const float* weights, const float* corrections, const flo
     Floats value[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) value[v] = load(values[t] + d + v * kWidth);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int l = 0; l < L; ++l)
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) total[l][v] += weights[l * kTile + t] * value[v];
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int l = 0; l < L; ++l)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) store(sums + l * width + d + v * kWidth, total[l][v]);
 }
 
-// One tile for L lanes. `first` and `last` are what each lane sees of the tile's tokens.
+// Weights [L][kTile] in place of scores, and what the sums so far have to be multiplied by. `first` and `last` are what each
+// lane sees of the tile's tokens; kAll where that is all of them.
+template <int L, bool kAll>
+static inline void soften(const int64_t* first, const int64_t* last, float* weights, float* state, float* corrections) {
+  const auto seen = [&](int l, int t) {
+    const Ints token = lanes() + t;
+    return (token >= (int32_t)first[l]) & (token < (int32_t)last[l]);
+  };
+  Floats rise = fill(0.0f);
+#pragma GCC unroll 6
+  for (int l = 0; l < L; ++l) {
+    Floats best = fill(-1e30f);
+    for (int t = 0; t < kTile; t += kWidth) {
+      const Floats score = load(weights + l * kTile + t);
+      best = larger(kAll ? score : (seen(l, t) ? score : fill(-1e30f)), best);
+    }
+    const float before = state[2 * l], highest = std::max(before, largest(best));
+    state[2 * l] = highest;
+    rise[l] = before - highest;
+  }
+  rise = power_of_two(rise);
+#pragma GCC unroll 6
+  for (int l = 0; l < L; ++l) {
+    Floats total{};
+    for (int t = 0; t < kTile; t += kWidth) {
+      const Floats power = power_of_two(load(weights + l * kTile + t) - state[2 * l]);
+      const Floats weight = kAll ? power : (seen(l, t) ? power : Floats{});
+      store(weights + l * kTile + t, weight);
+      total += weight;
+    }
+    corrections[l] = rise[l];
+    state[2 * l + 1] = state[2 * l + 1] * corrections[l] + sum(total);
+  }
+}
+
+// One tile for L lanes.
 template <int L>
 static void attend_tile(const float* const* query, const float* keys, const float* const* values, int64_t count,
                         const int64_t* first, const int64_t* last, const Heads& heads, float* state, float* sums) {
   const int64_t width = padded(heads.head_dim);
   float weights[L * kTile];
   float corrections[L];
-  scores<L>(query, keys, heads.head_dim, heads.scale, weights);
-  for (int l = 0; l < L; ++l) {
-    Floats best = fill(-1e30f);
-    for (int t = 0; t < kTile; t += kWidth) {
-      const Ints token = lanes() + t;
-      const Floats seen = load(weights + l * kTile + t);
-      const Floats score = ((token >= (int32_t)first[l]) & (token < (int32_t)last[l])) ? seen : fill(-1e30f);
-      best = score > best ? score : best;
-    }
-    const float before = state[2 * l], highest = std::max(before, largest(best));
-    Floats total{};
-    for (int t = 0; t < kTile; t += kWidth) {
-      const Ints token = lanes() + t;
-      const Floats power = exponential(load(weights + l * kTile + t) - highest);
-      const Floats weight = ((token >= (int32_t)first[l]) & (token < (int32_t)last[l])) ? power : Floats{};
-      store(weights + l * kTile + t, weight);
-      total += weight;
-    }
-    corrections[l] = exponential(fill(before - highest))[0];
-    state[2 * l] = highest;
-    state[2 * l + 1] = state[2 * l + 1] * corrections[l] + sum(total);
-  }
+  scores<L>(query, keys, heads.head_dim, heads.scale * kLog2E, weights);
+  bool all = true;
+  for (int l = 0; l < L; ++l) all = all && first[l] <= 0 && last[l] >= kTile;
+  (all ? soften<L, true> : soften<L, false>)(first, last, weights, state, corrections);
   int64_t d = 0;
-  for (; d + 4 * kWidth <= width; d += 4 * kWidth) mix<L, 4>(weights, corrections, values, count, d, width, sums);
-  for (; d + 2 * kWidth <= width; d += 2 * kWidth) mix<L, 2>(weights, corrections, values, count, d, width, sums);
+  for (constexpr int64_t step = kVectors * kWidth; d + step <= width; d += step)
+    mix<L, kVectors>(weights, corrections, values, count, d, width, sums);
   for (; d < width; d += kWidth) mix<L, 1>(weights, corrections, values, count, d, width, sums);
 }
 
@@ -175,6 +195,9 @@ static void attend(const float* query, float* out, int64_t rows, int64_t stride,
     return heads.window ? std::max<int64_t>(0, position + l / heads.group + 1 - heads.window) : 0;
   };
   const int64_t end = last_of(lanes - 1);
+  // A vector must not reach behind a row; and rows far apart share few places of the first cache, so where many lanes read
+  // them they stand together, unless they would fill it.
+  const bool copies = width != head_dim || (lanes > 4 * kLanes && width <= 64);
   for (int64_t start = first_of(0) / kTile * kTile; start < end; start += kTile) {
     const int64_t count = std::min<int64_t>(kTile, end - start);
     const float* value_rows[kTile];
@@ -183,7 +206,7 @@ static void attend(const float* query, float* out, int64_t rows, int64_t stride,
     transpose_keys(tokens.keys, places, count, head_dim, scratch.keys.data());
     for (int64_t t = 0; t < count; ++t) {
       value_rows[t] = tokens.values + places[t];
-      if (width != head_dim) {  // a vector would reach behind the row
+      if (copies) {
         float* copy = scratch.values.data() + t * width;
         std::memcpy(copy, value_rows[t], head_dim * sizeof(float));
         std::memset(copy + head_dim, 0, (width - head_dim) * sizeof(float));
@@ -206,6 +229,8 @@ static void attend(const float* query, float* out, int64_t rows, int64_t stride,
       float* sums = scratch.sums.data() + l * width;
       const float* k = scratch.keys.data();
       switch (taken) {
+        case 6: attend_tile<6>(queries, k, value_rows, most, first, last, heads, state, sums); break;
+        case 5: attend_tile<5>(queries, k, value_rows, most, first, last, heads, state, sums); break;
         case 4: attend_tile<4>(queries, k, value_rows, most, first, last, heads, state, sums); break;
         case 3: attend_tile<3>(queries, k, value_rows, most, first, last, heads, state, sums); break;
         case 2: attend_tile<2>(queries, k, value_rows, most, first, last, heads, state, sums); break;

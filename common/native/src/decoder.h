@@ -123,15 +123,16 @@ class Decoder {
     });
   }
 
-  // Who attends to what, in parts of at most kChunk rows and one key-value head.
+  // Who attends to what, in parts of some rows and one key-value head.
   void plan(const Batch& batch) {
     parts_.clear();
+    const int64_t chunk = part_rows(shape_.heads / shape_.kv_heads);
     int64_t row = 0;
     for (int64_t i = 0; i < batch.requests; ++i) {
       const int64_t length = batch.query_lengths[i], start = batch.seq_lens[i] - length;
-      for (int64_t first = 0; first < length; first += kChunk)
+      for (int64_t first = 0; first < length; first += chunk)
         for (int64_t head = 0; head < shape_.kv_heads; ++head)
-          parts_.push_back({i, row + first, std::min(kChunk, length - first), start + first, head});
+          parts_.push_back({i, row + first, std::min(chunk, length - first), start + first, head});
       row += length;
     }
   }

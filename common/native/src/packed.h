@@ -15,11 +15,12 @@ static void attend_packed(Pool& pool, const float* query, float* out, int64_t st
     int64_t start, first, rows, length, kv_head;
   };
   std::vector<Part> parts;
+  const int64_t chunk = part_rows(heads.group);
   int64_t start = 0;
   for (int64_t i = 0; i < sequences; start += lengths[i++])
-    for (int64_t first = 0; first < lengths[i]; first += kChunk)
+    for (int64_t first = 0; first < lengths[i]; first += chunk)
       for (int64_t head = 0; head < kv_heads; ++head)
-        parts.push_back({start, first, std::min(kChunk, lengths[i] - first), lengths[i], head});
+        parts.push_back({start, first, std::min(chunk, lengths[i] - first), lengths[i], head});
   pool.run(static_cast<int64_t>(parts.size()), [&](int64_t index) {
     static thread_local AttentionScratch scratch;
     const Part& part = parts[index];

@@ -55,28 +55,65 @@ static inline Floats widen(const int8_t* p) {
 #endif
 }
 
-// Sums of halves, always in the same order.
-static inline float sum(Floats v) {
-  float x[kWidth];
-  store(x, v);
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) x[i] += x[i + half];
-  return x[0];
+template <int N, int... I>
+static inline Floats turned(Floats v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, ((I + N) % kWidth)...);
 }
 
+// Sums of halves, always in the same order. All stays in registers: by way of memory each half waits for the one before.
+template <int N = kWidth / 2>
+static inline float sum(Floats v) {
+  v += turned<N>(v, std::make_integer_sequence<int, kWidth>{});
+  if constexpr (N == 1) return v[0];
+  else return sum<N / 2>(v);
+}
+
+// Of each pair the larger or smaller one, b where either is NaN.
+static inline Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+static inline Floats smaller(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+template <int N = kWidth / 2>
 static inline float largest(Floats v) {
-  float x[kWidth];
-  store(x, v);
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-  return x[0];
+  v = larger(v, turned<N>(v, std::make_integer_sequence<int, kWidth>{}));
+  if constexpr (N == 1) return v[0];
+  else return largest<N / 2>(v);
+}
+
+// 2 to the power of x to about one unit in the last place: n being x rounded, 2**n times the Taylor series of 2**(x - n).
+// What is below -125 counts as that; above 127 nothing is right; NaN stays NaN.
+static inline Floats power_of_two(Floats x) {
+  x = larger(fill(-125.0f), x);
+  const Floats shifted = x + 12582912.0f;  // rounds to whole numbers
+  const Floats r = x - (shifted - 12582912.0f);
+  Floats p = fill(1.52527338e-5f);
+  p = p * r + 1.54035304e-4f;
+  p = p * r + 1.33335581e-3f;
+  p = p * r + 9.61812911e-3f;
+  p = p * r + 5.55041087e-2f;
+  p = p * r + 2.40226507e-1f;
+  p = p * r + 6.93147181e-1f;
+  p = p * r + 1.0f;
+  const Ints power = ((Ints)shifted << 23) + (127 << 23);  // the lowest bits of `shifted` are n
+  return p * (Floats)power;
 }
 
 // e to the power of x to about one unit in the last place: 2**n times a polynomial on [-ln 2 / 2, ln 2 / 2], the
 // coefficients being those of the Taylor series. Values outside of [-87, 88] are taken to the border; NaN stays NaN.
 static inline Floats exponential(Floats x) {
-  x = x < -87.0f ? fill(-87.0f) : x;
-  x = x > 88.0f ? fill(88.0f) : x;
+  x = smaller(fill(88.0f), larger(fill(-87.0f), x));
   const Floats shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to whole numbers
   const Floats n = shifted - 12582912.0f;
   const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
