@@ -43,31 +43,31 @@ struct ByteWeights {
   Floats scale(Floats sum, int64_t index, int half) const { return sum * load(scales + index * kPanel + half * kWidth); }
 };
 
-// What a tile asks memory for while it computes.
-enum class Ask {
-  kNothing,
-  kItself,  // its own weights some way ahead: the only tile of a panel waits for memory most
-  kNext,    // a part of the next panel, into the second cache: where several tiles share a panel, all of them take turns
-};
+// What a tile asks memory for while it computes. The only tile of a panel asks for its own weights, as it waits for memory
+// most; where several share a panel they take turns at asking for the next one.
+enum class Ask { kNothing, kNear, kFar, kNext };
 
-constexpr int64_t kAhead = kWidth == 16 ? 4096 : 2048;  // bytes
-
-// Whether few rows gain by asking ahead. AMD's wide processors (seen on Zen 4) do better by themselves, until the products
-// of many rows give them so long between two lines that they let go of the stream.
-static inline bool few_rows_ask() {
+// What suits the processor where `rows` are one tile: Intel's gain by asking far ahead, into the second cache. AMD's with
+// wide registers (seen on Zen 4) do better by themselves, until the products of many rows give them so long between two
+// lines that they let go of the stream.
+static inline Ask alone(int64_t rows) {
 #if defined(__AVX512F__)
   static const bool intel = __builtin_cpu_is("intel");
-  return intel;
+  return intel ? Ask::kFar : rows > 8 ? Ask::kNear : Ask::kNothing;
 #else
-  return true;
+  return Ask::kNear;
 #endif
 }
 
-template <typename Stored>
-static inline void ask_for(const Stored* p, int64_t bytes) {
-  constexpr int64_t line = 64;
-  for (int64_t at = 0; at < static_cast<int64_t>(kPanel * sizeof(Stored)); at += line)
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + bytes + at);
+// `p` is where a panel's weights of one depth stand; `next` is for kNext.
+template <Ask kAsk, typename Stored>
+static inline void ask_for(const Stored* p, const char* next) {
+  if constexpr (kAsk == Ask::kNext) __builtin_prefetch(next, 0, 2);
+  constexpr int64_t line = 64, near = kWidth == 16 ? 4096 : 2048, far = 8192;
+  for (int64_t at = 0; at < static_cast<int64_t>(kPanel * sizeof(Stored)); at += line) {
+    if constexpr (kAsk == Ask::kNear) __builtin_prefetch(reinterpret_cast<const char*>(p) + near + at);
+    if constexpr (kAsk == Ask::kFar) __builtin_prefetch(reinterpret_cast<const char*>(p) + far + at, 0, 2);
+  }
 }
 
 // Rows of x times P neighbouring panels over one block of depth; `next` is what kNext asks for, `step` bytes a depth.
@@ -84,9 +84,8 @@ static inline void tile(const Weights& w, int64_t panel, int64_t k, int64_t dept
     for (int p = 0; p < P; ++p) {
       weights[2 * p] = Weights::vector(from[p] + d * kPanel);
       weights[2 * p + 1] = Weights::vector(from[p] + d * kPanel + kWidth);
-      if constexpr (kAsk == Ask::kItself) ask_for(from[p] + d * kPanel, kAhead);
+      ask_for<kAsk>(from[p] + d * kPanel, next + d * step);
     }
-    if constexpr (kAsk == Ask::kNext) __builtin_prefetch(next + d * step, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Floats value = fill(x[r * x_stride + d]);
@@ -131,8 +130,10 @@ static void column_of_tiles(const Weights& w, int64_t panel, int64_t k, int64_t 
                             int64_t x_stride, float* y, int64_t y_stride, bool add) {
   const int64_t tiles = (rows + kMaxRows - 1) / kMaxRows;
   if (tiles == 1) {
-    const bool asks = rows > 8 || few_rows_ask();
-    const auto only = asks ? rows_tile<kMaxRows, Ask::kItself, Weights> : rows_tile<kMaxRows, Ask::kNothing, Weights>;
+    const Ask ask = alone(rows);
+    const auto only = ask == Ask::kFar    ? rows_tile<kMaxRows, Ask::kFar, Weights>
+                      : ask == Ask::kNear ? rows_tile<kMaxRows, Ask::kNear, Weights>
+                                          : rows_tile<kMaxRows, Ask::kNothing, Weights>;
     return only(static_cast<int>(rows), w, panel, k, depth, x, x_stride, y, y_stride, add, nullptr, 0);
   }
   const char* next = reinterpret_cast<const char*>(w.panel(panel + 1, k));
@@ -160,7 +161,10 @@ static void panels(const Weights& w, int64_t first, int64_t last, int64_t rows, 
       const bool adds = add || k > 0;
       int64_t panel = first;
       if (block == 1) {
-        const auto beside = few_rows_ask() ? tile<1, kBeside, Ask::kItself, Weights> : tile<1, kBeside, Ask::kNothing, Weights>;
+        const Ask ask = alone(1);
+        const auto beside = ask == Ask::kFar    ? tile<1, kBeside, Ask::kFar, Weights>
+                            : ask == Ask::kNear ? tile<1, kBeside, Ask::kNear, Weights>
+                                                : tile<1, kBeside, Ask::kNothing, Weights>;
         for (; panel + kBeside <= last; panel += kBeside)
           beside(w, panel, k, depth, from, x_stride, to, y_stride, adds, nullptr, 0);
       }
