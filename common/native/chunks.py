@@ -12,7 +12,8 @@ import numpy as np
 
 from common.features.chunk_copy import VALUE_TYPES, Copied, CopyChunk, copy_plainly
 from common.model.settings import ComputeChoice
-from common.native.build import VERSION, NativeUnavailableError, cpu_level, default_cache, find_or_build
+from common.native.build import NativeUnavailableError, cpu_level, default_cache, find_or_build
+from common.native.loading import load
 
 _log = logging.getLogger(__name__)
 
@@ -22,12 +23,7 @@ class ChunkCopier:
 
     def __init__(self, path: Path) -> None:
         """Load the library. Raises NativeUnavailableError."""
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise NativeUnavailableError(f"{path} does not load: {error}") from error
-        if library.diptych_version() != VERSION:
-            raise NativeUnavailableError(f"{path} is of another version")
+        library = load(path)
         if not library.diptych_can_take():
             raise NativeUnavailableError("the processor has no instructions for checksums")
         self._take = library.diptych_take_chunk

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.native.build import VERSION, NativeUnavailableError
+from common.native.loading import load
 
 
 class CWeights(Structure):
@@ -84,13 +84,8 @@ class Library:
 
     def __init__(self, path: Path, *, level: str, threads: int) -> None:
         """Load it. Raises NativeUnavailableError."""
-        try:
-            self.c = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise NativeUnavailableError(f"{path} does not load: {error}") from error
+        self.c = load(path)
         _declare(self.c)
-        if self.c.diptych_version() != VERSION:
-            raise NativeUnavailableError(f"{path} is of another version")
         self.name = f"native {level}"
         self.panel: int = self.c.diptych_panel()
         """Columns that packed weights are laid out by."""
@@ -115,7 +110,6 @@ def _declare(c: ctypes.CDLL) -> None:
     p, n, i, f = c_void_p, c_int64, c_int32, c_float
     weights = POINTER(CWeights)
     signatures = {
-        "diptych_version": (i, ()),
         "diptych_panel": (i, ()),
         "diptych_pool_new": (p, (i,)),
         "diptych_pack": (None, (p, n, n, n, p)),
