@@ -1,13 +1,16 @@
 // The library's interface in C: what ctypes calls. Pointers are to float32 and int64 unless they say otherwise; who calls
 // answers for their sizes. Nothing here throws, allocates for the caller or keeps what is not named.
 
+#include <new>
+
 #include "chunks.h"
 #include "decoder.h"
 #include "encoder.h"
+#include "resize.h"
 
 extern "C" {
 
-int32_t diptych_version() { return 4; }
+int32_t diptych_version() { return 5; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -91,6 +94,17 @@ int64_t diptych_take_chunk(void* to, const void* from, int64_t size, int32_t val
   const Taken taken = value_bytes == 2 ? take<uint16_t>(place, bytes, size, static_cast<uint16_t>(exponent))
                                        : take<uint32_t>(place, bytes, size, exponent);
   return static_cast<int64_t>(taken.crc) | static_cast<int64_t>(taken.special) << 32;
+}
+
+// Pixels of four bytes [height, width] to pixels of three [down->size, across->size]. Returns 0, or 1 where the axes do
+// not belong to the picture, or 2 where there is not enough memory.
+int32_t diptych_resize(const uint8_t* pixels, int64_t width, int64_t height, const Axis* across, const Axis* down,
+                       int32_t down_first, uint8_t* out) {
+  try {
+    return resize({pixels, width, height}, *across, *down, down_first != 0, out) ? 0 : 1;
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
 }
 
 }  // extern "C"
