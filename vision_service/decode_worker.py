@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -20,6 +21,8 @@ from PIL import Image
 from common.errors import InvalidArgumentError
 from common.image.header import ImageLimits
 from common.image.preprocessing import Preprocessing, PreprocessingMode
+from common.image.resizing import Resize
+from common.native.resizing import open_resize
 from vision_service.frames import PREFIX, pack_head
 from vision_service.image import decode_image, keep_pixel_memory
 
@@ -34,6 +37,8 @@ class DecodeSettings:
     """Address space of the process, code and libraries included."""
     max_cpu_seconds: int
     """Processor time for one image."""
+    kernels: str | None = None
+    """The library that pictures are resized with; None where Pillow does it."""
 
     def to_json(self) -> str:
         """The settings as an argument of the worker's command line."""
@@ -50,6 +55,7 @@ class DecodeSettings:
             limits=ImageLimits(**fields["limits"]),
             max_memory_bytes=fields["max_memory_bytes"],
             max_cpu_seconds=fields["max_cpu_seconds"],
+            kernels=fields["kernels"],
         )
 
 
@@ -57,7 +63,8 @@ def main() -> None:
     """Serve frames until stdin ends."""
     settings = DecodeSettings.from_json(sys.argv[1])
     Image.preinit()
-    keep_pixel_memory()
+    keep_pixel_memory(settings.limits.max_pixels, whole=settings.kernels is not None)
+    resize = open_resize(None if settings.kernels is None else Path(settings.kernels))
     # The limits of the request were held against the header; Pillow's own is a second lock on the same door.
     Image.MAX_IMAGE_PIXELS = settings.limits.max_pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -68,12 +75,13 @@ def main() -> None:
         header_size, payload_size = PREFIX.unpack(prefix)
         requests.read(header_size)
         _allow_cpu_seconds(settings.max_cpu_seconds)
-        _answer(requests.read(payload_size), settings, replies)
+        _answer(requests.read(payload_size), settings, resize, replies)
 
 
-def _answer(data: bytes, settings: DecodeSettings, replies: BinaryIO) -> None:
+def _answer(data: bytes, settings: DecodeSettings, resize: Resize, replies: BinaryIO) -> None:
+    shape, limits = settings.preprocessing, settings.limits
     try:
-        pixels = decode_image(data, preprocessing=settings.preprocessing, limits=settings.limits, field="")
+        pixels = decode_image(data, preprocessing=shape, limits=limits, field="", resize=resize)
     except InvalidArgumentError as error:
         _send(replies, {"reason": error.reason, "message": error.message, "metadata": error.metadata})
     except MemoryError:

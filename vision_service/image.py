@@ -16,6 +16,7 @@ from PIL import WebPImagePlugin as WebPImagePlugin
 
 from common.image.header import ImageLimits, read_image_header, undecodable
 from common.image.preprocessing import Preprocessing, PreprocessingMode
+from common.image.resizing import Resize, resize_plainly
 from vision_service.cubic import resize_cubic
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
@@ -35,18 +36,26 @@ _UPRIGHT = {
 
 _KEPT_BLOCKS = 4
 """Of 16 MiB each, Pillow's own size: what a photo of 12 megapixels takes, and its smaller version."""
+_PAGE = 4096
+_LARGEST_BLOCK = 2**31 - _PAGE
 
 
-def keep_pixel_memory() -> None:
+def keep_pixel_memory(max_pixels: int, *, whole: bool) -> None:
     """Let Pillow keep the memory of a process's last pictures for its next ones, up to 64 MiB, which then cost less.
 
-    Memory that comes fresh from the system has to be cleared by it first.
+    Memory that comes fresh from the system has to be cleared by it first. With `whole`, a picture of up to `max_pixels`
+    is held in one piece, which kernels can read where it lies; Pillow by itself holds what is larger than 16 MiB in
+    several, which must be copied for that. Then the memory of the last picture is kept, whatever its size.
     """
-    _imaging.set_blocks_max(_KEPT_BLOCKS)
+    if whole:
+        _imaging.set_block_size(min(-(-4 * max_pixels // _PAGE) * _PAGE, _LARGEST_BLOCK))
+    _imaging.set_blocks_max(1 if whole else _KEPT_BLOCKS)
 
 
-def decode_image(data: bytes, *, preprocessing: Preprocessing, limits: ImageLimits, field: str) -> Pixels:
-    """Decode the first frame of an image file and resize it to whole patches.
+def decode_image(
+    data: bytes, *, preprocessing: Preprocessing, limits: ImageLimits, field: str, resize: Resize = resize_plainly
+) -> Pixels:
+    """Decode the first frame of an image file and resize it to whole patches, by `resize` under mode HF.
 
     Returns uint8 under mode HF and float32 under mode MISTRAL, of the size of the patch grid in pixels.
     Raises InvalidArgumentError naming `field`, as `read_image_header` does; MemoryError is the caller's.
@@ -66,7 +75,7 @@ def decode_image(data: bytes, *, preprocessing: Preprocessing, limits: ImageLimi
         raise undecodable(field) from None
     if header.orientation != 1:
         picture = picture.transpose(_UPRIGHT[header.orientation])
-    return _resize(picture, preprocessing)
+    return _resize(picture, preprocessing, resize)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -82,9 +91,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return opaque
 
 
-def _resize(picture: Image.Image, preprocessing: Preprocessing) -> Pixels:
+def _resize(picture: Image.Image, preprocessing: Preprocessing, resize: Resize) -> Pixels:
     grid = preprocessing.patch_grid(picture.width, picture.height)
     width, height = grid.width * preprocessing.patch_size, grid.height * preprocessing.patch_size
     if preprocessing.mode is PreprocessingMode.MISTRAL:
         return resize_cubic(np.asarray(picture), width=width, height=height)
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    return resize(picture, width, height)

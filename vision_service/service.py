@@ -15,11 +15,13 @@ from common.checkpoint.config import CheckpointError, read_preprocessing
 from common.checkpoint.layout import Part
 from common.features.wire_types import DTYPE_SIZES
 from common.image.header import ImageLimits
+from common.image.preprocessing import PreprocessingMode
 from common.model.config import PixtralConfig
 from common.model.devices import find_device, find_dtype
 from common.model.graph_recorder import CudaGraphRecorder
-from common.model.settings import ModelSettings
+from common.model.settings import ComputeChoice, ModelSettings
 from common.native.opening import choose_library
+from common.native.resizing import find_kernels
 from common.server.process import give_memory_back
 from vision_service.batcher import Batcher
 from vision_service.byte_budget import ByteBudget
@@ -67,7 +69,7 @@ class VisionService:
         )
         checkpoint.finish_checks()
         _warm_up(runner, checkpoint, self.info, device=device, dtype=dtype, batch=batch, cache=cache)
-        self._decode_pool = _make_decode_pool(self.info, decode)
+        self._decode_pool = _make_decode_pool(self.info, decode, model.compute)
         metrics = ImageMetrics(registry, max_batch_patches=batch.max_batch_patches)
         budget = ByteBudget(batch.max_pending_bytes)
         features = FeatureCache(budget, max_kept_bytes=cache.feature_cache_bytes)
@@ -186,12 +188,15 @@ def _warm_up(
     )
 
 
-def _make_decode_pool(info: EncoderInfo, decode: DecodeConfig) -> DecodePool:
+def _make_decode_pool(info: EncoderInfo, decode: DecodeConfig, compute: ComputeChoice) -> DecodePool:
+    # Found here and not by a worker, which knows nothing of the service's environment and builds nothing.
+    kernels = find_kernels(compute) if info.preprocessing.mode is PreprocessingMode.HF else None
     settings = DecodeSettings(
         preprocessing=info.preprocessing,
         limits=info.limits,
         max_memory_bytes=decode.decode_memory_bytes,
         max_cpu_seconds=decode.decode_seconds,
+        kernels=None if kernels is None else str(kernels),
     )
     return DecodePool(
         settings,

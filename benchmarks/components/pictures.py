@@ -14,7 +14,8 @@ from benchmarks import checkpoints
 from benchmarks.components.timing import Measurement, scaled, seconds_per_call
 from benchmarks.peers.ours_vision import in_process_encoder
 from common.image.header import ImageLimits
-from vision_service.image import Pixels, decode_image
+from common.native.resizing import find_kernels, open_resize
+from vision_service.image import Pixels, decode_image, keep_pixel_memory
 
 _LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)
 
@@ -30,13 +31,16 @@ def smooth_picture(width: int, height: int, *, format: str) -> bytes:
 
 
 def measure_decoding(seconds: float, *, sizes: Sequence[tuple[int, int]]) -> Iterator[Measurement]:
-    """Milliseconds of a file's way to pixels of whole patches, by size and format."""
+    """Milliseconds of a file's way to pixels of whole patches, by size and format, as in a decode worker."""
+    kernels = find_kernels()
+    keep_pixel_memory(_LIMITS.max_pixels, whole=kernels is not None)
+    resize, shape = open_resize(kernels), checkpoints.PREPROCESSING
     for width, height in sizes:
         for format in ("JPEG", "PNG"):
             file = smooth_picture(width, height, format=format)
 
             def decode(file: bytes = file) -> object:
-                return decode_image(file, preprocessing=checkpoints.PREPROCESSING, limits=_LIMITS, field="")
+                return decode_image(file, preprocessing=shape, limits=_LIMITS, field="", resize=resize)
 
             value = scaled(seconds_per_call(decode, seconds=seconds, samples=3), 1e3)
             at = f"{width} x {height} {format}"

@@ -23,6 +23,7 @@ from common.image.header import ImageLimits
 from common.image.identity import ImageHash
 from common.model.settings import ModelSettings
 from common.native.opening import choose_library
+from common.native.resizing import find_kernels, open_resize
 from common.server.process import tune_allocator
 from common.version import server_version
 from decoder_service.engine.engine import Engine
@@ -30,7 +31,7 @@ from decoder_service.engine.request import PlaceholderRange, Request
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.vision.image_encoder import ImageFeatures
 from vision_service.encoded_image import rows_of
-from vision_service.image import Pixels, decode_image
+from vision_service.image import Pixels, decode_image, keep_pixel_memory
 from vision_service.runner import EncoderRunner
 
 _LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)
@@ -52,10 +53,13 @@ class Worker:
         self._engine: Engine | None = None
         self._vocab_size = 0
         self._num_requests = 0
+        self._kernels = find_kernels()
+        self._resize = open_resize(self._kernels)
 
     def load(self, model: str, max_requests: int, max_tokens: int) -> dict[str, object]:
         """Load encoder and engine in float32."""
         tune_allocator()
+        keep_pixel_memory(_LIMITS.max_pixels, whole=self._kernels is not None)
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         checkpoint = open_checkpoint(Path(model))
         self._encoder = in_process_encoder(Path(model))
@@ -74,7 +78,7 @@ class Worker:
         """Pixels of a picture's file; the check is their mean."""
         data = Path(path).read_bytes()
         started_at = time.perf_counter()
-        pixels = decode_image(data, preprocessing=PREPROCESSING, limits=_LIMITS, field="")
+        pixels = decode_image(data, preprocessing=PREPROCESSING, limits=_LIMITS, field="", resize=self._resize)
         return {"seconds": time.perf_counter() - started_at, "check": [float(pixels.mean())]}
 
     def decode_alone(self, path: str) -> dict[str, object]:

@@ -15,6 +15,7 @@ from PIL import Image
 from common.errors import DiptychError, InternalError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from common.image.header import ImageLimits
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
+from common.native.resizing import find_kernels
 from tests.pictures import LIMITS, noise, preprocessing, save
 from vision_service.decode_pool import DecodePool
 from vision_service.decode_worker import DecodeSettings
@@ -36,8 +37,11 @@ async def pool_of(
     max_waiting: int = 8,
     max_memory_bytes: int = 2 << 30,
     timeout: float = 10.0,
+    kernels: str | None = None,
 ) -> AsyncIterator[DecodePool]:
-    settings = DecodeSettings(preprocessing=shape, limits=limits, max_memory_bytes=max_memory_bytes, max_cpu_seconds=10)
+    settings = DecodeSettings(
+        preprocessing=shape, limits=limits, max_memory_bytes=max_memory_bytes, max_cpu_seconds=10, kernels=kernels
+    )
     pool = DecodePool(settings, num_workers=num_workers, max_waiting=max_waiting, timeout=timeout)
     before = asyncio.all_tasks()
     await pool.start()
@@ -70,6 +74,24 @@ async def test_a_worker_decodes_as_its_code_does_here(mode: PreprocessingMode) -
     async with pool_of(shape=shape) as pool:
         for _ in range(2):
             np.testing.assert_array_equal(await pool.decode(PICTURE, grid=GRID, field="image"), expected)
+
+
+async def test_a_worker_resizes_by_the_kernels_that_it_is_given_to_the_bytes_of_one_without() -> None:
+    kernels = find_kernels()
+    assert kernels is not None
+    picture, grid = save(noise(3000, 2000), "JPEG"), PatchGrid(height=43, width=64)
+    expected = decode_image(picture, preprocessing=HF, limits=LIMITS, field="")
+    for given, loaded in ((str(kernels), True), (None, False), ("/no/such/kernels.so", False)):
+        async with pool_of(kernels=given) as pool:
+            np.testing.assert_array_equal(await pool.decode(picture, grid=grid, field="image"), expected)
+            assert (kernels.name in Path(f"/proc/{pool.worker_ids[0]}/maps").read_text()) == loaded
+
+
+async def test_a_worker_with_kernels_needs_no_more_memory_than_its_picture() -> None:
+    picture, grid = save(noise(6000, 4000), "JPEG"), PatchGrid(height=43, width=64)
+    async with pool_of(kernels=str(find_kernels()), max_memory_bytes=320 << 20) as pool:
+        for _ in range(3):
+            assert (await pool.decode(picture, grid=grid, field="image")).shape == (688, 1024, 3)
 
 
 async def test_refusals_come_through_with_their_field() -> None:
@@ -218,7 +240,7 @@ async def test_closing_refuses_those_who_wait() -> None:
 
 async def test_workers_see_nothing_of_the_environment_and_import_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "secret")
-    async with pool_of() as pool:
+    async with pool_of(kernels=str(find_kernels())) as pool:
         process = Path(f"/proc/{pool.worker_ids[0]}")
         assert b"secret" not in (process / "environ").read_bytes()
         assert "libtorch" not in (process / "maps").read_text()

@@ -1,16 +1,20 @@
 """Pictures are upright and opaque, and whatever is no picture is refused with a fixed text."""
 
+import subprocess
+import sys
 import warnings
 from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from common.errors import InvalidArgumentError
 from common.image.header import ImageLimits
 from common.image.preprocessing import PreprocessingMode
+from common.image.resizing import resize_plainly
 from tests.pictures import LIMITS, exif, noise, preprocessing, save
 from vision_service.image import Pixels, decode_image
 
@@ -130,6 +134,32 @@ def test_a_broken_colour_profile_is_ignored() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         np.testing.assert_array_equal(decode(data), np.asarray(noise(16, 16)))
+
+
+def test_the_given_function_resizes_the_upright_opaque_picture_under_mode_hf_alone() -> None:
+    asked: list[tuple[str, tuple[int, int], int, int]] = []
+
+    def resize(picture: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+        asked.append((picture.mode, picture.size, width, height))
+        return resize_plainly(picture, width, height)
+
+    data = save(noise(20, 40, mode="RGBA"), exif=exif(6))
+    for mode in (HF, MISTRAL):
+        pixels = decode_image(data, preprocessing=preprocessing(mode), limits=LIMITS, field="", resize=resize)
+        np.testing.assert_array_equal(pixels, decode(data, mode))
+    assert asked == [("RGB", (40, 20), 48, 32)]
+
+
+def test_pictures_are_held_in_one_piece_where_that_is_asked_for() -> None:
+    code = """
+from PIL import Image
+from common.native.pixel_memory import find_pixels
+from vision_service.image import keep_pixel_memory
+for limit, size in ((50_000_000, (8000, 6250)), (35, (5, 7)), (10**10, (3000, 3000))):
+    keep_pixel_memory(limit, whole=True)
+    assert find_pixels(Image.new("RGB", size)) is not None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603 - our own words
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])

@@ -12,11 +12,15 @@ from transformers.image_utils import load_image
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
 from common.image.preprocessing import PreprocessingMode
+from common.native.resizing import find_kernels, open_resize
 from tests.pictures import CLIP_MEAN, CLIP_STD, LIMITS, exif, noise, preprocessing, save
 from vision_service.image import Pixels, decode_image
 
 HF, MISTRAL = PreprocessingMode.HF, PreprocessingMode.MISTRAL
 MODES = pytest.mark.parametrize("mode", [HF, MISTRAL], ids=lambda mode: str(mode.value))
+
+RESIZE = open_resize(find_kernels())
+"""What a service would use; `tests/common/native/test_resizing.py` holds that it makes no difference."""
 
 BOUND = 1e-5
 """On normalised values, where a step of 8 bits is 0.0146: the references' floats, but for their last bits."""
@@ -57,7 +61,7 @@ def kinds(width: int, height: int) -> list[Kind]:
 
 
 def decoded(data: bytes, mode: PreprocessingMode) -> Pixels:
-    return decode_image(data, preprocessing=preprocessing(mode), limits=LIMITS, field="image")
+    return decode_image(data, preprocessing=preprocessing(mode), limits=LIMITS, field="image", resize=RESIZE)
 
 
 def ours(data: bytes, mode: PreprocessingMode) -> NDArray[np.float32]:
