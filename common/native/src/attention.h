@@ -89,14 +89,7 @@ static void attend(const float* query, float* out, int64_t rows, int64_t stride,
       float* state = scratch.state.data() + 2 * l;
       float* sums = scratch.sums.data() + l * width;
       const float* k = scratch.keys.data();
-      switch (taken) {
-        case 6: attend_tile<6>(queries, k, value_rows, most, first, last, heads, state, sums); break;
-        case 5: attend_tile<5>(queries, k, value_rows, most, first, last, heads, state, sums); break;
-        case 4: attend_tile<4>(queries, k, value_rows, most, first, last, heads, state, sums); break;
-        case 3: attend_tile<3>(queries, k, value_rows, most, first, last, heads, state, sums); break;
-        case 2: attend_tile<2>(queries, k, value_rows, most, first, last, heads, state, sums); break;
-        default: attend_tile<1>(queries, k, value_rows, most, first, last, heads, state, sums);
-      }
+      attend_lanes<kLanes>(static_cast<int>(taken), queries, k, value_rows, most, first, last, heads, state, sums);
     }
   }
   for (int64_t l = 0; l < lanes; ++l) {

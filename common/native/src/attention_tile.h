@@ -144,3 +144,14 @@ static void attend_tile(const float* const* query, const float* keys, const floa
     mix<L, kVectors>(weights, corrections, values, count, d, width, sums);
   for (; d < width; d += kWidth) mix<L, 1>(weights, corrections, values, count, d, width, sums);
 }
+
+template <int L>
+static void attend_lanes(int lanes, const float* const* query, const float* keys, const float* const* values,
+                         int64_t count, const int64_t* first, const int64_t* last, const Heads& heads, float* state,
+                         float* sums) {
+  if constexpr (L > 1) {
+    if (lanes < L)
+      return attend_lanes<L - 1>(lanes, query, keys, values, count, first, last, heads, state, sums);
+  }
+  attend_tile<L>(query, keys, values, count, first, last, heads, state, sums);
+}
