@@ -15,6 +15,7 @@ from contextlib import (
     AbstractContextManager,
     aclosing,
     asynccontextmanager,
+    closing,
     nullcontext,
 )
 from typing import Any, TypeAlias
@@ -26,7 +27,8 @@ from common.calls.call import current_call
 from common.calls.observer import CallObserver, Context
 from common.calls.open_calls import OpenCalls
 from common.calls.status import status_code, status_message, to_trailers
-from common.errors import DiptychError, InternalError, InvalidArgumentError, ResourceExhaustedError
+from common.calls.stream_writer import StreamWriter
+from common.errors import DiptychError, InternalError, InvalidArgumentError
 from common.security.access import Gate
 from common.telemetry.tracing import Tracer
 
@@ -37,7 +39,6 @@ Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler
 _log = logging.getLogger(__name__)
 
 STALL_SECONDS = 30.0
-RETRY_SECONDS = 1.0
 ANSWER_SECONDS = 1.0
 """Time to get a status on its way. gRPC sends it behind what the caller has still to read, and keeps it till then."""
 
@@ -132,29 +133,14 @@ def _guarded(handler: Handler, guard: Callable[[Context], Guard], *, stall_secon
                 return
             # Closed here, not by the garbage collector, so that a handler cleans up as soon as its caller left.
             async with aclosing(responses):
-                async for response in responses:
-                    await _write(context, response, stall_seconds)
+                with closing(StreamWriter(context, stall_seconds=stall_seconds)) as writer:
+                    async for response in responses:
+                        await writer.write(response)
 
     guarded: Handler = (
         make(stream, response_serializer=handler.response_serializer) if handler.response_streaming else make(unary)
     )
     return guarded
-
-
-async def _write(context: Context, response: Any, stall_seconds: float) -> None:  # noqa: ANN401 - any message
-    """Send a message. Raises ResourceExhaustedError SLOW_CONSUMER where the caller's window stays full for too long."""
-    try:
-        async with asyncio.timeout(stall_seconds):
-            await context.write(response)
-    except TimeoutError:
-        error = ResourceExhaustedError(
-            "SLOW_CONSUMER",
-            f"the caller did not read for {stall_seconds} seconds",
-            metadata={"limit": stall_seconds},
-            retry_after=RETRY_SECONDS,
-        )
-        current_call().ending = error
-        raise error from None
 
 
 async def _abort(context: Context, answer: DiptychError) -> None:
