@@ -49,10 +49,11 @@ class Answer:
 
     def messages(self, tokens: Sequence[TokenOutput]) -> Iterator[pb.GenerateResponse]:
         """What is due after these tokens; those of a completion that has ended belong to nobody."""
-        for index in list(self._texts):
-            own = [token for token in tokens if token.index == index]
-            if own:
-                yield from self._tell(index, self._texts[index].feed(own))
+        own: dict[int, list[TokenOutput]] = {}
+        for token in tokens:
+            own.setdefault(token.index, []).append(token)
+        for index in sorted(self._texts.keys() & own):
+            yield from self._tell(index, self._texts[index].feed(own[index]))
 
     def goes_on(self, piece: TextPiece) -> Iterator[pb.GenerateResponse]:
         """What the caller of the only completion lacks of the tokens that it has."""

@@ -182,13 +182,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 yield message
             if lacking.finish_reason is not None:
                 return
-        async for tokens in generation.tokens(deadline=deadline):
-            watch.first_token()
-            charge_tokens(len(tokens))
-            for message in answer.messages(tokens):
-                yield message
-            if answer.is_complete:
-                return
+        async with aclosing(generation.tokens(deadline=deadline)) as steps:
+            async for tokens in steps:
+                watch.first_token()
+                charge_tokens(len(tokens))
+                for message in answer.messages(tokens):
+                    yield message
+                if answer.is_complete:
+                    return
 
     @asynccontextmanager
     async def _holding(

@@ -71,7 +71,7 @@ class Generation:
         self._unfinished = set(range(n))
         self._tokens: list[TokenOutput] = []
         self._error: DiptychError | None = None
-        self._news = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
         self._first_image: int | None = None
         self._stopwatch = Stopwatch(now=time.monotonic(), n=n)
 
@@ -109,21 +109,26 @@ class Generation:
         with, and TimeoutError at `deadline`, a time of the event loop.
         """
         loop = asyncio.get_running_loop()
-        while self._unfinished:
-            async with asyncio.timeout_at(deadline):
-                await self._news.wait()
-            if loop.time() >= deadline:  # Where there is always news, nothing above ever waits.
-                raise TimeoutError
-            self._news.clear()
-            tokens, self._tokens = self._tokens, []
-            if self._is_paused:
-                self._is_paused = False
-                self._host.resume(self._request.request_id)
-            if tokens:
-                self._unfinished -= {token.index for token in tokens if token.finish_reason is not None}
-                yield tokens
-            if self._unfinished and self._error is not None:
-                raise self._error
+        # One alarm for all waits: a time limit of its own for each costs as much as the rest of a token's way.
+        alarm = loop.call_at(deadline, self._wake)
+        try:
+            while self._unfinished:
+                if not self._tokens and self._error is None and loop.time() < deadline:
+                    self._reader = loop.create_future()
+                    await self._reader
+                if loop.time() >= deadline:
+                    raise TimeoutError
+                tokens, self._tokens = self._tokens, []
+                if self._is_paused:
+                    self._is_paused = False
+                    self._host.resume(self._request.request_id)
+                if tokens:
+                    self._unfinished -= {token.index for token in tokens if token.finish_reason is not None}
+                    yield tokens
+                if self._unfinished and self._error is not None:
+                    raise self._error
+        finally:
+            alarm.cancel()
 
     def end(self, index: int) -> None:
         """End a completion whose text is complete; the others go on."""
@@ -161,7 +166,7 @@ class Generation:
         if len(self._tokens) > self._max_unread_tokens and not self._is_paused:
             self._is_paused = True
             self._host.pause(self._request.request_id)
-        self._news.set()
+        self._wake()
 
     def consumed(self, ref: ImageRef) -> None:
         """Hear that an image's features are no longer needed for a completion."""
@@ -179,7 +184,12 @@ class Generation:
         if error.reason == "NUMERIC_ERROR":
             self._fetches[0].forget()
         self._error = error
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let the reader look."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def _deliver(self, index: int, image_index: int, features: ImageFeatures, fetch: int) -> None:
         if image_index == self._first_image:

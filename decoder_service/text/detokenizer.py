@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -43,17 +42,19 @@ class Detokenizer:
         """Start a text; `first` is False where it goes on behind other text."""
         self._texts = texts
         self._first = first
-        self._decoder = _Utf8Decoder(errors="surrogateescape" if texts.replaces_each_byte else "replace")
+        self._errors = "surrogateescape" if texts.replaces_each_byte else "replace"
+        self._held = b""
 
     def feed(self, token_ids: Iterable[int]) -> str:
         """Add tokens; returns the characters that they complete, possibly none."""
-        return "".join(map(self._add, token_ids))
+        return "".join(map(self.add, token_ids))
 
     def flush(self) -> str:
         """End the text; returns what an incomplete last character becomes."""
         return self._decode(b"", final=True)
 
-    def _add(self, token_id: int) -> str:
+    def add(self, token_id: int) -> str:
+        """Add one token; returns as `feed` does."""
         piece = self._texts.piece(token_id, first=self._first)
         if piece is None:
             return self.flush() if self._texts.control_ends_character else ""
@@ -61,6 +62,9 @@ class Detokenizer:
         return self._decode(piece)
 
     def _decode(self, piece: bytes, *, final: bool = False) -> str:
-        text = self._decoder.decode(piece, final)
+        # What the standard library's incremental decoder does, without its two calls for each piece.
+        data = self._held + piece
+        text, num_read = codecs.utf_8_decode(data, self._errors, final)
+        self._held = data[num_read:]
         # The decoder has told the bytes that it could not read as lone surrogates, which no text can hold.
         return _ESCAPED_BYTE.sub("\ufffd", text) if self._texts.replaces_each_byte else text

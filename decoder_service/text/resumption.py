@@ -5,7 +5,7 @@ of a request that was preempted. Random numbers, penalties and counts follow fro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from common.errors import InvalidArgumentError
 from decoder_service.engine.endings import finish_reason
@@ -54,7 +54,7 @@ def _lacking(text: TextStream, outputs: Sequence[TokenOutput], resumption: Resum
         raise _mismatch("token_ids", "the completion ends before the last of them")
     if len(piece.text) < resumption.num_characters:
         raise _mismatch("num_characters", "the tokens write fewer")
-    return replace(piece, text=piece.text[resumption.num_characters :], token_ids=[])
+    return piece._replace(text=piece.text[resumption.num_characters :], token_ids=[])
 
 
 def _mismatch(name: str, why: str) -> InvalidArgumentError:

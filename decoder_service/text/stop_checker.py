@@ -47,6 +47,8 @@ class StopChecker:
         """Add text; returns what may be told. Once a stop text was found there is nothing more to tell."""
         if self._stopped is not None:
             return Checked("", self._stopped)
+        if len(self._next) == 1:  # There is nothing to look for.
+            return Checked(text, None)
         known = self._held + text
         for end, character in enumerate(text, start=len(self._held) + 1):
             self._state = self._step(self._state, character)

@@ -4,7 +4,7 @@ Knows whole characters, stop texts and which tokens write nothing. Does not know
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.step import TokenOutput
@@ -14,17 +14,16 @@ from decoder_service.text.detokenizer import Detokenizer
 from decoder_service.text.stop_checker import Checked, StopChecker
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextPiece:
+class TextPiece(NamedTuple):
     """What some tokens added."""
 
     text: str
     token_ids: list[int]
+    logprobs: list[Logprobs]
+    """One for each token, or none at all."""
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     stop_text: str | None = None
-    logprobs: list[Logprobs]
-    """One for each token, or none at all."""
     prompt_logprobs: Sequence[Logprobs] = ()
     """With the first token, where they are asked for."""
 
@@ -76,7 +75,7 @@ class TextStream:
     def _read(self, token: TokenOutput) -> Checked:
         self._num_tokens += 1
         writes = token.stop_token_id is None or self._include_stop
-        return self._check(self._detokenizer.feed([token.token_id]) if writes else "")
+        return self._check(self._detokenizer.add(token.token_id) if writes else "")
 
     def _check(self, text: str) -> Checked:
         """Look for stop texts, behind the first tokens alone, which nothing ends."""
@@ -97,6 +96,9 @@ def _piece(
         finish_reason=finish_reason,
         stop_token_id=stop_token_id,
         stop_text=stop_text,
-        logprobs=[token.logprobs for token in tokens if token.logprobs is not None],
-        prompt_logprobs=[logprobs for token in tokens for logprobs in token.prompt_logprobs],
+        # The first token tells whether any are asked for.
+        logprobs=[token.logprobs for token in tokens if token.logprobs is not None]
+        if tokens and tokens[0].logprobs is not None
+        else [],
+        prompt_logprobs=tokens[0].prompt_logprobs if tokens else (),
     )

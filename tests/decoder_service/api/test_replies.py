@@ -42,3 +42,8 @@ def test_what_a_broken_call_had_brought_is_not_among_the_tokens_of_this_one() ->
         _ = list(replies.deltas(piece, index=index))
     assert [replies.num_new_tokens(index) for index in (0, 1)] == [2, 2]
     assert replies.num_completion_tokens == 7
+
+
+def test_a_piece_that_adds_nothing_is_a_delta_still() -> None:
+    (response,) = Replies("r", prompt_of(1)).deltas(TextPiece(text="", token_ids=[], logprobs=[]))
+    assert response.WhichOneof("event") == "delta"
