@@ -1,11 +1,12 @@
 """Measures one stream of features against what gRPC can do: `python -m benchmarks.transport`.
 
 A second process serves three things: chunks of bytes from a bare grpc.aio server, made beforehand and read by a
-client that throws them away; the same as generated messages; and the vision service's own path, from a picture
-whose features are cached to checked rows in their final buffer, through the decoder service's own client, over the
-network with and without the kernel that copies chunks, and through shared memory. Rounds alternate between all of them,
-as a machine's speed changes with time, and each begins with how fast one core reads what another wrote. The last part
-has eight pictures arrive at once and tells how long the receiving event loop stood still at worst.
+client that throws them away; the same as generated messages; and the vision service's own path, from a picture whose
+features are cached to checked rows in their final buffer, through the decoder service's own client, over the network
+with and without the kernel that copies chunks, and through shared memory. All of them run on the event loop that the
+services run on. Rounds alternate between all of them, as a machine's speed changes with time, and each begins with
+how fast one core reads what another wrote. The last part has eight pictures arrive at once and tells how long the
+receiving event loop stood still at worst.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from common.features.chunk_copy import copy_plainly
 from common.features.features import FeatureSpec
 from common.features.shared_memory import SharedArena
 from common.native.chunks import open_copy
+from common.server import event_loop
 from common.server.config import ServerConfig
 from common.server.process import tune_allocator
 from decoder_service.vision.client import VisionClient
@@ -228,9 +230,9 @@ def main() -> None:
     options = parser.parse_args()
     tune_allocator()
     if options.serve:
-        asyncio.run(serve())
+        event_loop.run(serve())
     else:
-        sys.exit(asyncio.run(run(rounds=options.rounds, seconds=options.seconds)))
+        sys.exit(event_loop.run(run(rounds=options.rounds, seconds=options.seconds)))
 
 
 if __name__ == "__main__":

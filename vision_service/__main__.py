@@ -15,6 +15,7 @@ import sys
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from common.features.shared_memory import SharedArena
+from common.server import event_loop
 from common.server.server import GrpcServer
 from common.server.start import read_config
 from common.telemetry.tracing import make_tracer
@@ -31,7 +32,7 @@ def main() -> None:
     config = read_config(
         VisionConfig, prog="vision_service", description="Encodes pictures into image features, over gRPC."
     )
-    sys.exit(asyncio.run(serve(config)))
+    sys.exit(event_loop.run(serve(config)))
 
 
 async def serve(config: VisionConfig) -> int:

@@ -113,8 +113,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             try:
                 async with self._holding(request, parsed, deadline=deadline) as (place, held):
                     del request  # Its pictures are copied.
-                    responses = self._generate(parsed, watch, place, held, deadline=deadline)
-                    async with aclosing(responses):
+                    async with aclosing(self._generate(parsed, watch, place, held, deadline=deadline)) as responses:
                         async for response in responses:
                             yield response
             except TimeoutError:
