@@ -29,7 +29,7 @@ from decoder_service.engine.generation import Generation
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.request import Request
 from decoder_service.engine.request_names import RequestNames
-from decoder_service.prompt.layout import lay_out
+from decoder_service.prompt.layout import is_quick, lay_out
 from decoder_service.prompt.prompt import Prompt, PromptBuilder
 from decoder_service.prompt.prompt_spec import PromptSpec, guess_num_tokens, has_images, num_picture_bytes
 from decoder_service.prompt.tokenizer import Tokenizer
@@ -228,15 +228,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 yield held
 
     def _deadline(self, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]) -> float:
-        # aio says None where the caller set no deadline; its stubs say float.
-        remaining: float | None = context.time_remaining()
+        remaining: float | None = context.time_remaining()  # None without a deadline; aio's stubs say float.
         return asyncio.get_running_loop().time() + (self._limits.max_seconds if remaining is None else remaining)
 
     async def _lay_out(self, spec: PromptSpec, *, salt: bytes) -> tuple[Prompt, tuple[PromptImage, ...]]:
         """Token ids, and the images with the features that they will get."""
         info = self._encoder.require_info() if self._encoder and has_images(spec) else None
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lay_out, self._prompts, spec, info, salt)
+        if is_quick(spec):
+            return lay_out(self._prompts, spec, info, salt)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lay_out, self._prompts, spec, info, salt)
 
     async def _take_up(self, request: Request, text: TextStream, resumption: Resumption | None) -> TextPiece | None:
         """What the caller lacks of the tokens that it has; may be as many as the model's length."""

@@ -7,8 +7,16 @@ from common.features.features import FeatureSpec
 from common.image.identity import image_hash
 from decoder_service.cache.feature_store import PromptImage
 from decoder_service.prompt.prompt import Prompt, PromptBuilder
-from decoder_service.prompt.prompt_spec import PromptSpec
+from decoder_service.prompt.prompt_spec import PromptSpec, TokenPrompt
 from decoder_service.vision.image_encoder import VisionInfo
+
+QUICK_TOKENS = 1024
+"""Ids that are looked through in less time than it takes to hand them to a thread and back."""
+
+
+def is_quick(spec: PromptSpec) -> bool:
+    """Whether a prompt is laid out in no time, whatever is in it: token ids that are not many, and no picture."""
+    return isinstance(spec, TokenPrompt) and not spec.images and len(spec.token_ids) <= QUICK_TOKENS
 
 
 def lay_out(

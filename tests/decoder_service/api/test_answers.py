@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any, cast
 
 import pytest
@@ -201,3 +202,13 @@ async def test_the_engine_computes_nothing_more_of_a_completion_that_a_stop_text
     responses = await caller.generate(asking(stop=[FIRST], n=2))
     assert [each.finish.stop_text for each in responses if each.HasField("finish")] == [FIRST, FIRST]
     assert ended == [0]
+
+
+@pytest.mark.parametrize(("ids", "num_threads"), [(3, 0), (59, 0), (2000, 1)])
+async def test_only_a_prompt_of_many_ids_is_looked_at_on_a_thread(caller: Caller, ids: int, num_threads: int) -> None:
+    request = asking("a", max_tokens=1)
+    request.token_ids.ids.extend([9] * (ids - len(PROMPT)))
+    refused = pytest.raises(InvalidArgumentError, match="token") if ids > MODEL_LEN else nullcontext()
+    with refused:
+        assert (await caller.generate(request))[0].prompt.prompt_tokens == ids
+    assert len(caller.servicer._threads._threads) == num_threads
