@@ -31,7 +31,10 @@ class Compute(Protocol):
         ...
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
-        """Hidden rows [num_tokens, hidden_size] before the final norm; keys and values go into the KV cache."""
+        """Hidden rows [num_tokens, hidden_size] before the final norm; keys and values go into the KV cache.
+
+        Only the rows that get logits, by `logits_indices` or `prompt_rows`, are of use: others may hold anything.
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -81,7 +81,11 @@ class NativeCompute:
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
         """See `Compute`; the embeddings are overwritten."""
-        self._library.c.diptych_decoder_hidden(self._decoder, byref(_c_batch(forward)), embeds.data_ptr())
+        # Prompts are judged by many rows of theirs: all are computed then.
+        count = len(forward.token_ids) if forward.prompt_rows else len(forward.logits_indices)
+        self._library.c.diptych_decoder_hidden(
+            self._decoder, byref(_c_batch(forward)), count, forward.logits_indices.data_ptr(), embeds.data_ptr()
+        )
         return embeds
 
     def next_tokens(self, layout: BatchLayout) -> tuple[Sequence[int | None], int]:

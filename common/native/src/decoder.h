@@ -2,6 +2,7 @@
 // Knows packed weights, the KV cache's blocks and a batch's layout. Does not know requests or sampling.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -46,7 +47,7 @@ class Decoder {
     const int64_t size = shape_.hidden, vocabulary = shape_.vocabulary;
     float* x = grow(rows_, batch.tokens * size);
     embed(batch.tokens, token_ids, x);
-    hidden(batch, x);
+    hidden(batch, count, rows, x);
     int64_t near_ties = 0;
     // A product takes in so many rows at once anyway, and more logits than theirs would only take up memory.
     for (int64_t first = 0; first < count; first += kRowBlock) {
@@ -76,26 +77,17 @@ class Decoder {
     }
   }
 
-  // x [tokens, hidden] goes through the layers in place.
-  void hidden(const Batch& batch, float* x) {
-    const auto& s = shape_;
-    const int64_t rows = batch.tokens, q_width = s.heads * s.head_dim;
-    const int64_t qkv_width = q_width + 2 * s.kv_heads * s.head_dim;
-    float* qkv = grow(qkv_, rows * qkv_width);
+  // x [tokens, hidden] goes through the layers in place. Of the last layer all rows have keys and values, but only `count`
+  // of them, which are told by `rows`, have a result; the others are of no use afterwards.
+  void hidden(const Batch& batch, int64_t count, const int64_t* rows, float* x) {
+    float* qkv = grow(qkv_, batch.tokens * qkv_width());
     turns(batch);
     plan(batch);
     for (const LayerWeights& layer : layers_) {
-      each_block(rows, [&](int64_t first, int64_t count) {
-        const float* normed = feed_forward_.normed(layer.input_norm, s.eps, s.hidden, count, x + first * s.hidden);
-        multiply(pool_, layer.qkv, count, normed, s.hidden, qkv + first * qkv_width, false);
-        each_row(pool_, count, [&](int64_t r) { keep(layer, batch.slots[first + r], first + r, qkv_width, qkv); });
-      });
-      attend_all(layer, batch, qkv, qkv_width);
-      each_block(rows, [&](int64_t first, int64_t count) {
-        float* block = x + first * s.hidden;
-        multiply(pool_, layer.output, count, qkv + first * qkv_width, qkv_width, block, true);
-        feed_forward_.add(layer.post_norm, s.eps, layer.gate_up, layer.down, count, block);
-      });
+      project(layer, batch, x, qkv);
+      if (&layer == &layers_.back() && count < batch.tokens) return finish_some(layer, batch, count, rows, x);
+      attend_all(layer, batch, parts_, qkv);
+      finish(layer, batch.tokens, qkv, x);
     }
   }
 
@@ -109,6 +101,48 @@ class Decoder {
   struct Part {
     int64_t request, row, rows, position, kv_head;
   };
+
+  int64_t qkv_width() const { return (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim; }
+
+  // Query, key and value of each row, the latter two in the cache.
+  void project(const LayerWeights& layer, const Batch& batch, const float* x, float* qkv) {
+    const auto& s = shape_;
+    const int64_t width = qkv_width();
+    each_block(batch.tokens, [&](int64_t first, int64_t count) {
+      const float* normed = feed_forward_.normed(layer.input_norm, s.eps, s.hidden, count, x + first * s.hidden);
+      multiply(pool_, layer.qkv, count, normed, s.hidden, qkv + first * width, false);
+      each_row(pool_, count, [&](int64_t r) { keep(layer, batch.slots[first + r], first + r, width, qkv); });
+    });
+  }
+
+  // What comes after attention.
+  void finish(const LayerWeights& layer, int64_t rows, const float* qkv, float* x) {
+    const int64_t width = qkv_width();
+    each_block(rows, [&](int64_t first, int64_t count) {
+      float* block = x + first * shape_.hidden;
+      multiply(pool_, layer.output, count, qkv + first * width, width, block, true);
+      feed_forward_.add(layer.post_norm, shape_.eps, layer.gate_up, layer.down, count, block);
+    });
+  }
+
+  // Attention and what comes after it for some rows, which stand together meanwhile.
+  void finish_some(const LayerWeights& layer, const Batch& batch, int64_t count, const int64_t* rows, float* x) {
+    const int64_t size = shape_.hidden, width = qkv_width();
+    float* some = grow(some_, count * size);
+    float* qkv = grow(some_qkv_, count * width);
+    some_parts_.clear();
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(some + i * size, x + rows[i] * size, size * sizeof(float));
+      std::memcpy(qkv + i * width, qkv_.data() + rows[i] * width, shape_.heads * shape_.head_dim * sizeof(float));
+      const auto after = std::upper_bound(firsts_.begin(), firsts_.end(), rows[i]);
+      const int64_t request = after - firsts_.begin() - 1;
+      const int64_t position = batch.seq_lens[request] - batch.query_lengths[request] + rows[i] - firsts_[request];
+      for (int64_t head = 0; head < shape_.kv_heads; ++head) some_parts_.push_back({request, i, 1, position, head});
+    }
+    attend_all(layer, batch, some_parts_, qkv);
+    finish(layer, count, qkv, some);
+    for (int64_t i = 0; i < count; ++i) std::memcpy(x + rows[i] * size, some + i * size, size * sizeof(float));
+  }
 
   void turns(const Batch& batch) {
     const int64_t half = shape_.head_dim / 2;
@@ -126,10 +160,12 @@ class Decoder {
   // Who attends to what, in parts of some rows and one key-value head.
   void plan(const Batch& batch) {
     parts_.clear();
+    firsts_.clear();
     const int64_t chunk = part_rows(shape_.heads / shape_.kv_heads);
     int64_t row = 0;
     for (int64_t i = 0; i < batch.requests; ++i) {
       const int64_t length = batch.query_lengths[i], start = batch.seq_lens[i] - length;
+      firsts_.push_back(row);
       for (int64_t first = 0; first < length; first += chunk)
         for (int64_t head = 0; head < shape_.kv_heads; ++head)
           parts_.push_back({i, row + first, std::min(chunk, length - first), start + first, head});
@@ -149,14 +185,15 @@ class Decoder {
   }
 
   // The result takes the query's place.
-  void attend_all(const LayerWeights& layer, const Batch& batch, float* qkv, int64_t stride) {
+  void attend_all(const LayerWeights& layer, const Batch& batch, const std::vector<Part>& parts, float* qkv) {
     const auto& s = shape_;
+    const int64_t stride = qkv_width(), width = s.kv_heads * s.head_dim;
     const Heads heads{s.head_dim, s.heads / s.kv_heads, s.scale, true, s.window};
-    pool_.run(static_cast<int64_t>(parts_.size()), [&](int64_t index) {
+    pool_.run(static_cast<int64_t>(parts.size()), [&](int64_t index) {
       static thread_local AttentionScratch scratch;
-      const Part& part = parts_[index];
+      const Part& part = parts[index];
       const int64_t* table = batch.tables + part.request * batch.max_blocks;
-      const int64_t offset = part.kv_head * s.head_dim, width = s.kv_heads * s.head_dim;
+      const int64_t offset = part.kv_head * s.head_dim;
       float* query = qkv + part.row * stride + part.kv_head * heads.group * s.head_dim;
       attend(query, query, part.rows, stride, part.position, part.position + part.rows,
              Tokens{layer.keys + offset, layer.values + offset, table, s.block_size, width}, heads, scratch);
@@ -171,6 +208,7 @@ class Decoder {
   Weights head_;
   const float* table_;
   FeedForward feed_forward_;
-  std::vector<float> rows_, last_, logits_, qkv_, cosines_, sines_;
-  std::vector<Part> parts_;
+  std::vector<float> rows_, last_, logits_, qkv_, cosines_, sines_, some_, some_qkv_;
+  std::vector<Part> parts_, some_parts_;
+  std::vector<int64_t> firsts_;  // row of each request's first token
 };

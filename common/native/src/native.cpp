@@ -10,7 +10,7 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 5; }
+int32_t diptych_version() { return 6; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -46,8 +46,8 @@ void* diptych_decoder_new(void* pool, const DecoderShape* shape, const float* fr
   return new Decoder(*static_cast<Pool*>(pool), *shape, frequencies, layers, norm, *head, table);
 }
 
-void diptych_decoder_hidden(void* decoder, const Batch* batch, float* x) {
-  static_cast<Decoder*>(decoder)->hidden(*batch, x);
+void diptych_decoder_hidden(void* decoder, const Batch* batch, int64_t count, const int64_t* rows, float* x) {
+  static_cast<Decoder*>(decoder)->hidden(*batch, count, rows, x);
 }
 
 void diptych_decoder_logits(void* decoder, int64_t rows, const float* hidden, float* logits) {
