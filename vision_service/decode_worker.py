@@ -8,6 +8,7 @@ It ends when its stdin does, and so never outlives the service.
 
 import json
 import resource
+import select
 import sys
 import time
 import warnings
@@ -24,7 +25,9 @@ from common.image.preprocessing import Preprocessing, PreprocessingMode
 from common.image.resizing import Resize
 from common.native.resizing import open_resize
 from vision_service.frames import PREFIX, pack_head
-from vision_service.image import decode_image, keep_pixel_memory
+from vision_service.image import decode_image, give_back_pixel_memory, keep_pixel_memory
+
+_KEEP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +74,19 @@ def main() -> None:
     _confine(settings)
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     _send(replies, {"ready": True})
-    while prefix := requests.read(PREFIX.size):
+    while prefix := _next_prefix(requests):
         header_size, payload_size = PREFIX.unpack(prefix)
         requests.read(header_size)
         _allow_cpu_seconds(settings.max_cpu_seconds)
         _answer(requests.read(payload_size), settings, resize, replies)
+
+
+def _next_prefix(requests: BinaryIO) -> bytes:
+    """What the next frame begins with, nothing at the end; a worker that waits for long keeps no picture's memory."""
+    # Only one request is ever under way, so nothing of the next one has been read before.
+    if not select.select((requests,), (), (), _KEEP_SECONDS)[0]:
+        give_back_pixel_memory()
+    return requests.read(PREFIX.size)
 
 
 def _answer(data: bytes, settings: DecodeSettings, resize: Resize, replies: BinaryIO) -> None:

@@ -52,6 +52,11 @@ def keep_pixel_memory(max_pixels: int, *, whole: bool) -> None:
     _imaging.set_blocks_max(1 if whole else _KEPT_BLOCKS)
 
 
+def give_back_pixel_memory() -> None:
+    """Give the system what `keep_pixel_memory` lets Pillow keep; the next pictures' memory may be kept again."""
+    _imaging.clear_cache()
+
+
 def decode_image(
     data: bytes, *, preprocessing: Preprocessing, limits: ImageLimits, field: str, resize: Resize = resize_plainly
 ) -> Pixels:

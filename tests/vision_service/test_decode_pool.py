@@ -94,6 +94,21 @@ async def test_a_worker_with_kernels_needs_no_more_memory_than_its_picture() -> 
             assert (await pool.decode(picture, grid=grid, field="image")).shape == (688, 1024, 3)
 
 
+@pytest.mark.parametrize("with_kernels", [True, False])
+async def test_a_worker_that_waits_gives_back_the_memory_of_its_last_picture(with_kernels: bool) -> None:
+    def resident() -> int:
+        return int(Path(f"/proc/{pool.worker_ids[0]}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    picture, grid = save(noise(6000, 4000), "JPEG"), PatchGrid(height=43, width=64)
+    async with pool_of(kernels=str(find_kernels()) if with_kernels else None) as pool:
+        await pool.decode(PICTURE, grid=GRID, field="image")
+        for _ in range(2):
+            before = resident()
+            await pool.decode(picture, grid=grid, field="image")
+            assert resident() - before > 40 << 20
+            await until(lambda: resident() - before < 20 << 20)  # noqa: B023 - it ends within the round
+
+
 async def test_refusals_come_through_with_their_field() -> None:
     async with pool_of(limits=ImageLimits(max_bytes=10**6, max_pixels=800)) as pool:
         error = await error_of(pool, b"no picture")
