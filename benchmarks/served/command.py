@@ -1,0 +1,122 @@
+"""`python -m benchmarks served`: case C11 beside the peers' servers, all in turns in one run on the same cores.
+
+Knows the command line, turns and where results go. Does not know how systems are started, loaded or judged.
+"""
+
+import argparse
+import asyncio
+import re
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.compare.command import PEERS_FOLDER
+from benchmarks.exclusive import exclusive
+from benchmarks.report import save
+from benchmarks.served.loads import CASES, Alone, Loads, ServedCase, quick, rates
+from benchmarks.served.results import Comparison, OpenLoad, tables
+from benchmarks.served.systems import Running, System, running_systems
+from common.settings.settings import from_arguments, setting
+
+_NAMES = tuple(case.name for case in CASES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedConfig:
+    """What to compare, and how large."""
+
+    cases: tuple[str, ...] = setting(_NAMES, help=f"cases to run, of {', '.join(_NAMES)}")
+    engines: tuple[str, ...] = setting((), help="names of peers; all where empty, none for `none`")
+    peers: Path = setting(PEERS_FOLDER, help="folder with the peers' environments, see benchmarks/peers/install")
+    cores: str = setting("0,1", help="cores that every system is pinned to, with commas; the caller shares them")
+    requests: int | None = setting(None, minimum=4, help="requests of each load; 40 with pictures and 120 without")
+    limit_seconds: float = setting(60.0, minimum=1, help="longest time of a request, after which it is given up")
+    decoder: tuple[str, ...] = setting((), help="settings of our decoder, such as engine.max_step_stretch=1.3")
+    quick: bool = setting(False, help="tiny models and few requests, to see that everything runs")
+    json: Path | None = setting(None, help="file for the results, all records included")
+    lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.cases) - set(_NAMES):
+            raise ValueError(f"--cases knows no {', '.join(sorted(unknown))}")
+        if not all(re.fullmatch(r"\w+\.\w+=[\w.]+", each) for each in self.decoder):
+            raise ValueError("--decoder must be settings such as engine.max_step_stretch=1.3")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, print the tables, write the file; 1 where a server that is installed did not run."""
+    config = from_arguments(ServedConfig, options)
+    found = []
+    with exclusive([Path(lock) for lock in config.lock]):
+        for case in CASES:
+            if case.name in config.cases:
+                found.append(asyncio.run(_compared(config, _sized(config, case))))
+                sys.stdout.write(f"{tables(found[-1])}\n")
+                sys.stdout.flush()
+                if config.json is not None:
+                    save(config.json, "served", found)  # After each, as the next may take long.
+    reasons = {reason for each in found for reason in each.not_run.values()}
+    return 1 if reasons - {"not installed"} else 0
+
+
+def _sized(config: ServedConfig, case: ServedCase) -> ServedCase:
+    sized = quick(case) if config.quick else case
+    peers = tuple(peer for peer in case.peers if not config.engines or peer.name in config.engines)
+    return replace(sized, peers=peers, num_requests=config.requests or sized.num_requests)
+
+
+async def _compared(config: ServedConfig, case: ServedCase) -> Comparison:
+    cores = [int(core) for core in config.cores.split(",")]
+    async with running_systems(
+        case.model, case.peers, folder=config.peers, cores=cores, settings=config.decoder
+    ) as running:
+        loads = Loads(case, limit_seconds=config.limit_seconds)
+        alone = {system.name: await _alone(system, loads) for system in running.systems}
+        return await _loaded(running, case, cores, loads, alone)
+
+
+async def _loaded(
+    running: Running, case: ServedCase, cores: list[int], loads: Loads, alone: dict[str, Alone]
+) -> Comparison:
+    ours, *peers = running.systems
+    found = Comparison(
+        case=case.name,
+        cores=cores,
+        versions={system.name: system.version for system in running.systems},
+        alone=alone,
+        not_run=running.not_run,
+    )
+    chosen = rates(alone[ours.name].capacity, [alone[peer.name].capacity for peer in peers])
+    for number, (arrivals, rate) in enumerate(chosen.items()):
+        first = number % len(running.systems)
+        for system in [*running.systems[first:], *running.systems[:first]]:
+            found.loads.append(await _open(system, loads, arrivals, rate, number))
+    order = {system.name: place for place, system in enumerate(running.systems)}
+    found.loads.sort(key=lambda load: (list(chosen).index(load.arrivals), order[load.system]))
+    return found
+
+
+async def _alone(system: System, loads: Loads) -> Alone:
+    system.resume()
+    try:
+        return await loads.alone(system.send)
+    finally:
+        system.pause()
+
+
+async def _open(system: System, loads: Loads, arrivals: str, rate: float, number: int) -> OpenLoad:
+    system.resume()
+    try:
+        before = system.processor_seconds()
+        records = await loads.open(system.send, rate=rate, number=number)
+        return OpenLoad(
+            arrivals=arrivals,
+            rate=rate,
+            system=system.name,
+            processor_seconds=system.processor_seconds() - before,
+            records=records,
+        )
+    finally:
+        with suppress(ProcessLookupError):
+            system.pause()

@@ -1,0 +1,105 @@
+"""What is compared: our services and the peers' servers, each as something that answers planned requests.
+
+Knows how each is started. Does not know loads. A peer is paused while others are measured; ours, which does nothing
+without requests, is not.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.checkpoints import checkpoint
+from benchmarks.load.pair import running_pair
+from benchmarks.load.prompts import PromptMaker
+from benchmarks.load.records import RequestRecord
+from benchmarks.load.sender import Sender
+from benchmarks.load.workload import RequestPlan
+from benchmarks.peers.environments import LOGS, OURS
+from benchmarks.served.peers import ServedPeer
+from benchmarks.served.process import ServerError
+from benchmarks.served.sender import OpenAiSender
+from common.client.client import AsyncDiptychClient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """One of them, ready."""
+
+    name: str
+    version: str
+    send: Callable[[RequestPlan], Awaitable[RequestRecord]]
+    pause: Callable[[], None] = lambda: None
+    resume: Callable[[], None] = lambda: None
+    processor_seconds: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """All that could be started."""
+
+    systems: Sequence[System]
+    """Ours first."""
+    not_run: Mapping[str, str]
+    """Peers that are not among them, and why."""
+
+
+@asynccontextmanager
+async def running_systems(
+    model: str, peers: Sequence[ServedPeer], *, folder: Path, cores: Sequence[int], settings: Sequence[str]
+) -> AsyncIterator[Running]:
+    """Start one after the other, and pause each peer until its turn."""
+    async with AsyncExitStack() as stack:
+        systems, not_run = [], {}
+        for peer in peers:
+            if peer.binaries(folder) is None:
+                not_run[peer.name] = "not installed"
+                continue
+            try:
+                server, ask = stack.enter_context(peer.running(folder, model, cores))
+            except ServerError as error:
+                not_run[peer.name] = str(error)
+                continue
+            server.pause()
+            systems.append(
+                System(
+                    name=peer.name,
+                    version=peer.version(folder),
+                    send=OpenAiSender(server.port, ask).send,
+                    pause=server.pause,
+                    resume=server.resume,
+                    processor_seconds=server.processor_seconds,
+                )
+            )
+        flags = stack.enter_context(decoder_flags(settings))
+        log = LOGS / "served-diptych.log"
+        pair = stack.enter_context(running_pair(checkpoint(model), cores=cores, log=log, flags=flags))
+        client = await stack.enter_async_context(AsyncDiptychClient(pair.address))
+        prompts = PromptMaker(client, await client.get_model_info(timeout=60))
+        ours = System(
+            name=OURS.name,
+            version=f"torch {torch.__version__}",
+            send=Sender(client, prompts).send,
+            processor_seconds=pair.processor_seconds,
+        )
+        yield Running(systems=[ours, *systems], not_run=not_run)
+
+
+@contextmanager
+def decoder_flags(settings: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """What gives our decoder settings such as `engine.max_step_stretch=1.3`; nothing where there are none."""
+    if not settings:
+        yield ()
+        return
+    lines: dict[str, list[str]] = {}
+    for each in settings:
+        name, _, value = each.partition("=")
+        section, _, key = name.partition(".")
+        lines.setdefault(section, []).append(f"  {key}: {value}\n")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "decoder.yaml"
+        path.write_text("".join(f"{section}:\n{''.join(keys)}" for section, keys in lines.items()))
+        yield "--decoder-config", str(path)
