@@ -137,6 +137,18 @@ def test_service_compares_itself_with_the_engine_alone(tmp_path: Path) -> None:
     assert two["added_ttft_ms"] is None
 
 
+def test_served_runs_ours_and_names_the_servers_that_are_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    text = run("served", "--quick", "--cases", "pictures", "--peers", str(tmp_path), "--json", str(file))
+    assert "Not run: transformers (not installed).\nNot run: vllm (not installed)." in text
+    (found,) = results(file)
+    assert [(load["system"], load["arrivals"]) for load in found["loads"]] == [
+        ("diptych", "0.5 of ours"),
+        ("diptych", "0.8 of ours"),
+    ]
+    assert all(record["error"] is None for load in found["loads"] for record in load["records"])
+
+
 def test_mixing_tells_what_long_prompts_do_with_each_limit() -> None:
     lines = run("mixing", "--model", "smoke", "--requests", "2", "--rates", "200", "--tokens", "8", "2048").splitlines()
     assert [line.split(":")[0] for line in lines] == ["alone", "200 a second, 8 tokens", "200 a second, 2048 tokens"]
@@ -154,5 +166,5 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for command in ("compare", "load", "service", "components", "memory", "refusals", "replicas"):
+    for command in ("compare", "load", "service", "served", "components", "memory", "refusals", "replicas"):
         assert command in text
