@@ -5,6 +5,8 @@ Knows which part needs which. Does not know gRPC, tokens or pictures; whoever wa
 
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -24,14 +26,17 @@ from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.memory import plan_num_blocks
 from decoder_service.model.run_config import RunConfig, make_run_config
 from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.step_cost import doubling_tokens
 from decoder_service.model.step_queue import AtOnce, OnThread
 from decoder_service.model.weights import DecoderModel
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 
 _log = logging.getLogger(__name__)
 
-_MIXED_TOKENS = {"cpu": 8, "cuda": 200}
-"""How many tokens each kind of device computes, about, in the time in which it reads all weights."""
+_CUDA_DOUBLING_TOKENS = 200
+"""How many tokens a GPU computes, about, in the time in which it reads all weights."""
+_CPU_SHARE, _CPU_LEAST = 0.3, 8
+"""What each prompt adds to a step on a CPU where nothing is set: part of its time, and tokens at least."""
 
 
 def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig:
@@ -102,11 +107,14 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     is_cpu = run_config.device.type == "cpu"
     overlap = engine.overlap if engine.overlap is not None else not is_cpu
     runner = DecoderRunner(model, kv_cache, compute, queue=OnThread() if overlap and is_cpu else AtOnce())
-    runner.warm_up()
+    # What is set up at first use, the first request must not pay for.
+    runner.run_idle(2)
     guarded = GuardedRunner(runner)
+    mixed_tokens = num_mixed_tokens(engine, run_config.device, measure=partial(doubling_tokens, runner.run_idle))
+    _log.info("prompts beside next tokens", extra={"max_num_mixed_tokens": mixed_tokens or "no limit"})
     scheduler = SchedulerConfig(
         max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_mixed_tokens=num_mixed_tokens(engine, run_config.device),
+        max_num_mixed_tokens=mixed_tokens,
         max_step_stretch=engine.max_step_stretch,
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
@@ -123,11 +131,15 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     )
 
 
-def num_mixed_tokens(engine: EngineSettings, device: torch.device) -> int | None:
+def num_mixed_tokens(engine: EngineSettings, device: torch.device, *, measure: Callable[[], int]) -> int | None:
     """What a prompt may have in a step beside others' next tokens, besides as many as those are; None for no limit.
 
-    A GPU has none by default: it computes a whole step of prompts in few times what it needs for one token.
+    Where only a stretch is set, that is what doubles the time of a step: on a CPU by `measure`. Without either a GPU
+    has no limit: it computes a whole step of prompts in few times what it needs for one token.
     """
-    if engine.max_num_mixed_tokens is None and device.type != "cpu" and engine.max_step_stretch is None:
-        return None
-    return engine.max_num_mixed_tokens or _MIXED_TOKENS.get(device.type)
+    is_cpu = device.type == "cpu"
+    if engine.max_num_mixed_tokens is not None:
+        return engine.max_num_mixed_tokens
+    if engine.max_step_stretch is not None:
+        return measure() if is_cpu else _CUDA_DOUBLING_TOKENS
+    return max(_CPU_LEAST, round(_CPU_SHARE * measure())) if is_cpu else None

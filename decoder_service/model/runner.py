@@ -122,27 +122,28 @@ class DecoderRunner:
         """Zero blocks: values that are hidden from whoever gets them next are still multiplied by 0."""
         self._kv_cache.clear(block_ids)
 
-    def warm_up(self) -> None:
-        """Run one small pass, so that the first request does not pay for what is set up at first use.
+    def run_idle(self, num_tokens: int) -> None:
+        """Compute so many tokens of nobody, each as a request of its own, and the logits of one.
 
-        It writes to the first block, which nobody owns yet.
+        They write to the first block, which nobody may own yet.
         """
-        rows = torch.zeros(2, dtype=torch.long, device=self._model.device)
+        rows = torch.zeros(num_tokens, dtype=torch.long, device=self._model.device)
+        ones = (1,) * num_tokens
         hidden = self.hidden(
             ForwardBatch(
                 token_ids=rows,
                 positions=rows,
                 slot_mapping=rows,
                 block_tables=rows[:, None],
-                query_lengths=(1, 1),
-                seq_lens=(1, 1),
+                query_lengths=ones,
+                seq_lens=ones,
                 seq_lens_there=rows + 1,
                 logits_indices=rows,
                 image_indices=rows[:0],
                 image_rows=(),
             )
         )
-        self.logits(hidden)
+        self.logits(hidden[:1])
 
     def compute(self, forward: ForwardBatch) -> tuple[Tensor, Tensor]:
         """The batch's hidden rows, and the logits to choose tokens from."""

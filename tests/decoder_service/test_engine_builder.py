@@ -66,9 +66,9 @@ def test_what_it_just_allows_is_taken() -> None:
 @pytest.mark.parametrize(
     ("device", "engine", "expected"),
     [
-        ("cpu", {}, 8),
+        ("cpu", {}, 15),
         ("cuda", {}, None),
-        ("cpu", {"max_step_stretch": 1.3}, 8),
+        ("cpu", {"max_step_stretch": 1.3}, 50),
         ("cuda", {"max_step_stretch": 1.3}, 200),
         ("cuda", {"max_num_mixed_tokens": 64}, 64),
         ("cpu", {"max_num_mixed_tokens": 3, "max_step_stretch": 1.3}, 3),
@@ -77,4 +77,8 @@ def test_what_it_just_allows_is_taken() -> None:
 def test_prompts_beside_next_tokens_are_limited_on_a_cpu_and_wherever_a_stretch_asks_for_it(
     device: str, engine: dict[str, object], expected: int | None
 ) -> None:
-    assert num_mixed_tokens(config_of(**engine).engine, torch.device(device)) == expected
+    assert num_mixed_tokens(config_of(**engine).engine, torch.device(device), measure=lambda: 50) == expected
+
+
+def test_a_slow_cpu_gives_prompts_a_few_tokens_in_each_step_all_the_same() -> None:
+    assert num_mixed_tokens(config_of().engine, torch.device("cpu"), measure=lambda: 5) == 8
