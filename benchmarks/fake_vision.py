@@ -16,16 +16,16 @@ from common.image.header import ImageLimits
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from common.server.config import ServerConfig
 from common.server.server import GrpcServer
-from vision_service.arena_door import ArenaDoor
-from vision_service.batcher import Batcher, Encode
-from vision_service.byte_budget import ByteBudget
-from vision_service.decode_pool import DecodePool
-from vision_service.feature_cache import FeatureCache
-from vision_service.image import Pixels
-from vision_service.image_metrics import ImageMetrics
-from vision_service.model_info import EncoderInfo
-from vision_service.pipeline import Pipeline
-from vision_service.servicer import SERVICE_NAME, VisionServicer
+from vision_service.api.arena_door import ArenaDoor
+from vision_service.api.servicer import SERVICE_NAME, VisionServicer
+from vision_service.decoding.decode_pool import DecodePool
+from vision_service.decoding.image import Pixels
+from vision_service.model.model_info import EncoderInfo
+from vision_service.pipeline.batcher import Batcher, Encode
+from vision_service.pipeline.byte_budget import ByteBudget
+from vision_service.pipeline.feature_cache import FeatureCache
+from vision_service.pipeline.pipeline import Pipeline
+from vision_service.telemetry.image_metrics import ImageMetrics
 
 PATCH = 16
 

@@ -29,7 +29,7 @@ from common.image.preprocessing import Preprocessing, PreprocessingMode
 from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
 from common.server.process import tune_allocator
 from decoder_service.model.weights import DecoderModel
-from vision_service.runner import EncoderRunner
+from vision_service.model.runner import EncoderRunner
 
 CPU = torch.device("cpu")
 MB = 1_000_000

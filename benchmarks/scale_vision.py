@@ -21,8 +21,8 @@ from common.server.config import ServerConfig
 from common.telemetry.logs import set_up_logging
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
-from vision_service.encoded_image import HostImage
-from vision_service.image import Pixels
+from vision_service.decoding.image import Pixels
+from vision_service.model.encoded_image import HostImage
 
 SIDE = 128
 WIDTH = 64

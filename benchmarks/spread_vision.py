@@ -16,8 +16,8 @@ from benchmarks.fake_vision import PATCH, fake_info, fake_replica, pictures
 from common.server.config import ServerConfig
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
-from vision_service.encoded_image import HostImage
-from vision_service.image import Pixels
+from vision_service.decoding.image import Pixels
+from vision_service.model.encoded_image import HostImage
 
 SIDE = 1024
 PATCHES = (SIDE // PATCH) ** 2

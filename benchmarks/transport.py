@@ -34,9 +34,9 @@ from common.server.process import tune_allocator
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from diptych.v1 import vision_pb2
-from vision_service.arena_door import ArenaDoor
-from vision_service.encoded_image import HostImage
-from vision_service.image import Pixels
+from vision_service.api.arena_door import ArenaDoor
+from vision_service.decoding.image import Pixels
+from vision_service.model.encoded_image import HostImage
 
 SIDE = 1024
 SIZES = {8: 1024, 42: 5120}

@@ -17,7 +17,7 @@ from common.model.config import PixtralConfig
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector
 from tests.tiny_models import Shape, random_pixtral, random_text_model, save
-from vision_service.encoder import PixtralVisionModel
+from vision_service.model.encoder import PixtralVisionModel
 
 CPU = torch.device("cpu")
 SMALL = Shape(name="small", hidden=16, heads=2, kv_heads=1, head_dim=8, layers=1, vision_heads=2, vision_head_dim=8)

@@ -17,7 +17,7 @@ from decoder_service.model.projector import Projector
 from training.batches import IMG, MARK_CLASSES, PLACE_CLASSES, Batch, Slot
 from training.tasks import LONGEST_EDGE, PATCH
 from training.tokenizer import VOCAB_SIZE
-from vision_service.encoder import PixtralVisionModel, grid_positions
+from vision_service.model.encoder import PixtralVisionModel, grid_positions
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -19,10 +19,10 @@ from common.server import event_loop
 from common.server.server import GrpcServer
 from common.server.start import read_config
 from common.telemetry.tracing import make_tracer
-from vision_service.arena_door import ArenaDoor
+from vision_service.api.arena_door import ArenaDoor
+from vision_service.api.servicer import SERVICE_NAME, VisionServicer
 from vision_service.config import VisionConfig
 from vision_service.service import VisionService
-from vision_service.servicer import SERVICE_NAME, VisionServicer
 
 _log = logging.getLogger(__name__)
 

@@ -23,19 +23,19 @@ from common.model.settings import ComputeChoice, ModelSettings
 from common.native.opening import choose_library
 from common.native.resizing import find_kernels
 from common.server.process import give_memory_back
-from vision_service.batcher import Batcher
-from vision_service.byte_budget import ByteBudget
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig, FeaturePlace
-from vision_service.decode_pool import DecodePool
-from vision_service.decode_worker import DecodeSettings
-from vision_service.feature_cache import FeatureCache
-from vision_service.image_metrics import ImageMetrics
-from vision_service.memory_plan import warm_up
-from vision_service.metrics import VisionCollector
-from vision_service.model_info import EncoderInfo
-from vision_service.pipeline import Pipeline
-from vision_service.runner import EncoderRunner
-from vision_service.segment_attention import choose_segment_attention
+from vision_service.decoding.decode_pool import DecodePool
+from vision_service.decoding.decode_worker import DecodeSettings
+from vision_service.model.memory_plan import warm_up
+from vision_service.model.model_info import EncoderInfo
+from vision_service.model.runner import EncoderRunner
+from vision_service.model.segment_attention import choose_segment_attention
+from vision_service.pipeline.batcher import Batcher
+from vision_service.pipeline.byte_budget import ByteBudget
+from vision_service.pipeline.feature_cache import FeatureCache
+from vision_service.pipeline.pipeline import Pipeline
+from vision_service.telemetry.image_metrics import ImageMetrics
+from vision_service.telemetry.metrics import VisionCollector
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from benchmarks.components.timing import Measurement, scaled, seconds_per_call
 from benchmarks.peers.ours_vision import in_process_encoder
 from common.image.header import ImageLimits
 from common.native.resizing import find_kernels, open_resize
-from vision_service.image import Pixels, decode_image, keep_pixel_memory
+from vision_service.decoding.image import Pixels, decode_image, keep_pixel_memory
 
 _LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)
 

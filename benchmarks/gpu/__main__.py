@@ -28,7 +28,7 @@ from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.fp8 import FP8, quantize_layers
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
-from vision_service.segment_attention import flash_attention
+from vision_service.model.segment_attention import flash_attention
 
 Row = dict[str, object]
 

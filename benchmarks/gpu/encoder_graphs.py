@@ -12,9 +12,9 @@ from torch import Tensor
 
 from common.model.attention import packed_attention
 from common.model.graph_recorder import GraphRecorder
-from vision_service.encoder import PixtralVisionModel, grid_positions
-from vision_service.encoder_graphs import EncoderGraphs, pack_sizes
-from vision_service.segment_attention import SegmentAttention
+from vision_service.model.encoder import PixtralVisionModel, grid_positions
+from vision_service.model.encoder_graphs import EncoderGraphs, pack_sizes
+from vision_service.model.segment_attention import SegmentAttention
 
 _PACKS = {
     "128 px": [(8, 8)],

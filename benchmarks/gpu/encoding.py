@@ -10,7 +10,7 @@ from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.models import ENCODER_400M, random_encoder
 from common.model.attention import packed_attention
-from vision_service.encoder import PixtralVisionModel, grid_positions
+from vision_service.model.encoder import PixtralVisionModel, grid_positions
 
 _PACKS = {
     "256 px x 16": [(16, 16)] * 16,

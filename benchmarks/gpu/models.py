@@ -11,7 +11,7 @@ from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.weights import DecoderModel
-from vision_service.encoder import PixtralVisionModel
+from vision_service.model.encoder import PixtralVisionModel
 
 BLOCK_SIZE = 16
 

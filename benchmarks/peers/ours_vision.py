@@ -30,9 +30,9 @@ from decoder_service.engine.engine import Engine
 from decoder_service.engine.request import PlaceholderRange, Request
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.vision.image_encoder import ImageFeatures
-from vision_service.encoded_image import rows_of
-from vision_service.image import Pixels, decode_image, keep_pixel_memory
-from vision_service.runner import EncoderRunner
+from vision_service.decoding.image import Pixels, decode_image, keep_pixel_memory
+from vision_service.model.encoded_image import rows_of
+from vision_service.model.runner import EncoderRunner
 
 _LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)
 

@@ -1,6 +1,6 @@
 """How a picture's size becomes a grid of patches, under either reference.
 
-Knows sizes. Does not know pixels (see `vision_service.image`) or files (see `common.image.header`). Both
+Knows sizes. Does not know pixels (see `vision_service.decoding.image`) or files (see `common.image.header`). Both
 services use it: one lays out placeholders by it, the other resizes by it, so the two cannot disagree.
 """
 

@@ -1,7 +1,7 @@
 """The kernels as Python calls them: tensors in, tensors out.
 
 Knows the library's interface in C and its structures. Does not know models: see
-`decoder_service.model.native_compute` and `vision_service.native_encoder`. Every tensor is float32 or int64,
+`decoder_service.model.native_compute` and `vision_service.model.native_encoder`. Every tensor is float32 or int64,
 contiguous and on the CPU; what is not is an error of the caller. Calls release Python's lock.
 """
 

@@ -9,8 +9,8 @@ from benchmarks.gpu.encoder_graphs import encoder_graph_rows
 from benchmarks.gpu.models import randomise
 from common.model.graph_recorder import GraphRecorder, Run
 from tests.replayer import Replayer
-from tests.vision_service.test_encoder_graphs import CONFIG, blind_attention, masked_attention
-from vision_service.encoder import PixtralVisionModel
+from tests.vision_service.model.test_encoder_graphs import CONFIG, blind_attention, masked_attention
+from vision_service.model.encoder import PixtralVisionModel
 
 
 def clock(work: Callable[[], object]) -> float:

@@ -13,7 +13,7 @@ from deploy.custom_resources import rendered
 from deploy.manifests import ROOT, of_kind
 from deploy.references import scaler_queries
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
-from vision_service.memory_plan import batch_bytes
+from vision_service.model.memory_plan import batch_bytes
 
 TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 GIB = 2**30

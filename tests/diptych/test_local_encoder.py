@@ -16,17 +16,17 @@ from common.version import API_VERSION
 from decoder_service.vision.agreement import Expected
 from diptych.local_encoder import LocalEncoder
 from tests.pictures import LIMITS, noise, preprocessing, save
-from vision_service.batcher import Batcher
-from vision_service.byte_budget import ByteBudget
-from vision_service.decode_pool import DecodePool
-from vision_service.decode_worker import DecodeSettings
-from vision_service.encoded_image import HostImage
-from vision_service.feature_cache import FeatureCache
-from vision_service.image import Pixels
-from vision_service.image_metrics import ImageMetrics
-from vision_service.model_info import EncoderInfo
-from vision_service.pipeline import Pipeline
+from vision_service.decoding.decode_pool import DecodePool
+from vision_service.decoding.decode_worker import DecodeSettings
+from vision_service.decoding.image import Pixels
+from vision_service.model.encoded_image import HostImage
+from vision_service.model.model_info import EncoderInfo
+from vision_service.pipeline.batcher import Batcher
+from vision_service.pipeline.byte_budget import ByteBudget
+from vision_service.pipeline.feature_cache import FeatureCache
+from vision_service.pipeline.pipeline import Pipeline
 from vision_service.service import VisionService
+from vision_service.telemetry.image_metrics import ImageMetrics
 
 WIDTH = 8
 INFO = EncoderInfo(

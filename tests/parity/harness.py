@@ -30,7 +30,7 @@ from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from decoder_service.vision.image_encoder import ImageFeatures
 from tests.tiny_models import IMAGE, Prompt
-from vision_service.encoder import PixtralVisionModel, grid_positions
+from vision_service.model.encoder import PixtralVisionModel, grid_positions
 
 CPU = torch.device("cpu")
 NEW_TOKENS = 64

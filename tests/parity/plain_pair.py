@@ -22,9 +22,9 @@ from decoder_service.model.weights import DecoderModel
 from decoder_service.vision.image_encoder import ImageFeatures
 from tests.pictures import LIMITS
 from tests.tiny_models import IMAGE
-from vision_service.encoded_image import rows_of
-from vision_service.image import decode_image
-from vision_service.runner import EncoderRunner
+from vision_service.decoding.image import decode_image
+from vision_service.model.encoded_image import rows_of
+from vision_service.model.runner import EncoderRunner
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 8

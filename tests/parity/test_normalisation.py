@@ -14,10 +14,10 @@ from torch.nn import functional
 from common.image.preprocessing import PreprocessingMode
 from common.model.config import PixtralVisionConfig
 from tests.pictures import CLIP_MEAN, CLIP_STD, preprocessing
-from vision_service.encoded_image import rows_of
-from vision_service.encoder import PixtralVisionModel
-from vision_service.image import Pixels
-from vision_service.runner import EncoderRunner
+from vision_service.decoding.image import Pixels
+from vision_service.model.encoded_image import rows_of
+from vision_service.model.encoder import PixtralVisionModel
+from vision_service.model.runner import EncoderRunner
 
 CONFIG = PixtralVisionConfig(
     patch_size=16,

@@ -10,8 +10,8 @@ from common.model.settings import ComputeChoice, ModelSettings
 from common.native.resizing import find_kernels
 from vision_service import service
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
-from vision_service.decode_pool import DecodePool
-from vision_service.decode_worker import DecodeSettings
+from vision_service.decoding.decode_pool import DecodePool
+from vision_service.decoding.decode_worker import DecodeSettings
 
 DEMO_MODEL = Path(__file__).parents[2] / "models" / "demo"
 

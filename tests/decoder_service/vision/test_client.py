@@ -34,7 +34,7 @@ from decoder_service.vision.router import VisionRouter
 from diptych.v1 import types_pb2, vision_pb2_grpc
 from diptych.v1 import vision_pb2 as pb
 from tests.pictures import preprocessing
-from vision_service.arena_door import ArenaDoor
+from vision_service.api.arena_door import ArenaDoor
 
 DIGEST = b"d" * 32
 WIDTH = 1024

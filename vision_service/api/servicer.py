@@ -11,8 +11,8 @@ import grpc
 
 from common.features.features import feature_messages, shared_feature_messages
 from diptych.v1 import vision_pb2 as pb
-from vision_service.arena_door import ArenaDoor, SharedLease
-from vision_service.pipeline import PictureFeatures, Pipeline
+from vision_service.api.arena_door import ArenaDoor, SharedLease
+from vision_service.pipeline.pipeline import PictureFeatures, Pipeline
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
 

@@ -17,13 +17,13 @@ from common.errors import InvalidArgumentError, UnavailableError
 from common.features.features import EncodeTimings, FeatureSpec
 from common.image.header import read_image_header
 from common.image.preprocessing import PatchGrid
-from vision_service.batcher import Batcher, EncodeResult
-from vision_service.byte_budget import ByteBudget
-from vision_service.decode_pool import DecodePool
-from vision_service.encoded_image import EncodedImage
-from vision_service.feature_cache import FeatureCache
-from vision_service.image_metrics import ImageMetrics
-from vision_service.model_info import EncoderInfo
+from vision_service.decoding.decode_pool import DecodePool
+from vision_service.model.encoded_image import EncodedImage
+from vision_service.model.model_info import EncoderInfo
+from vision_service.pipeline.batcher import Batcher, EncodeResult
+from vision_service.pipeline.byte_budget import ByteBudget
+from vision_service.pipeline.feature_cache import FeatureCache
+from vision_service.telemetry.image_metrics import ImageMetrics
 
 _MAX_SALT_BYTES = 64
 _MAX_REQUEST_ID_CHARS = 64

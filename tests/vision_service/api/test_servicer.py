@@ -21,17 +21,17 @@ from common.server.server import GrpcServer
 from diptych.v1 import vision_pb2 as pb
 from diptych.v1 import vision_pb2_grpc
 from tests.pictures import noise, preprocessing, save
-from vision_service.batcher import Batcher
-from vision_service.byte_budget import ByteBudget
-from vision_service.decode_pool import DecodePool
-from vision_service.decode_worker import DecodeSettings
-from vision_service.encoded_image import DeviceImage, HostImage
-from vision_service.feature_cache import FeatureCache
-from vision_service.image import Pixels
-from vision_service.image_metrics import ImageMetrics
-from vision_service.model_info import EncoderInfo
-from vision_service.pipeline import Pipeline
-from vision_service.servicer import VisionServicer
+from vision_service.api.servicer import VisionServicer
+from vision_service.decoding.decode_pool import DecodePool
+from vision_service.decoding.decode_worker import DecodeSettings
+from vision_service.decoding.image import Pixels
+from vision_service.model.encoded_image import DeviceImage, HostImage
+from vision_service.model.model_info import EncoderInfo
+from vision_service.pipeline.batcher import Batcher
+from vision_service.pipeline.byte_budget import ByteBudget
+from vision_service.pipeline.feature_cache import FeatureCache
+from vision_service.pipeline.pipeline import Pipeline
+from vision_service.telemetry.image_metrics import ImageMetrics
 
 WIDTH = 64
 INFO = EncoderInfo(

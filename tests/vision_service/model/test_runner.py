@@ -16,11 +16,11 @@ from common.image.preprocessing import PreprocessingMode
 from common.model.config import PixtralVisionConfig
 from common.native.opening import open_library
 from tests.pictures import LIMITS, noise, preprocessing, save
-from vision_service import encoded_image
-from vision_service.encoded_image import EncodedImage
-from vision_service.encoder import PixtralVisionModel
-from vision_service.image import Pixels, decode_image
-from vision_service.runner import EncoderRunner
+from vision_service.decoding.image import Pixels, decode_image
+from vision_service.model import encoded_image
+from vision_service.model.encoded_image import EncodedImage
+from vision_service.model.encoder import PixtralVisionModel
+from vision_service.model.runner import EncoderRunner
 
 CONFIG = PixtralVisionConfig(
     patch_size=8,
@@ -198,7 +198,7 @@ def test_failures_of_the_device_are_told_apart(
     keeping = make_runner(reference, keeps_on_device=True)
     (kept,) = keeping.encode(decode([(8, 8)]))
     monkeypatch.setattr(PixtralVisionModel, "forward", fail)
-    monkeypatch.setattr("vision_service.runner._to_host", fail)
+    monkeypatch.setattr("vision_service.model.runner._to_host", fail)
     for work in (lambda: runner.encode(decode([(8, 8)])), kept.chunks):
         with pytest.raises(error) as caught:
             work()

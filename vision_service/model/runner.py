@@ -23,12 +23,12 @@ from common.model.config import PixtralConfig
 from common.model.graph_recorder import GraphRecorder
 from common.model.layers import Attend
 from common.native.library import Library
-from vision_service.encoded_image import DeviceImage, EncodedImage, HostImage
-from vision_service.encoder import PixtralVisionModel, grid_positions
-from vision_service.encoder_graphs import EncoderGraphs, pack_sizes
-from vision_service.image import Pixels
-from vision_service.native_encoder import NativeEncoder
-from vision_service.segment_attention import SegmentAttention
+from vision_service.decoding.image import Pixels
+from vision_service.model.encoded_image import DeviceImage, EncodedImage, HostImage
+from vision_service.model.encoder import PixtralVisionModel, grid_positions
+from vision_service.model.encoder_graphs import EncoderGraphs, pack_sizes
+from vision_service.model.native_encoder import NativeEncoder
+from vision_service.model.segment_attention import SegmentAttention
 
 
 class EncoderRunner:

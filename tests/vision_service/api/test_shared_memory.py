@@ -17,8 +17,8 @@ from common.features.arena_greeting import GREETING, socket_address
 from common.features.shared_memory import Region, SharedArena, map_arena
 from decoder_service.vision.arena_guest import ArenaGuest, Sharing
 from decoder_service.vision.arena_visit import ArenaVisit
-from vision_service import arena_door
-from vision_service.arena_door import ArenaDoor
+from vision_service.api import arena_door
+from vision_service.api.arena_door import ArenaDoor
 
 SIZE = 1 << 20
 
@@ -305,7 +305,7 @@ time.sleep(60)
 OWNER = """
 import asyncio
 from common.features.shared_memory import SharedArena
-from vision_service.arena_door import ArenaDoor
+from vision_service.api.arena_door import ArenaDoor
 async def main():
     door = ArenaDoor(SharedArena(1 << 20))
     door.start()

@@ -17,11 +17,11 @@ from common.image.header import ImageLimits
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from common.native.resizing import find_kernels
 from tests.pictures import LIMITS, noise, preprocessing, save
-from vision_service.decode_pool import DecodePool
-from vision_service.decode_worker import DecodeSettings
-from vision_service.frames import parse_header
-from vision_service.image import decode_image
-from vision_service.worker_process import WorkerProcess
+from vision_service.decoding.decode_pool import DecodePool
+from vision_service.decoding.decode_worker import DecodeSettings
+from vision_service.decoding.frames import parse_header
+from vision_service.decoding.image import decode_image
+from vision_service.decoding.worker_process import WorkerProcess
 
 PICTURE = save(noise(20, 40))
 GRID = PatchGrid(height=3, width=2)
@@ -266,7 +266,7 @@ async def test_workers_see_nothing_of_the_environment_and_import_no_torch(monkey
 async def test_workers_end_with_the_process_that_started_them() -> None:
     code = """
 import asyncio, os
-from tests.vision_service.test_decode_pool import pool_of
+from tests.vision_service.decoding.test_decode_pool import pool_of
 async def main():
     async with pool_of(2) as pool:
         print(*pool.worker_ids, flush=True)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vision_service.cubic import resize_cubic
+from vision_service.decoding.cubic import resize_cubic
 
 
 @pytest.mark.parametrize(

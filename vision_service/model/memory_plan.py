@@ -14,8 +14,8 @@ from common.image.preprocessing import PatchGrid, Preprocessing
 from common.model.config import PixtralVisionConfig
 from common.model.devices import free_bytes
 from common.model.graph_recorder import GraphRecorder
-from vision_service.image import Pixels
-from vision_service.runner import EncoderRunner
+from vision_service.decoding.image import Pixels
+from vision_service.model.runner import EncoderRunner
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.model.rope import inverse_frequencies, rotary_2d
 from common.native.library import CEncoderLayer, CEncoderShape, Library
 from common.native.weights import PackedWeights
-from vision_service.encoder import EncoderLayer, PixtralVisionModel
+from vision_service.model.encoder import EncoderLayer, PixtralVisionModel
 
 
 class NativeEncoder:

@@ -17,7 +17,7 @@ from PIL import WebPImagePlugin as WebPImagePlugin
 from common.image.header import ImageLimits, read_image_header, undecodable
 from common.image.preprocessing import Preprocessing, PreprocessingMode
 from common.image.resizing import Resize, resize_plainly
-from vision_service.cubic import resize_cubic
+from vision_service.decoding.cubic import resize_cubic
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 """Red, green and blue on a scale of 0 to 255, [height, width, 3]; floats may lie outside the scale."""

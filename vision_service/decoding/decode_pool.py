@@ -16,9 +16,9 @@ import numpy as np
 from common.calls.reasons import bounded
 from common.errors import InternalError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from common.image.preprocessing import PatchGrid, PreprocessingMode
-from vision_service.decode_worker import DecodeSettings
-from vision_service.image import Pixels
-from vision_service.worker_process import WorkerBrokenError, WorkerProcess
+from vision_service.decoding.decode_worker import DecodeSettings
+from vision_service.decoding.image import Pixels
+from vision_service.decoding.worker_process import WorkerBrokenError, WorkerProcess
 
 _LOG = logging.getLogger(__name__)
 _RESTART_PAUSE = 1.0

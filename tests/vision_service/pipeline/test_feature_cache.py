@@ -10,10 +10,10 @@ from common.errors import InternalError, ResourceExhaustedError
 from common.features.features import FeatureSpec
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
-from vision_service.batcher import EncodeResult
-from vision_service.byte_budget import ByteBudget
-from vision_service.encoded_image import HostImage
-from vision_service.feature_cache import FeatureCache, Lease
+from vision_service.model.encoded_image import HostImage
+from vision_service.pipeline.batcher import EncodeResult
+from vision_service.pipeline.byte_budget import ByteBudget
+from vision_service.pipeline.feature_cache import FeatureCache, Lease
 
 ROW = 4
 """Bytes of a patch's features: one float32."""

@@ -13,13 +13,13 @@ from common.model.config import PixtralVisionConfig
 from common.model.graph_recorder import GraphRecorder, Run
 from tests.pictures import preprocessing
 from tests.replayer import Replayer
-from vision_service import encoder_graphs
-from vision_service.encoded_image import rows_of
-from vision_service.encoder import PixtralVisionModel
-from vision_service.encoder_graphs import EncoderGraphs, pack_sizes
-from vision_service.image import Pixels
-from vision_service.runner import EncoderRunner
-from vision_service.segment_attention import SegmentAttention, choose_segment_attention
+from vision_service.decoding.image import Pixels
+from vision_service.model import encoder_graphs
+from vision_service.model.encoded_image import rows_of
+from vision_service.model.encoder import PixtralVisionModel
+from vision_service.model.encoder_graphs import EncoderGraphs, pack_sizes
+from vision_service.model.runner import EncoderRunner
+from vision_service.model.segment_attention import SegmentAttention, choose_segment_attention
 
 CPU = torch.device("cpu")
 CONFIG = PixtralVisionConfig(

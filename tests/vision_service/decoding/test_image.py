@@ -16,7 +16,7 @@ from common.image.header import ImageLimits
 from common.image.preprocessing import PreprocessingMode
 from common.image.resizing import resize_plainly
 from tests.pictures import LIMITS, exif, noise, preprocessing, save
-from vision_service.image import Pixels, decode_image
+from vision_service.decoding.image import Pixels, decode_image
 
 HF, MISTRAL = PreprocessingMode.HF, PreprocessingMode.MISTRAL
 
@@ -154,7 +154,7 @@ def test_pictures_are_held_in_one_piece_where_that_is_asked_for() -> None:
     code = """
 from PIL import Image
 from common.native.pixel_memory import find_pixels
-from vision_service.image import keep_pixel_memory
+from vision_service.decoding.image import keep_pixel_memory
 for limit, size in ((50_000_000, (8000, 6250)), (35, (5, 7)), (10**10, (3000, 3000))):
     keep_pixel_memory(limit, whole=True)
     assert find_pixels(Image.new("RGB", size)) is not None

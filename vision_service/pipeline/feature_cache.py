@@ -20,8 +20,8 @@ from typing import Any
 
 from common.features.features import FeatureSpec
 from common.image.identity import ImageHash
-from vision_service.batcher import EncodeResult
-from vision_service.byte_budget import ByteBudget
+from vision_service.pipeline.batcher import EncodeResult
+from vision_service.pipeline.byte_budget import ByteBudget
 
 Make = Callable[[], Coroutine[Any, Any, EncodeResult]]
 """Encodes one image; cancelled when nobody wants it any more."""

@@ -10,8 +10,8 @@ import signal
 import sys
 from typing import Any
 
-from vision_service.decode_worker import DecodeSettings
-from vision_service.frames import PREFIX, pack_head, parse_header
+from vision_service.decoding.decode_worker import DecodeSettings
+from vision_service.decoding.frames import PREFIX, pack_head, parse_header
 
 _MAX_HEADER_SIZE = 4096
 _PIPE_BUFFER = 1 << 20
@@ -32,7 +32,7 @@ class WorkerProcess:
     async def start(cls, settings: DecodeSettings, *, max_payload_size: int) -> "WorkerProcess":
         """Start a worker and wait until it is ready. Raises WorkerBrokenError, OSError."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "vision_service.decode_worker", settings.to_json()),
+            *(sys.executable, "-P", "-m", "vision_service.decoding.decode_worker", settings.to_json()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from common.errors import DiptychError, InternalError, ResourceExhaustedError, UnavailableError
-from vision_service.encoded_image import EncodedImage
-from vision_service.image import Pixels
+from vision_service.decoding.image import Pixels
+from vision_service.model.encoded_image import EncodedImage
 
 _LOG = logging.getLogger(__name__)
 

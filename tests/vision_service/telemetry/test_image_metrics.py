@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from common.errors import InternalError, InvalidArgumentError, ResourceExhaustedError
 from common.features.features import EncodeTimings
-from vision_service.image_metrics import STATUSES, ImageMetrics
+from vision_service.telemetry.image_metrics import STATUSES, ImageMetrics
 
 
 def statuses(registry: CollectorRegistry) -> dict[str, float]:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DiptychError, InternalError, ResourceExhaustedError, UnavailableError
-from vision_service.batcher import Batcher, EncodeResult
-from vision_service.encoded_image import HostImage
-from vision_service.image import Pixels
+from vision_service.decoding.image import Pixels
+from vision_service.model.encoded_image import HostImage
+from vision_service.pipeline.batcher import Batcher, EncodeResult
 
 
 class FakeEncoder:

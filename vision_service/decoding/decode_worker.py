@@ -1,6 +1,6 @@
 """The decode worker: a process that turns image files into pixels, one at a time, inside hard limits.
 
-Run as `python -m vision_service.decode_worker SETTINGS`, with frames on stdin and stdout. Knows the limits
+Run as `python -m vision_service.decoding.decode_worker SETTINGS`, with frames on stdin and stdout. Knows the limits
 of its own process. Does not know requests or the network, imports no torch and opens no file, so what a
 hostile picture can take over is worth little; the service replaces a worker that dies (see `decode_pool`).
 It ends when its stdin does, and so never outlives the service.
@@ -24,8 +24,8 @@ from common.image.header import ImageLimits
 from common.image.preprocessing import Preprocessing, PreprocessingMode
 from common.image.resizing import Resize
 from common.native.resizing import open_resize
-from vision_service.frames import PREFIX, pack_head
-from vision_service.image import decode_image, give_back_pixel_memory, keep_pixel_memory
+from vision_service.decoding.frames import PREFIX, pack_head
+from vision_service.decoding.image import decode_image, give_back_pixel_memory, keep_pixel_memory
 
 _KEEP_SECONDS = 1.0
 

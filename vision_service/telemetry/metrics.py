@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vision_service.batcher import Batcher
-from vision_service.byte_budget import ByteBudget
-from vision_service.decode_pool import DecodePool
-from vision_service.feature_cache import FeatureCache
+from vision_service.decoding.decode_pool import DecodePool
+from vision_service.pipeline.batcher import Batcher
+from vision_service.pipeline.byte_budget import ByteBudget
+from vision_service.pipeline.feature_cache import FeatureCache
 
 
 class VisionCollector(Collector):

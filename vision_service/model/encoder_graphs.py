@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from common.model.graph_recorder import GraphRecorder, Run, record_sizes
-from vision_service.encoder import PixtralVisionModel
-from vision_service.segment_attention import SegmentAttention
+from vision_service.model.encoder import PixtralVisionModel
+from vision_service.model.segment_attention import SegmentAttention
 
 _SIZES = (256, 512, 1024, 1536, 2048, 3072, 4096)
 """Patches; close together where a filled-up row costs most beside what the host takes."""

@@ -14,7 +14,7 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 from common.image.preprocessing import PreprocessingMode
 from common.native.resizing import find_kernels, open_resize
 from tests.pictures import CLIP_MEAN, CLIP_STD, LIMITS, exif, noise, preprocessing, save
-from vision_service.image import Pixels, decode_image
+from vision_service.decoding.image import Pixels, decode_image
 
 HF, MISTRAL = PreprocessingMode.HF, PreprocessingMode.MISTRAL
 MODES = pytest.mark.parametrize("mode", [HF, MISTRAL], ids=lambda mode: str(mode.value))

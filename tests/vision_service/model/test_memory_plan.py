@@ -12,11 +12,11 @@ from common.model.config import PixtralVisionConfig
 from common.model.graph_recorder import GraphRecorder
 from tests.pictures import preprocessing
 from tests.replayer import Replayer
-from vision_service import memory_plan
-from vision_service.encoded_image import EncodedImage
-from vision_service.image import Pixels
-from vision_service.memory_plan import batch_bytes, warm_up
-from vision_service.runner import EncoderRunner
+from vision_service.decoding.image import Pixels
+from vision_service.model import memory_plan
+from vision_service.model.encoded_image import EncodedImage
+from vision_service.model.memory_plan import batch_bytes, warm_up
+from vision_service.model.runner import EncoderRunner
 
 CONFIG = PixtralVisionConfig(
     patch_size=16,

@@ -1,0 +1,1 @@
+"""What travels over gRPC, and the memory that is shared beside it."""

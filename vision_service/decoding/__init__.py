@@ -1,0 +1,1 @@
+"""From a picture's file to its pixels, in confined processes."""

@@ -1,0 +1,1 @@
+"""From pixels to image features: weights, batches, the device. Knows tensors and no calls."""
