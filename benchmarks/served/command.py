@@ -32,7 +32,8 @@ class ServedConfig:
     cores: str = setting("0,1", help="cores that every system is pinned to, with commas; the caller shares them")
     requests: int | None = setting(None, minimum=4, help="requests of each load; 40 with pictures and 120 without")
     limit_seconds: float = setting(60.0, minimum=1, help="longest time of a request, after which it is given up")
-    decoder: tuple[str, ...] = setting((), help="settings of our decoder, such as engine.max_step_stretch=1.3")
+    ours: tuple[str, ...] = setting((), help="settings of our services, such as decoder.engine.max_step_stretch=1.3")
+    local: bool = setting(False, help="ours is one process, as `diptych up --local-vision` has it")
     quick: bool = setting(False, help="tiny models and few requests, to see that everything runs")
     json: Path | None = setting(None, help="file for the results, all records included")
     lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
@@ -40,8 +41,8 @@ class ServedConfig:
     def __post_init__(self) -> None:
         if unknown := set(self.cases) - set(_NAMES):
             raise ValueError(f"--cases knows no {', '.join(sorted(unknown))}")
-        if not all(re.fullmatch(r"\w+\.\w+=[\w.]+", each) for each in self.decoder):
-            raise ValueError("--decoder must be settings such as engine.max_step_stretch=1.3")
+        if not all(re.fullmatch(r"(decoder|vision)\.\w+\.\w+=[\w.]+", each) for each in self.ours):
+            raise ValueError("--ours must be settings such as decoder.engine.max_step_stretch=1.3")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,7 +70,7 @@ def _sized(config: ServedConfig, case: ServedCase) -> ServedCase:
 async def _compared(config: ServedConfig, case: ServedCase) -> Comparison:
     cores = [int(core) for core in config.cores.split(",")]
     async with running_systems(
-        case.model, case.peers, folder=config.peers, cores=cores, settings=config.decoder
+        case.model, case.peers, folder=config.peers, cores=cores, settings=config.ours, local=config.local
     ) as running:
         loads = Loads(case, limit_seconds=config.limit_seconds)
         alone = {system.name: await _alone(system, loads) for system in running.systems}
@@ -98,6 +99,7 @@ async def _loaded(
 
 
 async def _alone(system: System, loads: Loads) -> Alone:
+    sys.stderr.write(f"{system.name} alone\n")
     system.resume()
     try:
         return await loads.alone(system.send)
@@ -106,6 +108,7 @@ async def _alone(system: System, loads: Loads) -> Alone:
 
 
 async def _open(system: System, loads: Loads, arrivals: str, rate: float, number: int) -> OpenLoad:
+    sys.stderr.write(f"{system.name} under {arrivals}, {rate:.2f}/s\n")
     system.resume()
     try:
         before = system.processor_seconds()

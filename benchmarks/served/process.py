@@ -79,7 +79,7 @@ def running_server(
             stdout=output,
             stderr=subprocess.STDOUT,
             process_group=0,
-            env={**os.environ, **environment, "OMP_NUM_THREADS": str(len(cores))},
+            env={**os.environ, **environment},
         )
     server = ServerProcess(process, port, log)
     try:

@@ -49,7 +49,13 @@ class Running:
 
 @asynccontextmanager
 async def running_systems(
-    model: str, peers: Sequence[ServedPeer], *, folder: Path, cores: Sequence[int], settings: Sequence[str]
+    model: str,
+    peers: Sequence[ServedPeer],
+    *,
+    folder: Path,
+    cores: Sequence[int],
+    settings: Sequence[str],
+    local: bool = False,
 ) -> AsyncIterator[Running]:
     """Start one after the other, and pause each peer until its turn."""
     async with AsyncExitStack() as stack:
@@ -74,7 +80,7 @@ async def running_systems(
                     processor_seconds=server.processor_seconds,
                 )
             )
-        flags = stack.enter_context(decoder_flags(settings))
+        flags = stack.enter_context(service_flags(settings)) + ["--local-vision"] * local
         log = LOGS / "served-diptych.log"
         pair = stack.enter_context(running_pair(checkpoint(model), cores=cores, log=log, flags=flags))
         client = await stack.enter_async_context(AsyncDiptychClient(pair.address))
@@ -89,17 +95,17 @@ async def running_systems(
 
 
 @contextmanager
-def decoder_flags(settings: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """What gives our decoder settings such as `engine.max_step_stretch=1.3`; nothing where there are none."""
-    if not settings:
-        yield ()
-        return
-    lines: dict[str, list[str]] = {}
+def service_flags(settings: Sequence[str]) -> Iterator[list[str]]:
+    """What gives our services settings such as `decoder.engine.max_step_stretch=1.3`; nothing where there are none."""
+    files: dict[str, dict[str, list[str]]] = {}
     for each in settings:
         name, _, value = each.partition("=")
-        section, _, key = name.partition(".")
-        lines.setdefault(section, []).append(f"  {key}: {value}\n")
+        service, section, key = name.split(".")
+        files.setdefault(service, {}).setdefault(section, []).append(f"  {key}: {value}\n")
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "decoder.yaml"
-        path.write_text("".join(f"{section}:\n{''.join(keys)}" for section, keys in lines.items()))
-        yield "--decoder-config", str(path)
+        flags: list[str] = []
+        for service, sections in files.items():
+            path = Path(folder) / f"{service}.yaml"
+            path.write_text("".join(f"{section}:\n{''.join(lines)}" for section, lines in sections.items()))
+            flags += [f"--{service}-config", str(path)]
+        yield flags

@@ -21,7 +21,7 @@ if mode == "ends":
 if mode == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-(folder / "pids").write_text(f"{os.getpid()} {child.pid} {os.getsid(0)} {os.environ['OMP_NUM_THREADS']}")
+(folder / "pids").write_text(f"{os.getpid()} {child.pid} {os.getsid(0)} {os.environ['THREADS']}")
 class Handler(http.server.BaseHTTPRequestHandler):
     asked = 0
     def do_GET(self):
@@ -30,6 +30,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
+
+
+ENVIRONMENT = {"THREADS": "1"}
 
 
 def command(port: int, folder: Path, mode: str) -> list[str]:
@@ -60,7 +63,9 @@ def test_a_server_is_awaited_paused_and_stopped_with_its_children(
     monkeypatch.setattr(process, "_STOP_SECONDS", 0.5)
     port, cores = free_port(), sorted(os.sched_getaffinity(0))[:1]
     log = tmp_path / "logs/server.log"
-    with running_server(command(port, tmp_path, mode), port=port, cores=cores, environment={}, log=log) as server:
+    with running_server(
+        command(port, tmp_path, mode), port=port, cores=cores, environment=ENVIRONMENT, log=log
+    ) as server:
         server.wait_until_ready("/health", seconds=60)
         parent, child, session, threads = map(int, (tmp_path / "pids").read_text().split())
         assert threads == 1
@@ -81,7 +86,9 @@ def test_a_server_that_ends_or_is_not_ready_in_time_is_an_error_that_names_its_l
         log = tmp_path / f"{mode}.log"
         with (
             pytest.raises(ServerError, match=rf"{reason}; see {log}"),
-            running_server(command(port, tmp_path, mode), port=port, cores=[0], environment={}, log=log) as server,
+            running_server(
+                command(port, tmp_path, mode), port=port, cores=[0], environment=ENVIRONMENT, log=log
+            ) as server,
         ):
             server.wait_until_ready("/health", seconds=seconds)
 
@@ -89,7 +96,7 @@ def test_a_server_that_ends_or_is_not_ready_in_time_is_an_error_that_names_its_l
 def test_stopping_a_server_that_has_ended_ends_the_children_it_left(tmp_path: Path) -> None:
     port = free_port()
     with running_server(
-        command(port, tmp_path, "well"), port=port, cores=[0], environment={}, log=tmp_path / "log"
+        command(port, tmp_path, "well"), port=port, cores=[0], environment=ENVIRONMENT, log=tmp_path / "log"
     ) as server:
         server.wait_until_ready("/health", seconds=60)
         parent, child = map(int, (tmp_path / "pids").read_text().split()[:2])
@@ -102,7 +109,7 @@ def test_stopping_a_server_that_has_ended_ends_the_children_it_left(tmp_path: Pa
 def test_time_of_the_whole_tree_is_counted(tmp_path: Path) -> None:
     script = "import time, subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
     with running_server(
-        [sys.executable, "-c", script], port=0, cores=[0], environment={}, log=tmp_path / "log"
+        [sys.executable, "-c", script], port=0, cores=[0], environment=ENVIRONMENT, log=tmp_path / "log"
     ) as server:
         assert wait_for(lambda: busy(server))
 

@@ -16,7 +16,7 @@ from benchmarks.served.loads import CASES, Alone, Loads, quick, rates
 from benchmarks.served.questions import spell, tokenizer_words
 from benchmarks.served.results import Comparison, OpenLoad, slo, tables
 from benchmarks.served.spelled_pictures import spelled_files
-from benchmarks.served.systems import decoder_flags
+from benchmarks.served.systems import service_flags
 
 
 def record(sent_at: float, ttft: float, tpot: float, tokens: int = 11) -> RequestRecord:
@@ -137,13 +137,20 @@ def test_words_of_the_tokenizer_are_a_token_each() -> None:
     assert len(tokenizer.encode("".join(words), bos=False, eos=False)) == len(words)
 
 
-def test_settings_of_the_decoder_become_a_file_by_sections() -> None:
-    with decoder_flags(["engine.max_step_stretch=1.3", "model.threads=2", "engine.max_queue=9"]) as flags:
-        assert flags[0] == "--decoder-config"
-        text = Path(flags[1]).read_text()
-    assert text == "engine:\n  max_step_stretch: 1.3\n  max_queue: 9\nmodel:\n  threads: 2\n"
-    with decoder_flags([]) as flags:
-        assert flags == ()
+def test_settings_of_our_services_become_a_file_for_each_by_sections() -> None:
+    wanted = [
+        "decoder.engine.max_step_stretch=1.3",
+        "decoder.model.threads=2",
+        "vision.model.threads=1",
+        "decoder.engine.max_queue=9",
+    ]
+    with service_flags(wanted) as flags:
+        assert flags[0::2] == ["--decoder-config", "--vision-config"]
+        decoder, vision = (Path(path).read_text() for path in flags[1::2])
+    assert decoder == "engine:\n  max_step_stretch: 1.3\n  max_queue: 9\nmodel:\n  threads: 2\n"
+    assert vision == "model:\n  threads: 1\n"
+    with service_flags([]) as flags:
+        assert flags == []
 
 
 def test_results_can_be_written_as_json() -> None:
