@@ -24,6 +24,7 @@ CALLERS = 16
 _FIRST_PLAIN_TOKEN = 100
 _WARM_UP_CALLERS = (1, 2, 4, 8, CALLERS)
 """A first step of so many requests compiles or tunes itself in some systems, for seconds."""
+_NUM_UNLOADED = 10
 _UNLOADED, _CAPACITY, _WARM_UP, _OPEN = 1, 2, 1000, 2000
 """Seeds."""
 
@@ -48,7 +49,7 @@ CASES = (
         model="small",
         workload=WorkloadConfig(text_tokens=Span(64, 64), output_tokens=Span(64, 64)),
         peers=TEXT_PEERS,
-        num_requests=120,
+        num_requests=80,
     ),
 )
 
@@ -88,8 +89,8 @@ class Loads:
         """Warm up, then find unloaded latencies and the capacity. Raises ValueError where every request failed."""
         count = self._case.num_requests
         for callers in _WARM_UP_CALLERS:
-            await self._closed(send, count=2 * callers, callers=callers, seed=_WARM_UP + callers)
-        single = await self._closed(send, count=max(count // 4, 3), callers=1, seed=_UNLOADED)
+            await self._closed(send, count=callers + 1, callers=callers, seed=_WARM_UP + callers)
+        single = await self._closed(send, count=min(count, _NUM_UNLOADED), callers=1, seed=_UNLOADED)
         many = await self._closed(send, count=max(count, 2 * CALLERS), callers=CALLERS, seed=_CAPACITY)
         unloaded = figures(single)
         return Alone(
@@ -129,13 +130,16 @@ def limited(send: Send, seconds: float) -> Send:
     return bounded
 
 
+_CLEARLY_LOWER = 0.9
+
+
 def rates(ours: float, peers: Sequence[float]) -> dict[str, float]:
-    """Arrivals a second by what they are parts of: of our capacity, and of the best peer's where that is lower.
+    """Arrivals a second by what they are parts of: of our capacity, and of the best peer's where that is clearly lower.
 
     Loads that only we can carry would say little of a peer, and loads that it carries with ease little of us.
     """
     capacities = {"ours": ours}
-    if peers and max(peers) < ours:
+    if peers and max(peers) < _CLEARLY_LOWER * ours:
         capacities["the best peer's"] = max(peers)
     return {f"{part:g} of {whose}": part * capacity for whose, capacity in capacities.items() for part in (0.5, 0.8)}
 

@@ -93,7 +93,7 @@ def test_tables_say_who_met_the_goal_and_who_was_not_run() -> None:
 
 def test_rates_are_parts_of_our_capacity_and_of_the_best_peers_where_that_is_lower() -> None:
     assert rates(4.0, []) == {"0.5 of ours": 2.0, "0.8 of ours": 3.2}
-    assert rates(4.0, [5.0, 1.0]) == {"0.5 of ours": 2.0, "0.8 of ours": 3.2}
+    assert rates(4.0, [3.7]) == rates(4.0, [5.0, 1.0]) == {"0.5 of ours": 2.0, "0.8 of ours": 3.2}
     assert rates(4.0, [1.0, 3.0]) == {
         "0.5 of ours": 2.0,
         "0.8 of ours": 3.2,
