@@ -5,6 +5,7 @@ unloaded TTFT and twice the lowest unloaded TPOT that a system reached. There ar
 one of the peers alone, which is wider where we are faster and does not judge a peer by what only we do.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -77,12 +78,14 @@ class Comparison:
         return found
 
     def ratio(self, load: OpenLoad, slo: Slo) -> float | None:
-        """Our goodput over this one's at the same arrivals; None for ourselves, infinite where it has none."""
+        """Our goodput over this one's at the same arrivals, 1 where neither has any; None for ourselves."""
         if load.system == self.ours:
             return None
         ours = next(each for each in self.loads if (each.system, each.arrivals) == (self.ours, load.arrivals))
-        its = load.goodput(slo)
-        return ours.goodput(slo) / its if its else float("inf")
+        our_goodput, its = ours.goodput(slo), load.goodput(slo)
+        if not its:
+            return math.inf if our_goodput else 1.0
+        return our_goodput / its
 
 
 def slo(alone: Sequence[Alone]) -> Slo:

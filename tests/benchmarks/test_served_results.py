@@ -78,6 +78,7 @@ def test_ratios_are_ours_over_its_at_the_same_arrivals() -> None:
     assert found.ratio(ours, limits) is None
     assert found.ratio(half, limits) == pytest.approx(2.0)
     assert found.ratio(none, limits) == math.inf
+    assert comparison(load("diptych", late), none).ratio(none, limits) == 1.0
     assert found.ratio(load("vllm", good, arrivals="0.8 of ours"), limits) == 0.0
 
 
