@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from common.model.settings import DtypeChoice, ModelSettings
 from common.server import event_loop
+from common.server.process import num_threads
 from common.server.start import read_config
 from common.settings.settings import setting
 from decoder_service.config import DecoderConfig
@@ -40,6 +41,12 @@ class LocalConfig(DecoderConfig):
         # The checksums are checked once, beside the decoder's loading.
         return replace(self.model, device=device, dtype=dtype, verify_checksums=False)
 
+    def sharing_threads(self, total: int) -> "LocalConfig":
+        """The same with so many threads for both halves together, where the settings do not give each its own."""
+        if self.model.threads is not None:
+            return self
+        return replace(self, model=replace(self.model, threads=max(1, total // 2)))
+
 
 def main() -> None:
     """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and a status that is not 0."""
@@ -57,6 +64,8 @@ def run(config: LocalConfig) -> int:
     from diptych.local_encoder import LocalEncoder
     from vision_service.service import VisionService
 
+    # Else whichever half is made first would take all of them, and leave the other one.
+    config = config.sharing_threads(num_threads())
     registry = CollectorRegistry()
     encoders: list[VisionService] = []
 
