@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from common.server import event_loop
+
 # Set before torch is imported, also by the services that tests start: tiny products gain nothing from a second
 # thread, and on cores with other work every parallel region waits for the slowest one, ten times over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # is first imported, by whichever test comes first.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The first loop of this kind that a process makes opens a pipe that stays.
+(event_loop.loop_factory() or asyncio.new_event_loop)().close()
 
 # The same examples in every run, so that a red run can be repeated; PROPERTY_OPERATIONS, which asks for a
 # longer hunt, also asks for new ones.

@@ -1,8 +1,8 @@
 """The decode worker: a process that turns image files into pixels, one at a time, inside hard limits.
 
 Run as `python -m vision_service.decoding.decode_worker SETTINGS`, with frames on stdin and stdout. Knows the limits
-of its own process. Does not know requests or the network, imports no torch and opens no file, so what a
-hostile picture can take over is worth little; the service replaces a worker that dies (see `decode_pool`).
+of its own process. Does not know requests or the network, imports no torch and opens no file once it is confined, so
+what a hostile picture can take over is worth little; the service replaces a worker that dies (see `decode_pool`).
 It ends when its stdin does, and so never outlives the service.
 """
 

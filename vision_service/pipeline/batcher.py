@@ -10,6 +10,7 @@ Knows patches, time and one encoder thread. Does not know pixels, tensors or cal
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import EncodedImage
 
 _LOG = logging.getLogger(__name__)
+_LEAST_WAIT = 0.001
+"""In seconds: some event loops count in milliseconds, and what is less would come at once, again and again."""
 
 Encode = Callable[[list[Pixels]], Sequence[EncodedImage]]
 """Encodes a batch; called in the encoder thread, one call at a time."""
@@ -144,8 +147,8 @@ class Batcher:
         """
         if self._task is None:
             raise _closing()
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(pixels, num_patches, loop.time(), loop.create_future())
+        result = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(pixels, num_patches, time.monotonic(), result)
         self._waiting.append(waiting)
         self._arrived.set()
         return await waiting.result
@@ -166,14 +169,14 @@ class Batcher:
             batch, is_full = self._pack()
             remaining = None
             if batch:
-                remaining = batch[0].arrival + self._max_wait - asyncio.get_running_loop().time()
+                remaining = batch[0].arrival + self._max_wait - time.monotonic()
                 if is_full or remaining <= 0:
                     for _ in batch:
                         self._waiting.popleft()
                     return batch
             self._arrived.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(remaining):
+                async with asyncio.timeout(None if remaining is None else max(remaining, _LEAST_WAIT)):
                     await self._arrived.wait()
 
     def _pack(self) -> tuple[list[_Waiting], bool]:
@@ -190,7 +193,7 @@ class Batcher:
 
     async def _encode_batch(self, batch: list[_Waiting], *, is_repeated: bool = False) -> None:
         loop = asyncio.get_running_loop()
-        start = loop.time()
+        start = time.monotonic()
         images = [waiting.pixels for waiting in batch]
         try:
             features = await loop.run_in_executor(self._thread, self._encode, images)
@@ -199,7 +202,7 @@ class Batcher:
         except Exception as error:
             await self._after_failure(batch, error, is_repeated=is_repeated)
             return
-        seconds = loop.time() - start
+        seconds = time.monotonic() - start
         self.num_encoded_images += len(batch)
         self.num_batches += 1
         num_patches = sum(waiting.num_patches for waiting in batch)

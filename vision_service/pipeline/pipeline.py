@@ -9,6 +9,7 @@ cancels whatever stage its image is in.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -107,10 +108,10 @@ class Pipeline:
     async def _encode(self, image: bytes, grid: PatchGrid) -> EncodeResult:
         """Features of one picture that nobody has yet."""
         with self.batcher.admit(grid.num_patches):
-            loop = asyncio.get_running_loop()
-            start = loop.time()
+            # Not by the event loop's clock, which may count in milliseconds.
+            start = time.monotonic()
             pixels = await self._decode_pool.decode(image, grid=grid, field="image")
-            seconds = loop.time() - start
+            seconds = time.monotonic() - start
             result = await self.batcher.encode(pixels, num_patches=grid.num_patches)
         return replace(result, preprocess_seconds=seconds)
 

@@ -24,6 +24,7 @@ constexpr int kPanel = 2 * kWidth;  // columns of a product that are computed to
 
 typedef float Floats __attribute__((vector_size(kWidth * 4)));
 typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t Unsigned __attribute__((vector_size(kWidth * 4)));
 
 static inline Floats load(const float* p) {
   Floats v;
@@ -106,7 +107,8 @@ static inline Floats power_of_two(Floats x) {
   p = p * r + 2.40226507e-1f;
   p = p * r + 6.93147181e-1f;
   p = p * r + 1.0f;
-  const Ints power = ((Ints)shifted << 23) + (127 << 23);  // the lowest bits of `shifted` are n
+  // The lowest bits of `shifted` are n. Without a sign, as what is not right may go beyond any number.
+  const Unsigned power = ((Unsigned)shifted << 23) + (127u << 23);
   return p * (Floats)power;
 }
 

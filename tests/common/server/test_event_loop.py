@@ -10,8 +10,6 @@ import uvloop
 
 from common.server import event_loop
 
-uvloop.new_event_loop().close()  # The first one of a process opens a pipe that stays.
-
 
 async def kind_of_loop() -> type[asyncio.AbstractEventLoop]:
     return type(asyncio.get_running_loop())

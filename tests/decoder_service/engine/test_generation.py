@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import AlreadyExistsError, InternalError, UnavailableError
 from common.image.preprocessing import PatchGrid
+from common.server import event_loop
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.cache.feature_store import FeatureStore
@@ -204,6 +205,22 @@ async def test_deadline_is_a_timeout(bench: Bench) -> None:
     async with bench.generation("a", pictures="p") as generation:
         with pytest.raises(TimeoutError):
             await anext(generation.tokens(deadline=asyncio.get_running_loop().time() + 0.02))
+
+
+def test_no_deadline_is_missed_on_the_loop_that_a_service_runs_on() -> None:
+    """Its alarms may come a moment before its clock shows their time, and nobody else wakes who waits."""
+
+    async def all_of_them() -> None:
+        bench, loop = Bench(), asyncio.get_running_loop()
+        deadlines = [loop.time() + 0.002 + index * 0.00013 for index in range(300)]
+        waiting = [asyncio.ensure_future(anext(bench.generation("a").tokens(deadline=each))) for each in deadlines]
+        ended, others = await asyncio.wait(waiting, timeout=5)
+        for each in others:
+            each.cancel()
+        assert not others
+        assert all(isinstance(each.exception(), TimeoutError) for each in ended)
+
+    event_loop.run(all_of_them())
 
 
 async def test_deadline_comes_also_where_there_is_always_news(bench: Bench) -> None:
