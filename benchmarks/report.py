@@ -1,4 +1,4 @@
-"""Files of results: JSON with machine, versions, date and command.
+"""Files of results: JSON with machine, versions, date and command; and what is said of figures that mean nothing.
 
 Knows dataclasses. Does not know what was measured.
 """
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.hardware import describe
+
+QUICK = "Quick: everything ran at tiny sizes; these figures mean nothing.\n"
+"""Printed above the figures of a run with `--quick`."""
 
 
 def save(path: Path, kind: str, results: object) -> None:

@@ -17,12 +17,13 @@ from benchmarks.compare.pictures import run_picture_cases
 from benchmarks.compare.results import CaseResult, table
 from benchmarks.compare.text import Quietly, run_text_cases
 from benchmarks.exclusive import exclusive
-from benchmarks.peers.environments import TEXT_PEERS, Peer
+from benchmarks.peers.environments import TEXT_PEERS, VISION_PEERS, Peer
 from benchmarks.report import save
 from common.settings.settings import from_arguments, setting
 
 PEERS_FOLDER = Path("build/peers")
 PICTURES_FOLDER = Path("build/benchmarks/pictures")
+_PEERS = tuple(dict.fromkeys(peer.name for peer in (*TEXT_PEERS, *VISION_PEERS)))
 
 Case = TypeVar("Case", TextCase, PictureCase)
 
@@ -41,6 +42,10 @@ class CompareConfig:
     json: Path | None = setting(None, help="file for the results")
     niceness: int = setting(0, minimum=-20, maximum=19, help="of the engines while measured; below 0 as root")
     lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.engines) - {*_PEERS, "none"}:
+            raise ValueError(f"--engines knows no {', '.join(sorted(unknown))}, only {', '.join(_PEERS)} and none")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from benchmarks.components.products import measure_products
 from benchmarks.components.texts import measure_texts
 from benchmarks.components.timing import Measurement
 from benchmarks.exclusive import exclusive
-from benchmarks.report import save
+from benchmarks.report import QUICK, save
 from common.server.process import tune_allocator
 from common.settings.settings import from_arguments, setting
 
@@ -51,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
     measurements = []
+    if config.quick:
+        sys.stdout.write(QUICK)
     with exclusive([Path(lock) for lock in config.lock]):
         for part in config.parts:
             for measurement in measure(part, config):

@@ -7,19 +7,21 @@ import argparse
 import asyncio
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.compare.command import PEERS_FOLDER
 from benchmarks.exclusive import exclusive
-from benchmarks.report import save
+from benchmarks.report import QUICK, save
 from benchmarks.served.loads import CASES, Alone, Loads, ServedCase, quick, rates
 from benchmarks.served.results import Comparison, OpenLoad, tables
 from benchmarks.served.systems import Running, System, running_systems
 from common.settings.settings import from_arguments, setting
 
 _NAMES = tuple(case.name for case in CASES)
+_PEERS = tuple(dict.fromkeys(peer.name for case in CASES for peer in case.peers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class ServedConfig:
     def __post_init__(self) -> None:
         if unknown := set(self.cases) - set(_NAMES):
             raise ValueError(f"--cases knows no {', '.join(sorted(unknown))}")
+        if unknown := set(self.engines) - {*_PEERS, "none"}:
+            raise ValueError(f"--engines knows no {', '.join(sorted(unknown))}, only {', '.join(_PEERS)} and none")
         if not all(re.fullmatch(r"(decoder|vision)\.\w+\.\w+=[\w.]+", each) for each in self.ours):
             raise ValueError("--ours must be settings such as decoder.engine.max_step_stretch=1.3")
 
@@ -53,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         for case in CASES:
             if case.name in config.cases:
                 found.append(asyncio.run(_compared(config, _sized(config, case))))
-                sys.stdout.write(f"{tables(found[-1])}\n")
+                sys.stdout.write(f"{QUICK if config.quick else ''}{tables(found[-1])}\n")
                 sys.stdout.flush()
                 if config.json is not None:
                     save(config.json, "served", found)  # After each, as the next may take long.
@@ -73,8 +77,15 @@ async def _compared(config: ServedConfig, case: ServedCase) -> Comparison:
         case.model, case.peers, folder=config.peers, cores=cores, settings=config.ours, local=config.local
     ) as running:
         loads = Loads(case, limit_seconds=config.limit_seconds)
-        alone = {system.name: await _alone(system, loads) for system in running.systems}
-        return await _loaded(running, case, cores, loads, alone)
+        ours, *peers = running.systems
+        alone, not_run = {ours.name: await _alone(ours, loads)}, dict(running.not_run)
+        for peer in peers:
+            try:
+                alone[peer.name] = await _alone(peer, loads)
+            except ValueError as error:  # It started, and answers nothing.
+                not_run[peer.name] = str(error)
+        answering = [system for system in running.systems if system.name in alone]
+        return await _loaded(Running(systems=answering, not_run=not_run), case, cores, loads, alone)
 
 
 async def _loaded(
@@ -100,17 +111,13 @@ async def _loaded(
 
 async def _alone(system: System, loads: Loads) -> Alone:
     sys.stderr.write(f"{system.name} alone\n")
-    system.resume()
-    try:
+    with _awake(system):
         return await loads.alone(system.send)
-    finally:
-        system.pause()
 
 
 async def _open(system: System, loads: Loads, arrivals: str, rate: float, number: int) -> OpenLoad:
     sys.stderr.write(f"{system.name} under {arrivals}, {rate:.2f}/s\n")
-    system.resume()
-    try:
+    with _awake(system):
         before = system.processor_seconds()
         records = await loads.open(system.send, rate=rate, number=number)
         return OpenLoad(
@@ -120,6 +127,15 @@ async def _open(system: System, loads: Loads, arrivals: str, rate: float, number
             processor_seconds=system.processor_seconds() - before,
             records=records,
         )
+
+
+@contextmanager
+def _awake(system: System) -> Iterator[None]:
+    """Let it run meanwhile. That it has ended is not said here: its requests fail, and they say why."""
+    with suppress(ProcessLookupError):
+        system.resume()
+    try:
+        yield
     finally:
         with suppress(ProcessLookupError):
             system.pause()

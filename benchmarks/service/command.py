@@ -18,7 +18,7 @@ from benchmarks import checkpoints
 from benchmarks.exclusive import exclusive
 from benchmarks.load.pair import running_pair
 from benchmarks.load.prompts import PromptMaker
-from benchmarks.report import save
+from benchmarks.report import QUICK, save
 from benchmarks.service.overhead import OverheadResult, measure_overhead
 from benchmarks.service.pictures import InterferenceResult, OpenLoopResult, PictureLoads
 from common.client.client import AsyncDiptychClient
@@ -57,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the cases, print what they found, write the file."""
     config = from_arguments(ServiceConfig, options)
     results: dict[str, object] = {}
+    if config.quick:
+        sys.stdout.write(QUICK)
     with exclusive([Path(lock) for lock in config.lock]):
         if "C10" in config.cases:
             results["C10"] = overheads = _overheads(config)

@@ -15,6 +15,7 @@ from benchmarks.__main__ import _PROGRAMS, main
 from benchmarks.checkpoints import checkpoint
 from benchmarks.load.pair import running_pair
 from benchmarks.load.prompts import PromptMaker
+from benchmarks.report import QUICK
 from benchmarks.service.pictures import PictureLoads
 from common.client.client import AsyncDiptychClient
 
@@ -66,7 +67,8 @@ def test_compare_runs_ourselves_and_names_the_peers_that_are_not_there(tmp_path:
 
 def test_components_measures_every_part(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    run("components", "--quick", "--seconds", "0.005", "--json", str(file))
+    text = run("components", "--quick", "--seconds", "0.005", "--json", str(file))
+    assert text.startswith(QUICK)
     found = results(file)["measurements"]
     assert {each["component"] for each in found} == {
         "step by running requests",
@@ -131,7 +133,9 @@ async def test_pictures_are_loaded_openly_and_beside_text(address: str) -> None:
 
 def test_service_compares_itself_with_the_engine_alone(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    assert "C10 at 2" in run("service", "--quick", "--cases", "C10", "--rounds", "1", "--json", str(file))
+    text = run("service", "--quick", "--cases", "C10", "--rounds", "1", "--json", str(file))
+    assert text.startswith(QUICK)
+    assert "C10 at 2" in text
     one, two = results(file)["C10"]
     assert one["rate_ratio"] == pytest.approx(one["service_rate"] / one["in_process_rate"])
     assert two["added_ttft_ms"] is None
@@ -140,6 +144,7 @@ def test_service_compares_itself_with_the_engine_alone(tmp_path: Path) -> None:
 def test_served_runs_ours_and_names_the_servers_that_are_not_there(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     text = run("served", "--quick", "--cases", "pictures", "--peers", str(tmp_path), "--json", str(file))
+    assert text.startswith(QUICK)
     assert "Not run: transformers (not installed).\nNot run: vllm (not installed)." in text
     (found,) = results(file)
     assert [(load["system"], load["arrivals"]) for load in found["loads"]] == [
