@@ -4,12 +4,11 @@ import asyncio
 import inspect
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-from common.server import event_loop
 
 # Set before torch is imported, also by the services that tests start: tiny products gain nothing from a second
 # thread, and on cores with other work every parallel region waits for the slowest one, ten times over.
@@ -20,8 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The first loop of this kind that a process makes opens a pipe that stays.
-(event_loop.loop_factory() or asyncio.new_event_loop)().close()
+# The first loop that a process makes of uvloop's opens a pipe that stays.
+with suppress(ImportError):
+    __import__("uvloop").new_event_loop().close()
 
 # The same examples in every run, so that a red run can be repeated; PROPERTY_OPERATIONS, which asks for a
 # longer hunt, also asks for new ones.

@@ -1,4 +1,4 @@
-"""Services run on uvloop where it is installed, and on asyncio's own loop where it is not."""
+"""Services run on asyncio's own loop, and on uvloop where that is asked for and installed."""
 
 import asyncio
 import subprocess
@@ -15,11 +15,17 @@ async def kind_of_loop() -> type[asyncio.AbstractEventLoop]:
     return type(asyncio.get_running_loop())
 
 
-def test_services_run_on_the_faster_loop() -> None:
+def test_services_run_on_asyncios_own_loop() -> None:
+    assert event_loop.run(kind_of_loop()) is asyncio.SelectorEventLoop
+
+
+def test_services_run_on_the_faster_loop_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(event_loop.VARIABLE, "1")
     assert event_loop.run(kind_of_loop()) is uvloop.Loop
 
 
 def test_without_it_they_run_on_asyncios_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(event_loop.VARIABLE, "1")
     monkeypatch.setitem(sys.modules, "uvloop", None)  # As if it were not installed.
     assert event_loop.run(kind_of_loop()) is asyncio.SelectorEventLoop
 
@@ -41,5 +47,5 @@ def test_a_worker_that_is_killed_is_seen_to_end_on_either_loop(monkeypatch: pyte
         return process.returncode or 0
 
     assert event_loop.run(kill_one()) == -9
-    monkeypatch.setitem(sys.modules, "uvloop", None)
+    monkeypatch.setenv(event_loop.VARIABLE, "1")
     assert event_loop.run(kill_one()) == -9

@@ -207,7 +207,8 @@ async def test_deadline_is_a_timeout(bench: Bench) -> None:
             await anext(generation.tokens(deadline=asyncio.get_running_loop().time() + 0.02))
 
 
-def test_no_deadline_is_missed_on_the_loop_that_a_service_runs_on() -> None:
+@pytest.mark.parametrize("uvloop", ["0", "1"])
+def test_no_deadline_is_missed_on_either_loop(uvloop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its alarms may come a moment before its clock shows their time, and nobody else wakes who waits."""
 
     async def all_of_them() -> None:
@@ -220,6 +221,7 @@ def test_no_deadline_is_missed_on_the_loop_that_a_service_runs_on() -> None:
         assert not others
         assert all(isinstance(each.exception(), TimeoutError) for each in ended)
 
+    monkeypatch.setenv(event_loop.VARIABLE, uvloop)
     event_loop.run(all_of_them())
 
 
