@@ -27,7 +27,8 @@ from common.native.resizing import find_kernels, open_resize
 from common.server.process import tune_allocator
 from common.version import server_version
 from decoder_service.engine.engine import Engine
-from decoder_service.engine.request import PlaceholderRange, Request
+from decoder_service.engine.prompt_images import PlaceholderRange
+from decoder_service.engine.request import Request
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.vision.image_encoder import ImageFeatures
 from vision_service.decoding.image import Pixels, decode_image, keep_pixel_memory

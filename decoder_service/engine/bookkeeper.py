@@ -8,7 +8,8 @@ from common.errors import DiptychError
 from decoder_service.cache.prefix_cache import PrefixCache
 from decoder_service.engine.completions import Completions
 from decoder_service.engine.endings import finish_reason, no_token_error, step_error
-from decoder_service.engine.request import ImageRef, Request
+from decoder_service.engine.prompt_images import ImageRef
+from decoder_service.engine.request import Request
 from decoder_service.engine.request_status import FinishReason, RequestStatus
 from decoder_service.engine.step import NoToken, ScheduledBatch, StepOutput, StepResult, TokenOutput
 from decoder_service.model.splice_error import SpliceError

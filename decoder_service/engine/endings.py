@@ -15,7 +15,7 @@ def finish_reason(request: Request) -> FinishReason | None:
     token_id, sampling = request.output_token_ids[-1], request.sampling
     if token_id in sampling.stop_token_ids or (token_id in request.end_token_ids and not sampling.ignore_eos):
         return FinishReason.STOP
-    return FinishReason.LENGTH if len(request.output_token_ids) >= sampling.max_tokens else None
+    return FinishReason.LENGTH if request.num_output_tokens >= sampling.max_tokens else None
 
 
 def step_error(failure: Exception, error_id: str) -> DiptychError:

@@ -12,7 +12,8 @@ from decoder_service.cache.prefix_cache import PrefixCache
 from decoder_service.engine.bookkeeper import Bookkeeper
 from decoder_service.engine.completions import Completions
 from decoder_service.engine.pipeline import Pipeline
-from decoder_service.engine.request import Features, ImageRef, Request
+from decoder_service.engine.prompt_images import Features, ImageRef
+from decoder_service.engine.request import Request
 from decoder_service.engine.stats import EngineStats
 from decoder_service.engine.step import Launcher, Runner, StepOutput
 from decoder_service.scheduling.capacity import Capacity

@@ -16,7 +16,8 @@ from common.errors import DiptychError, UnavailableError
 from decoder_service.cache.feature_store import FeatureStore, PromptImage
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.image_fetch import ImageFetch
-from decoder_service.engine.request import ImageRef, Request
+from decoder_service.engine.prompt_images import ImageRef
+from decoder_service.engine.request import Request
 from decoder_service.engine.step import TokenOutput, WantedImages
 from decoder_service.engine.timings import Stopwatch, Timings
 from decoder_service.vision.image_encoder import ImageFeatures

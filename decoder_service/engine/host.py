@@ -17,7 +17,8 @@ from common.errors import AlreadyExistsError, DiptychError, InternalError, Unava
 from decoder_service.engine.calls import EngineCalls, settle, stopped
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.listener import Listener, Nobody
-from decoder_service.engine.request import Features, ImageRef, Request
+from decoder_service.engine.prompt_images import Features, ImageRef
+from decoder_service.engine.request import Request
 from decoder_service.engine.stats import EngineStats
 from decoder_service.engine.step import StepOutput, WantedImages
 

@@ -6,7 +6,7 @@ Knows the events. Does not know threads (see `host`) or what is made of them (se
 from typing import Protocol
 
 from common.errors import DiptychError
-from decoder_service.engine.request import ImageRef
+from decoder_service.engine.prompt_images import ImageRef
 from decoder_service.engine.step import TokenOutput, WantedImages
 
 

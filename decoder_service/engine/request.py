@@ -7,42 +7,14 @@ Knows facts and what follows from them. Does not know other requests, the policy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.image.preprocessing import PatchGrid
 from decoder_service.cache.block_hash import BlockHash
 from decoder_service.cache.block_manager import BlockId
+from decoder_service.engine.prompt_images import Features, ImageRef, PlaceholderRange
 from decoder_service.engine.request_status import RequestStatus
 from decoder_service.sampling.logprobs import Logprobs
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.sampling.token_counts import TokenCounts
 from decoder_service.structured.structure import Matcher
-
-Features = object
-"""Image features of one image, whatever they are: the policy files pass them on and never look inside."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRef:
-    """One image of one request."""
-
-    request_id: str
-    image_index: int
-    """Place among the request's images, from 0."""
-    index: int = 0
-    """The completion that it is for: each fetches its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceholderRange:
-    """Where an image stands in the prompt: its placeholder tokens, row breaks and end token."""
-
-    offset: int
-    length: int
-    grid: PatchGrid
-
-    @property
-    def end(self) -> int:
-        """Position after the last token."""
-        return self.offset + self.length
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -144,6 +116,11 @@ class Request:
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens that it was given so far."""
+        return len(self.output_token_ids)
 
     @property
     def num_tokens(self) -> int:

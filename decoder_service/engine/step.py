@@ -10,7 +10,8 @@ from typing import NamedTuple, Protocol
 
 from common.errors import DiptychError
 from decoder_service.cache.block_manager import BlockId
-from decoder_service.engine.request import ImageRef, Request
+from decoder_service.engine.prompt_images import ImageRef
+from decoder_service.engine.request import Request
 from decoder_service.engine.request_status import FinishReason
 from decoder_service.sampling.logprobs import Logprobs
 

@@ -198,7 +198,7 @@ def _is_plain(layout: BatchLayout, batch: ScheduledBatch) -> bool:
 
 def _sampling_row(request: Request, *, is_ahead: bool) -> SamplingRow:
     # A step ahead gives the token behind the one that is still to come.
-    sampling, position = request.sampling, len(request.output_token_ids) + is_ahead
+    sampling, position = request.sampling, request.num_output_tokens + is_ahead
     return SamplingRow(
         params=sampling,
         uniform=uniform(seed=sampling.seed, index=request.index, position=position) if sampling.temperature else 0.0,

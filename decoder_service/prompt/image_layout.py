@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from common.image.preprocessing import PatchGrid
-from decoder_service.engine.request import PlaceholderRange
+from decoder_service.engine.prompt_images import PlaceholderRange
 
 
 class ImageTokenIds(NamedTuple):

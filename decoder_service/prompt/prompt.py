@@ -12,7 +12,7 @@ from dataclasses import field as dataclass_field
 from common.errors import InvalidArgumentError
 from common.image.header import ImageLimits, read_image_header
 from common.image.preprocessing import PatchGrid, Preprocessing
-from decoder_service.engine.request import PlaceholderRange
+from decoder_service.engine.prompt_images import PlaceholderRange
 from decoder_service.prompt.image_layout import locate_images
 from decoder_service.prompt.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TextPrompt, TokenPrompt
 from decoder_service.prompt.tokenizer import Tokenizer

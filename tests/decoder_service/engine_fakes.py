@@ -9,7 +9,8 @@ from common.errors import DiptychError
 from common.image.preprocessing import PatchGrid
 from decoder_service.cache.block_hash import HashBlock, block_hash
 from decoder_service.engine.engine import Engine
-from decoder_service.engine.request import ImageRef, PlaceholderRange, Request
+from decoder_service.engine.prompt_images import ImageRef, PlaceholderRange
+from decoder_service.engine.request import Request
 from decoder_service.engine.step import (
     StepOutput,
 )

@@ -17,7 +17,8 @@ from common.model.attention import packed_attention
 from common.model.config import PixtralConfig
 from common.native.opening import open_library
 from decoder_service.engine.engine import Engine
-from decoder_service.engine.request import PlaceholderRange, Request
+from decoder_service.engine.prompt_images import PlaceholderRange
+from decoder_service.engine.request import Request
 from decoder_service.engine.step import ScheduledBatch, StepResult
 from decoder_service.model.batch import ForwardBatch, lay_out
 from decoder_service.model.compute import Compute, TorchCompute

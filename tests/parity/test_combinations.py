@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.engine.engine import Engine
-from decoder_service.engine.request import ImageRef, Request
+from decoder_service.engine.prompt_images import ImageRef
+from decoder_service.engine.request import Request
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.runner import DecoderRunner

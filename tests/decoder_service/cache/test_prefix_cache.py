@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from decoder_service.cache.block_hash import BlockHash, BlockImage, HashBlock, block_hash
-from decoder_service.engine.request import ImageRef, Request
+from decoder_service.engine.prompt_images import ImageRef
+from decoder_service.engine.request import Request
 from decoder_service.engine.request_status import RequestStatus
 from decoder_service.engine.step import WantedImages
 from tests.decoder_service.engine_fakes import Host, make_request, tokens_alone

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from decoder_service.engine.device_errors import DeviceLostError
-from decoder_service.engine.request import ImageRef
+from decoder_service.engine.prompt_images import ImageRef
 from decoder_service.scheduling.step_plan import STEPS_BEFORE_GROWTH
 from tests.decoder_service.engine_fakes import Host, make_request
 

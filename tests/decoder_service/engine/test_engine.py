@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from common.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError
-from decoder_service.engine.request import ImageRef
+from decoder_service.engine.prompt_images import ImageRef
 from decoder_service.engine.request_status import FinishReason, RequestStatus
 from decoder_service.engine.step import NoToken, StepResult
 from decoder_service.sampling.sampling_params import SamplingParams

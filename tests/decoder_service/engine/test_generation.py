@@ -17,7 +17,8 @@ from decoder_service.cache.feature_store import FeatureStore
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.generation import Generation
 from decoder_service.engine.host import EngineHost
-from decoder_service.engine.request import PlaceholderRange, Request
+from decoder_service.engine.prompt_images import PlaceholderRange
+from decoder_service.engine.request import Request
 from decoder_service.engine.step import BlockCopy, NoToken, ScheduledBatch, StepResult, TokenOutput
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig

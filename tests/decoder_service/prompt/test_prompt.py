@@ -16,7 +16,7 @@ from PIL import Image
 from common.errors import InvalidArgumentError
 from common.image.header import ImageLimits
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
-from decoder_service.engine.request import PlaceholderRange
+from decoder_service.engine.prompt_images import PlaceholderRange
 from decoder_service.prompt.mistral_chat import ChatTokenizer
 from decoder_service.prompt.prompt import Prompt, PromptBuilder, PromptLimits
 from decoder_service.prompt.prompt_spec import ChatMessage, ChatPrompt, PromptSpec, Role, TextPrompt, TokenPrompt

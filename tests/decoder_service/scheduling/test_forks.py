@@ -5,7 +5,7 @@ import pytest
 from common.errors import AlreadyExistsError, InvalidArgumentError
 from decoder_service.cache.block_manager import IntegrityError
 from decoder_service.engine.device_errors import DeviceMemoryError
-from decoder_service.engine.request import ImageRef
+from decoder_service.engine.prompt_images import ImageRef
 from tests.decoder_service.engine_fakes import Host, make_request, tokens_alone
 
 

@@ -9,7 +9,8 @@ import pytest
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.cache.block_manager import BlockManager, IntegrityError
 from decoder_service.cache.prefix_cache import PrefixCache
-from decoder_service.engine.request import ImageRef, Request
+from decoder_service.engine.prompt_images import ImageRef
+from decoder_service.engine.request import Request
 from decoder_service.engine.request_status import RequestStatus
 from decoder_service.engine.step import StepOutput, WantedImages
 from decoder_service.scheduling.scheduler import Scheduler
