@@ -38,15 +38,17 @@ class StepPlan:
         self.budget = self._limit
 
     def spare_generating(self, num_beginning: int) -> None:
-        """Keep the rest small where the step gives anybody the next token, as that comes when all of it is computed.
+        """Keep the rest small where the step goes on with anybody's stream, as its token comes when all is computed.
 
-        Every request that moves has its one token by now; `num_beginning` more could begin.
+        Every request that moves has its one token by now; `num_beginning` more could begin. A stream whose second token
+        is next does not count: prompts that came with its own, and found no room in one step, go together in the next.
         """
         num_mixed = self._config.max_num_mixed_tokens
         if num_mixed is None:
             return
-        num_generating = sum(request.is_generating for request in self._num_tokens)
-        if num_generating:
+        generating = [request for request in self._num_tokens if request.is_generating]
+        if any(request.num_output_tokens > 1 for request in generating):
+            num_generating = len(generating)
             num_prompts = max(1, len(self._num_tokens) - num_generating + num_beginning)
             # So many times the step without prompts is added to it.
             added = min(num_prompts, (self._config.max_step_stretch or math.inf) - 1)

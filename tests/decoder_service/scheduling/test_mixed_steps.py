@@ -18,7 +18,7 @@ def streaming_host(
     max_num_mixed_tokens: int | None = NUM_MIXED,
     max_step_stretch: float | None = None,
 ) -> Host:
-    """So many requests get a token in every step."""
+    """So many requests get a token in every step, and have had two."""
     host = Host(
         num_blocks=200,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -28,7 +28,7 @@ def streaming_host(
     )
     for index in range(count):
         host.submit(make_request(f"s{index}", 2, arrival=index, max_tokens=60))
-    host.step()
+    chunks(host, "s0", steps=2)
     return host
 
 
@@ -65,6 +65,30 @@ def test_where_nobody_gets_a_next_token_prompts_have_the_whole_step() -> None:
     assert host.runner.batches[-1] == {"r0": 64}
     host.step()
     assert host.runner.batches[-1] == {"r0": 36, "r1": 28}
+
+
+def test_prompts_that_came_with_a_stream_are_taken_in_whole_beside_its_second_token_and_not_beside_its_third() -> None:
+    host = streaming_host(0)
+    host.submit(make_request("first", 2, arrival=0, max_tokens=60))
+    host.step()
+    for index in range(4):
+        host.submit(make_request(f"r{index}", 20, arrival=1 + index, max_tokens=60))
+    host.step()
+    assert host.runner.batches[-1] == {"first": 1, "r0": 20, "r1": 20, "r2": 20, "r3": 3}
+    host.step()
+    assert host.runner.batches[-1] == {"first": 1, "r0": 1, "r1": 1, "r2": 1, "r3": 1 + NUM_MIXED + 4}
+    host.run()
+    host.check_outputs()
+
+
+def test_one_stream_of_some_length_is_enough_for_the_limit() -> None:
+    host = streaming_host(1)
+    host.engine.set_paused("s0", paused=True)
+    host.submit(make_request("long", 60, arrival=9))
+    assert chunks(host, "long", steps=1) == [60]
+    host.engine.set_paused("s0", paused=False)
+    host.submit(make_request("next", 60, arrival=10))
+    assert chunks(host, "next", steps=1) == [NUM_MIXED + 2]
 
 
 def test_more_prompts_have_more_tokens_together_so_that_a_queue_of_them_does_not_grow_for_ever() -> None:
