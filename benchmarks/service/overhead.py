@@ -22,6 +22,7 @@ from benchmarks.statistics import percentile
 from common.client.client import AsyncDiptychClient
 
 _WORKLOAD = WorkloadConfig(text_tokens=Span(63, 63), output_tokens=Span(64, 64))
+_ONE_TOKEN = replace(_WORKLOAD, output_tokens=Span(1, 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +59,19 @@ async def _compare(engine: Worker, address: str, concurrency: int, *, rounds: in
         for number in range(rounds + 1):
             workload = replace(_WORKLOAD, seed=number)
             plans = plan_requests(workload, concurrency, token_ids=prompts.text_token_ids)
+            first = plan_requests(replace(_ONE_TOKEN, seed=100 + number), 1, token_ids=prompts.text_token_ids)[0]
             records = await closed_loop(plans, concurrency, sender.send, lambda: None)
+            # Right behind a load on either side, so that neither's code has to come from memory.
+            served_first = time_to_first_token(await sender.send(first))
             answer = engine.ask("generate", prompts=[_ids(plan) for plan in plans], max_tokens=64)
+            alone_first = _first_token_seconds(engine, first)
             if number == 0:
                 continue  # To warm both.
             served.append(figures(records).output_throughput)
             alone.append(concurrency * 64 / answer["seconds"])
             ratios.append(served[-1] / alone[-1])
             if concurrency == 1:
-                first = plan_requests(replace(workload, seed=100 + number), 1, token_ids=prompts.text_token_ids)[0]
-                added.append(time_to_first_token(records[0]) - _first_token_seconds(engine, first))
+                added.append(served_first - alone_first)
     return OverheadResult(
         concurrency=concurrency,
         in_process_rate=percentile(alone, 50),
