@@ -28,7 +28,6 @@ from common.features.chunk_copy import copy_plainly
 from common.features.features import FeatureSpec
 from common.features.shared_memory import SharedArena
 from common.native.chunks import open_copy
-from common.server import event_loop
 from common.server.config import ServerConfig
 from common.server.process import tune_allocator
 from decoder_service.vision.client import VisionClient
@@ -230,9 +229,9 @@ def main() -> None:
     options = parser.parse_args()
     tune_allocator()
     if options.serve:
-        event_loop.run(serve())
+        asyncio.run(serve())
     else:
-        sys.exit(event_loop.run(run(rounds=options.rounds, seconds=options.seconds)))
+        sys.exit(asyncio.run(run(rounds=options.rounds, seconds=options.seconds)))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ Knows how the two are put together. Does not know what either does; `diptych up 
 import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
 
 # isort: split
+import asyncio
 import sys
 from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry
 
 from common.model.settings import DtypeChoice, ModelSettings
-from common.server import event_loop
 from common.server.process import num_threads
 from common.server.start import read_config
 from common.settings.settings import setting
@@ -81,7 +81,7 @@ def run(config: LocalConfig) -> int:
     except ValueError as error:
         sys.stderr.write(f"diptych.local: {error}\n")
         return 2
-    status = event_loop.run(service.run(registry))
+    status = asyncio.run(service.run(registry))
     return 1 if any(encoder.device_lost.is_set() for encoder in encoders) else status
 
 

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # is first imported, by whichever test comes first.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-# The first loop that a process makes of uvloop's opens a pipe that stays.
-with suppress(ImportError):
-    __import__("uvloop").new_event_loop().close()
 
 # The same examples in every run, so that a red run can be repeated; PROPERTY_OPERATIONS, which asks for a
 # longer hunt, also asks for new ones.

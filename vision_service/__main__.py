@@ -15,7 +15,6 @@ import sys
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from common.features.shared_memory import SharedArena
-from common.server import event_loop
 from common.server.server import GrpcServer
 from common.server.start import read_config
 from common.telemetry.tracing import make_tracer
@@ -32,7 +31,7 @@ def main() -> None:
     config = read_config(
         VisionConfig, prog="vision_service", description="Encodes pictures into image features, over gRPC."
     )
-    sys.exit(event_loop.run(serve(config)))
+    sys.exit(asyncio.run(serve(config)))
 
 
 async def serve(config: VisionConfig) -> int:

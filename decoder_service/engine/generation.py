@@ -190,7 +190,7 @@ class Generation:
         self._wake()
 
     def _ring(self) -> None:
-        # Told by a flag: on some loops an alarm comes a moment before the clock shows its time.
+        # Told by a flag: an alarm may come a moment before the loop's clock shows its time.
         self._has_rung = True
         self._wake()
 

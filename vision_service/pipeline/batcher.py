@@ -22,8 +22,6 @@ from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import EncodedImage
 
 _LOG = logging.getLogger(__name__)
-_LEAST_WAIT = 0.001
-"""In seconds: some event loops count in milliseconds, and what is less would come at once, again and again."""
 
 Encode = Callable[[list[Pixels]], Sequence[EncodedImage]]
 """Encodes a batch; called in the encoder thread, one call at a time."""
@@ -176,7 +174,7 @@ class Batcher:
                     return batch
             self._arrived.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if remaining is None else max(remaining, _LEAST_WAIT)):
+                async with asyncio.timeout(remaining):
                     await self._arrived.wait()
 
     def _pack(self) -> tuple[list[_Waiting], bool]:

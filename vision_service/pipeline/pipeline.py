@@ -108,7 +108,6 @@ class Pipeline:
     async def _encode(self, image: bytes, grid: PatchGrid) -> EncodeResult:
         """Features of one picture that nobody has yet."""
         with self.batcher.admit(grid.num_patches):
-            # Not by the event loop's clock, which may count in milliseconds.
             start = time.monotonic()
             pixels = await self._decode_pool.decode(image, grid=grid, field="image")
             seconds = time.monotonic() - start
