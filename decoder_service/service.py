@@ -17,6 +17,7 @@ from common.client.tls import ChannelTlsFiles
 from common.image.header import ImageLimits
 from common.model.config import PixtralConfig
 from common.native.chunks import open_copy
+from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
 from common.telemetry.tracing import make_tracer
 from common.version import API_VERSION
@@ -31,7 +32,7 @@ from decoder_service.engine.watchdog import Watchdog
 from decoder_service.engine_builder import build_engine, build_run_config
 from decoder_service.prompt.prompt import PromptBuilder, PromptLimits
 from decoder_service.prompt.tokenizer import Tokenizer
-from decoder_service.prompt.tokenizer_files import find_tokenizer_file, load_tokenizer
+from decoder_service.prompt.tokenizer_files import find_tokenizer_file, load_fitting_tokenizer
 from decoder_service.structured.compiler import Grammars, StructureCompiler
 from decoder_service.telemetry.metrics import EngineCollector
 from decoder_service.telemetry.request_metrics import RequestMetrics, StepMetrics
@@ -64,7 +65,10 @@ class DecoderService:
         _check_vision_addresses(config, checkpoint, has_encoder=make_encoder is not None)
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
-        tokenizer = _load_tokenizer(config, text.vocab_size, image_token_id)
+        tokenizer_file = config.tokenizer or find_tokenizer_file(config.model.model)
+        tokenizer = load_fitting_tokenizer(
+            tokenizer_file, vocabulary_size=text.vocab_size, image_token_id=image_token_id
+        )
         run_config = build_run_config(config, checkpoint)
         self._engine = build_engine(config, checkpoint, run_config)
         self._tokenizer = tokenizer
@@ -138,6 +142,7 @@ class DecoderService:
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc)
         server.ask_first(Doorkeeper(servicer.admission, metrics).check)
+        freeze_loaded()
         host.start()
         await server.start()
         watchdog = Watchdog(
@@ -188,17 +193,6 @@ def _structures(tokenizer: Tokenizer, info: ModelInfo) -> StructureCompiler | No
         return GrammarVocabulary(tokenizer, vocabulary_size=info.vocabulary_size, end_token_ids=info.end_token_ids)
 
     return StructureCompiler(load)
-
-
-def _load_tokenizer(config: DecoderConfig, vocabulary_size: int, image_token_id: int | None) -> Tokenizer:
-    """The tokenizer, which fits the model. Raises ValueError naming the file."""
-    path = config.tokenizer or find_tokenizer_file(config.model.model)
-    tokenizer = load_tokenizer(path)
-    try:
-        tokenizer.check_fits(vocabulary_size=vocabulary_size, image_token_id=image_token_id)
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-    return tokenizer
 
 
 def _check_vision_addresses(config: DecoderConfig, checkpoint: Checkpoint, *, has_encoder: bool) -> None:

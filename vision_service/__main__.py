@@ -15,6 +15,7 @@ import sys
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from common.features.shared_memory import SharedArena
+from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
 from common.server.start import read_config
 from common.telemetry.tracing import make_tracer
@@ -52,6 +53,7 @@ async def serve(config: VisionConfig) -> int:
     await service.start()
     watch = asyncio.create_task(_stop_when_lost(service))
     try:
+        freeze_loaded()
         await server.start()
         server.set_serving([SERVICE_NAME])
         await server.wait_for_termination()

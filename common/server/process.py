@@ -1,9 +1,10 @@
-"""What a service asks of its process: the allocator and its parent.
+"""What a service asks of its process: the allocator, the garbage collector and its parent.
 
-Knows the C library and Linux. Does nothing, silently, where these are not what it knows.
+Knows Python, the C library and Linux. Does nothing, silently, where these are not what it knows.
 """
 
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -39,6 +40,17 @@ def give_memory_back() -> None:
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def freeze_loaded() -> None:
+    """Collect garbage once, and have later collections pass over all that is left: modules, model and server.
+
+    That is some 200,000 objects, which every full collection would look at while all streams stand still; sixteen
+    streams have some 8,000. For the moment just before a service takes calls, so that nothing of theirs is among them:
+    what is frozen still goes when nobody refers to it, but not where it is part of a cycle.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def die_with_parent(parent: int) -> None:

@@ -28,3 +28,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if path.name == _HF_NAME:
         return HuggingFaceTokenizer.from_file(path)
     return MistralFileTokenizer.from_file(path)
+
+
+def load_fitting_tokenizer(path: Path, *, vocabulary_size: int, image_token_id: int | None) -> Tokenizer:
+    """Load the tokenizer file of a model. Raises ValueError, which names the file where the two do not fit."""
+    tokenizer = load_tokenizer(path)
+    try:
+        tokenizer.check_fits(vocabulary_size=vocabulary_size, image_token_id=image_token_id)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    return tokenizer
