@@ -84,7 +84,9 @@ PREPROCESSING = Preprocessing(
 MODELS: dict[str, MistralConfig | PixtralConfig] = {
     "small": SMALL,
     "tiny": TINY,
+    "small-bfloat16": SMALL,
     "pixtral": PixtralConfig(text=SMALL, vision=VISION, image_token_index=10),
+    "pixtral-bfloat16": PixtralConfig(text=SMALL, vision=VISION, image_token_index=10),
     "medium-pixtral": PixtralConfig(text=MEDIUM, vision=VISION, image_token_index=10),
     "smoke": replace(TINY, num_hidden_layers=1, feed_forward_length=64, vocab_size=512),
     "smoke-pixtral": PixtralConfig(
@@ -93,6 +95,14 @@ MODELS: dict[str, MistralConfig | PixtralConfig] = {
         image_token_index=10,
     ),
 }
+
+
+def has_halves(name: str) -> bool:
+    """Whether all weights of a model of `MODELS` are bfloat16, as published ones are; the file is float32 nevertheless.
+
+    So every system reads the same file, and those that know no better keep 32 bits of each.
+    """
+    return name.endswith("-bfloat16")
 
 
 def text_config(name: str) -> MistralConfig:
@@ -107,7 +117,7 @@ def checkpoint(name: str, folder: Path = FOLDER) -> Path:
     if not directory.exists():
         aside = directory.with_name(f"{directory.name}.{os.getpid()}")
         aside.mkdir(parents=True)
-        _write(aside, MODELS[name])
+        _write(aside, MODELS[name], in_halves=has_halves(name))
         aside.replace(directory)
     return directory
 
@@ -183,14 +193,14 @@ def random_prompts(name: str, count: int, length: int, *, seed: int) -> list[lis
     return [[1, *prompt[1:]] for prompt in prompts]
 
 
-def _write(directory: Path, config: MistralConfig | PixtralConfig) -> None:
+def _write(directory: Path, config: MistralConfig | PixtralConfig, *, in_halves: bool) -> None:
     has_vision = isinstance(config, PixtralConfig)
     planned = [
         Planned(
             name=stored_name(part, name, layout=CheckpointFormat.HF, has_vision=has_vision),
             dtype=torch.float32,
             shape=shape,
-            make=partial(_random_tensor, f"{part.value}.{name}", shape),
+            make=partial(_random_tensor, f"{part.value}.{name}", shape, in_halves=in_halves),
         )
         for part, name, shape in tensor_shapes(config)
     ]
@@ -201,10 +211,11 @@ def _write(directory: Path, config: MistralConfig | PixtralConfig) -> None:
     shutil.copy(TOKENIZER, directory)
 
 
-def _random_tensor(name: str, shape: Sequence[int]) -> Tensor:
+def _random_tensor(name: str, shape: Sequence[int], *, in_halves: bool) -> Tensor:
     """Values that depend on the tensor's name alone."""
     generator = torch.Generator().manual_seed(SEED ^ zlib.crc32(name.encode()))
     if len(shape) == 1:
-        return torch.rand(shape, generator=generator) + 0.5 if name.endswith("weight") else torch.zeros(shape)
-    scale: float = math.prod(shape[1:]) ** -0.5
-    return torch.randn(shape, generator=generator) * scale
+        values = torch.rand(shape, generator=generator) + 0.5 if name.endswith("weight") else torch.zeros(shape)
+    else:
+        values = torch.randn(shape, generator=generator) * math.prod(shape[1:]) ** -0.5
+    return values.bfloat16().float() if in_halves else values

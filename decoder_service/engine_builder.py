@@ -19,7 +19,7 @@ from common.server.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig, EngineSettings
 from decoder_service.engine.engine import Engine
-from decoder_service.model.compute_choice import choose_compute
+from decoder_service.model.compute_choice import choose_compute, choose_kernels
 from decoder_service.model.device_guard import GuardedRunner
 from decoder_service.model.fp8 import FP8, check_fp8
 from decoder_service.model.kv_cache import KVCache
@@ -68,8 +68,14 @@ def _check_feature_bytes(feature_bytes: int, vision: PixtralVisionConfig) -> Non
 def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig) -> Engine:
     """Load the weights, take memory for the KV cache, and warm up. Raises CheckpointError."""
     engine, kv_params = config.engine, run_config.kv_params
+    # Before the weights, as kernels take them as they are stored.
+    kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
     model = DecoderModel.load(
-        checkpoint, device=run_config.device, dtype=run_config.dtype, in_fp8=engine.quantize is Quantize.FP8
+        checkpoint,
+        device=run_config.device,
+        dtype=run_config.dtype,
+        in_fp8=engine.quantize is Quantize.FP8,
+        in_halves=kernels[0] is not None,
     )
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
@@ -99,6 +105,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         model,
         kv_cache,
         config.model,
+        kernels,
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
         quantize=engine.quantize,

@@ -4,7 +4,7 @@ Knows workloads and goals. Does not know how they are run.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common.model.config import MistralConfig
 
@@ -97,20 +97,28 @@ TEXT_CASES = (
         limit_goal=0.75,
     ),
 )
+HALF_CASES = tuple(
+    replace(case, name=f"{case.name[:2]}b{case.name[2:]}, bfloat16", model="small-bfloat16")
+    for case in TEXT_CASES
+    if case.model == "small"
+)
+"""The same with weights that are bfloat16, which whoever sees that reads from memory in half the time."""
 SMOKE_CASES = (
     TextCase(name="smoke 2 at a time", model="smoke", concurrency=2, prompt_tokens=8, new_tokens=4),
     TextCase(name="smoke prompts of 32", model="smoke", concurrency=2, prompt_tokens=32, new_tokens=1),
 )
 
 
-def limit_seconds(case: TextCase, config: MistralConfig, *, bytes_per_second: float, flops: float) -> float:
+def limit_seconds(
+    case: TextCase, config: MistralConfig, *, bytes_per_weight: int, bytes_per_second: float, flops: float
+) -> float:
     """Seconds that the case takes at the machine's limits: weights are read once a step, each token has its products.
 
     Attention is left out, which makes the limit a little too good. The embedding table is looked up and not read.
     """
     layers = _layer_weights(config) * config.num_hidden_layers
     head = config.hidden_size * config.vocab_size
-    step = max((layers + head) * 4 / bytes_per_second, case.concurrency * 2 * (layers + head) / flops)
+    step = max((layers + head) * bytes_per_weight / bytes_per_second, case.concurrency * 2 * (layers + head) / flops)
     prompt_flops = case.concurrency * (case.prompt_tokens * 2 * layers + 2 * head)
     return prompt_flops / flops + (case.new_tokens - 1) * step
 

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.compare.cases import SMOKE_CASES, TEXT_CASES, TextCase
+from benchmarks.compare.cases import HALF_CASES, SMOKE_CASES, TEXT_CASES, TextCase
 from benchmarks.compare.picture_cases import SMOKE_PICTURE_CASES, PictureCase, picture_cases
 from benchmarks.compare.pictures import run_picture_cases
 from benchmarks.compare.results import CaseResult, table
@@ -33,7 +34,7 @@ class CompareConfig:
     """What to compare, and how often."""
 
     cases: tuple[str, ...] = setting(
-        (), help="beginnings of the names of cases, such as C1,C3; all but smoke where empty"
+        (), help="first words of the names of cases, such as C1,C3b; all but smoke where empty"
     )
     engines: tuple[str, ...] = setting((), help="names of peers; all where empty, none for `none`")
     peers: Path = setting(PEERS_FOLDER, help="folder with the peers' environments, see benchmarks/peers/install")
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 def _run(config: CompareConfig, peers: Sequence[Peer], quietly: Quietly) -> Iterator[CaseResult]:
     cores = [int(core) for core in config.cores.split(",")]
     yield from run_text_cases(
-        chosen(TEXT_CASES + SMOKE_CASES, config.cases),
+        chosen(TEXT_CASES + HALF_CASES + SMOKE_CASES, config.cases),
         peers,
         folder=config.peers,
         cores=cores,
@@ -76,21 +77,24 @@ def _run(config: CompareConfig, peers: Sequence[Peer], quietly: Quietly) -> Iter
         niceness=config.niceness,
         quietly=quietly,
     )
-    yield from run_picture_cases(
-        chosen([*picture_cases(PICTURES_FOLDER), *SMOKE_PICTURE_CASES], config.cases),
-        folder=config.peers,
-        cores=cores,
-        rounds=config.rounds,
-        niceness=config.niceness,
-        quietly=quietly,
-    )
+    pictures = chosen([*picture_cases(PICTURES_FOLDER), *SMOKE_PICTURE_CASES], config.cases)
+    for _, cases in groupby(pictures, key=lambda case: case.model):
+        yield from run_picture_cases(
+            list(cases),
+            folder=config.peers,
+            cores=cores,
+            rounds=config.rounds,
+            niceness=config.niceness,
+            quietly=quietly,
+        )
 
 
 def chosen(cases: Sequence[Case], beginnings: Sequence[str]) -> list[Case]:
-    """The cases whose names begin so; without a wish all but those that are there to be quick."""
+    """The cases whose names begin with these words; without a wish all but those that are there to be quick."""
     if not beginnings:
         return [case for case in cases if not case.name.startswith("smoke")]
-    return [case for case in cases if case.name.startswith(tuple(beginnings))]
+    wanted = tuple(f"{beginning} " for beginning in beginnings)
+    return [case for case in cases if f"{case.name} ".startswith(wanted)]
 
 
 def _broken(result: CaseResult) -> bool:

@@ -74,14 +74,16 @@ def picture_cases(folder: Path) -> list[PictureCase]:
         ),
         *(
             PictureCase(
-                name=f"C9 answer about {side} px, {count} at a time",
+                name=f"{case} answer about {side} px, {count} at a time{note}",
                 op="answer",
+                model=model,
                 arguments={"sizes": [[side, side]] * count, "max_tokens": 32},
                 num_items=count,
                 unit="requests/s",
                 peer_ops={"transformers": "answer", "vllm": "answer"},
                 goals={"vllm": 1.3, "transformers": 1.5} if count == 8 else {"vllm": 1.3},
             )
+            for case, model, note in (("C9", "pixtral", ""), ("C9b", "pixtral-bfloat16", ", bfloat16"))
             for side, count in ((256, 1), (256, 8), (512, 1))
         ),
     ]

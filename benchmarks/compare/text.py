@@ -147,6 +147,7 @@ def _result(
     seconds = limit_seconds(
         case,
         checkpoints.text_config(case.model),
+        bytes_per_weight=2 if checkpoints.has_halves(case.model) else 4,
         bytes_per_second=limits["bytes_per_second"],
         flops=limits["flops"],
     )

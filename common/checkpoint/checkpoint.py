@@ -65,20 +65,31 @@ class Checkpoint:
         """The tensors of a part, in the order of their names, however they are spread over files."""
         return [entry for entry in self._entries if entry.place.part is part]
 
-    def load(self, part: Part, module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
+    def load(
+        self, part: Part, module: nn.Module, *, device: torch.device, dtype: torch.dtype, in_halves: bool = False
+    ) -> None:
         """Give every parameter of a module that was built on the meta device its tensor.
 
         Memory peaks at the part's weights plus one tensor. Raises CheckpointError.
         """
-        state = dict(self.tensors(part, module, device=device, dtype=dtype))
+        state = dict(self.tensors(part, module, device=device, dtype=dtype, in_halves=in_halves))
         module.load_state_dict(state, strict=True, assign=True)
 
     def tensors(
-        self, part: Part, module: nn.Module, *, device: torch.device, dtype: torch.dtype
+        self, part: Part, module: nn.Module, *, device: torch.device, dtype: torch.dtype, in_halves: bool = False
     ) -> Iterator[tuple[str, Tensor]]:
-        """Read a tensor for every parameter of a module, one at a time. Raises CheckpointError."""
+        """Read a tensor for every parameter of a module, one at a time. Raises CheckpointError.
+
+        With `in_halves` matrices that are stored in bfloat16 stay so, for those who can do with half the memory.
+        """
         self._check_fit(part, module)
-        return ((entry.place.name, self._read(entry).to(device=device, dtype=dtype)) for entry in self.entries(part))
+
+        def read(entry: Entry) -> Tensor:
+            tensor = self._read(entry)
+            stays = in_halves and tensor.dtype is torch.bfloat16 and tensor.ndim == 2
+            return tensor.to(device=device, dtype=tensor.dtype if stays else dtype)
+
+        return ((entry.place.name, read(entry)) for entry in self.entries(part))
 
     def _check_fit(self, part: Part, module: nn.Module) -> None:
         wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

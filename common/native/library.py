@@ -16,9 +16,9 @@ from common.native.loading import load
 
 
 class CWeights(Structure):
-    """`Weights` of decoder.h."""
+    """`Weights` of weights.h."""
 
-    _fields_ = (("data", c_void_p), ("scales", c_void_p), ("columns", c_int64), ("depth", c_int64))
+    _fields_ = (("data", c_void_p), ("scales", c_void_p), *((name, c_int64) for name in ("columns", "depth", "bits")))
 
 
 class CShape(Structure):
@@ -113,6 +113,7 @@ def _declare(c: ctypes.CDLL) -> None:
         "diptych_panel": (i, ()),
         "diptych_pool_new": (p, (i,)),
         "diptych_pack": (None, (p, n, n, n, p)),
+        "diptych_halve": (i, (p, n, p)),
         "diptych_linear": (None, (p, weights, n, p, p)),
         "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, f, p)),
         "diptych_encoder_new": (p, (p, POINTER(CEncoderShape), POINTER(CEncoderLayer))),

@@ -16,28 +16,35 @@ from common.native.library import CWeights, Library
 class PackedWeights:
     """The weights of one product y = x W^T, [columns, depth], packed; see linear.h for the layout."""
 
-    def __init__(self, library: Library, linears: Sequence[nn.Linear | nn.Embedding], *, bits: int = 32) -> None:
+    def __init__(
+        self, library: Library, linears: Sequence[nn.Linear | nn.Embedding], *, in_bytes: bool = False
+    ) -> None:
         """Pack the weights of layers that share their input, below one another.
 
-        The layers lose their weights, so that only this copy stays; memory peaks at one layer's more. With 8 bits each
-        column is scaled so that its largest weight is 127.
+        The layers lose their weights, so that only this copy stays; memory peaks at one layer's more. Weights that are
+        all bfloat16, as in most checkpoints, take 16 bits each, which are the same numbers; others take 32. `in_bytes`
+        they take 8, and each column is scaled so that its largest weight is 127.
         """
         self._library = library
         self.columns = sum(linear.weight.shape[0] for linear in linears)
         self.depth = linears[0].weight.shape[1]
         panels = -(-self.columns // library.panel)
-        packed = _zeros(panels * self.depth * library.panel)
+        packed = _zeros(panels * self.depth * library.panel, torch.float32)
         first = 0
         for linear in linears:
-            weight = linear.weight.detach().contiguous()
+            weight = linear.weight.detach().float().contiguous()
             library.c.diptych_pack(weight.data_ptr(), *weight.shape, first, packed.data_ptr())
             first += weight.shape[0]
             del linear.weight
         self._data, self._scales = packed, torch.empty(0)
-        if bits == 8:
+        if in_bytes:
             self._data, self._scales = _in_bytes(packed, panels, self.depth)
-        # Of an empty tensor the address is 0, which says that there are no scales.
-        self.c = CWeights(self._data.data_ptr(), self._scales.data_ptr(), self.columns, self.depth)
+        elif (halves := _in_halves(library, packed, panels * self.depth)) is not None:
+            self._data = halves
+        self.bits = 8 * self._data.itemsize
+        """That each weight takes."""
+        # Of an empty tensor the address is 0.
+        self.c = CWeights(self._data.data_ptr(), self._scales.data_ptr(), self.columns, self.depth, self.bits)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [num_rows, depth] to [num_rows, columns]."""
@@ -47,13 +54,19 @@ class PackedWeights:
         return y
 
 
-def _zeros(size: int) -> Tensor:
-    """Zeros of float32 on huge pages where the system has them: streaming through small ones costs a third more."""
+def _zeros(size: int, dtype: torch.dtype) -> Tensor:
+    """Zeros on huge pages where the system has them: streaming through small ones costs a third more."""
     # Private: memory that could be shared is on huge pages only where the system is told so apart.
-    memory = mmap.mmap(-1, max(4 * size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, max(dtype.itemsize * size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32, count=size)
+    return torch.frombuffer(memory, dtype=dtype, count=size)
+
+
+def _in_halves(library: Library, packed: Tensor, rows: int) -> Tensor | None:
+    """The same panels in 16 bits a weight; None where one of them needs more."""
+    halves = _zeros(packed.numel(), torch.bfloat16)
+    return halves if library.c.diptych_halve(packed.data_ptr(), rows, halves.data_ptr()) else None
 
 
 def _in_bytes(packed: Tensor, panels: int, depth: int) -> tuple[Tensor, Tensor]:

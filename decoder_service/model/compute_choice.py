@@ -7,34 +7,45 @@ import logging
 from importlib.util import find_spec
 
 from common.model.settings import ModelSettings, Quantize
+from common.native.library import Library
 from common.native.opening import choose_library
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute
+from decoder_service.model.run_config import RunConfig
 from decoder_service.model.tiled_compute import TiledCompute
 from decoder_service.model.weights import DecoderModel
 
 _log = logging.getLogger(__name__)
 
 
+def choose_kernels(
+    settings: ModelSettings, run_config: RunConfig, *, quantize: Quantize = Quantize.NONE
+) -> tuple[Library | None, str]:
+    """Our kernels, or why they do not compute. Raises ValueError where they are asked for and cannot."""
+    is_fp8 = quantize is Quantize.FP8 or run_config.kv_params.dtype != run_config.dtype
+    obstacle = "the kernels know no 8-bit floats" if is_fp8 else ""
+    library, reason = choose_library(settings, device=run_config.device, dtype=run_config.dtype, obstacle=obstacle)
+    if quantize is Quantize.INT8 and library is None:
+        raise ValueError(f"--quantize int8 needs the kernels: {reason}")
+    return library, reason
+
+
 def choose_compute(
     model: DecoderModel,
     kv_cache: KVCache,
     settings: ModelSettings,
+    kernels: tuple[Library | None, str],
     *,
     max_num_requests: int,
     max_model_len: int,
     quantize: Quantize = Quantize.NONE,
 ) -> Compute:
-    """What a service with these settings runs with. Raises ValueError where they ask for what cannot be."""
+    """What a service with these settings runs with; `kernels` are what `choose_kernels` found."""
     compute: Compute
-    is_fp8 = quantize is Quantize.FP8 or kv_cache.dtype != model.dtype
-    obstacle = "the kernels know no 8-bit floats" if is_fp8 else ""
-    library, reason = choose_library(settings, device=model.device, dtype=model.dtype, obstacle=obstacle)
-    if quantize is Quantize.INT8 and library is None:
-        raise ValueError(f"--quantize int8 needs the kernels: {reason}")
+    library, reason = kernels
     if library is not None:
-        compute = NativeCompute(model, kv_cache, library, bits=8 if quantize is Quantize.INT8 else 32)
+        compute = NativeCompute(model, kv_cache, library, in_bytes=quantize is Quantize.INT8)
     elif settings.deterministic:
         compute = TiledCompute(model, kv_cache)
     elif model.device.type == "cuda" and find_spec("triton") is not None:

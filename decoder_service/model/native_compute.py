@@ -22,23 +22,26 @@ from decoder_service.model.near_ties import MARGIN
 from decoder_service.model.projector import Projector
 from decoder_service.model.weights import DecoderModel
 
+_SUFFIXES = {8: " int8", 16: " bfloat16 weights", 32: ""}
+"""What a name says of the bits that layers' weights take."""
+
 
 class NativeCompute:
     """`Compute` by the kernels. It takes the model's weights over: the modules are of no use afterwards."""
 
-    def __init__(self, model: DecoderModel, kv_cache: KVCache, library: Library, *, bits: int = 32) -> None:
-        """Pack the weights, with 32 or 8 bits each."""
-        self.name = library.name if bits == 32 else f"{library.name} int8"
+    def __init__(self, model: DecoderModel, kv_cache: KVCache, library: Library, *, in_bytes: bool = False) -> None:
+        """Pack the weights, `in_bytes` with 8 bits each."""
         self._library = library
         self._kv_cache = kv_cache
         decoder, config = model.decoder, model.config
         self._hidden_size, self._vocabulary = config.hidden_size, config.vocab_size
-        self._layers = [_Layer(layer, library, bits) for layer in decoder.decoder_layers]
+        self._layers = [_Layer(layer, library, in_bytes) for layer in decoder.decoder_layers]
+        self.name = library.name + _SUFFIXES[max(layer.bits for layer in self._layers)]
         self._norm = decoder.model.norm.weight.detach()
-        self._table = None if config.tie_word_embeddings else decoder.model.embed_tokens.weight.detach()
+        self._table = None if config.tie_word_embeddings else _take_table(decoder.model.embed_tokens)
         # A tied table is read by row as well as multiplied with, so it stays as exact as it is.
         head: nn.Embedding | nn.Linear = decoder.model.embed_tokens if config.tie_word_embeddings else decoder.lm_head
-        self._head = PackedWeights(library, [head], bits=32 if config.tie_word_embeddings else bits)
+        self._head = PackedWeights(library, [head], in_bytes=in_bytes and not config.tie_word_embeddings)
         self._projector = None if model.projector is None else _Projector(model.projector, library)
         shape = CShape(
             hidden=config.hidden_size,
@@ -121,6 +124,13 @@ class NativeCompute:
         return out
 
 
+def _take_table(embeddings: nn.Embedding) -> Tensor:
+    """The rows of a table that is only read from, which loses them."""
+    table = embeddings.weight.detach().float()
+    del embeddings.weight
+    return table
+
+
 def _c_batch(forward: ForwardBatch) -> CBatch:
     """The structure of pointers; it keeps the lengths alive, the tensors are the batch's."""
     num_requests = len(forward.seq_lens)
@@ -144,14 +154,19 @@ def _c_batch(forward: ForwardBatch) -> CBatch:
 class _Layer:
     """The packed weights of one layer: query, key and value in one product, gate and up in another."""
 
-    def __init__(self, layer: DecoderLayer, library: Library, bits: int) -> None:
+    def __init__(self, layer: DecoderLayer, library: Library, in_bytes: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._input_norm = layer.input_layernorm.weight.detach()
-        self._qkv = PackedWeights(library, [attention.q_proj, attention.k_proj, attention.v_proj], bits=bits)
-        self._output = PackedWeights(library, [attention.o_proj], bits=bits)
+        self._qkv = PackedWeights(library, [attention.q_proj, attention.k_proj, attention.v_proj], in_bytes=in_bytes)
+        self._output = PackedWeights(library, [attention.o_proj], in_bytes=in_bytes)
         self._post_norm = layer.post_attention_layernorm.weight.detach()
-        self._gate_up = PackedWeights(library, [mlp.gate_proj, mlp.up_proj], bits=bits)
-        self._down = PackedWeights(library, [mlp.down_proj], bits=bits)
+        self._gate_up = PackedWeights(library, [mlp.gate_proj, mlp.up_proj], in_bytes=in_bytes)
+        self._down = PackedWeights(library, [mlp.down_proj], in_bytes=in_bytes)
+
+    @property
+    def bits(self) -> int:
+        """The most that a weight of it takes."""
+        return max(each.bits for each in (self._qkv, self._output, self._gate_up, self._down))
 
     def c(self, keys: Tensor, values: Tensor) -> CLayer:
         """The structure of pointers, with the layer's blocks of the KV cache."""

@@ -27,19 +27,28 @@ class DecoderModel:
 
     @staticmethod
     def load(
-        checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, in_fp8: bool = False
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        in_fp8: bool = False,
+        in_halves: bool = False,
     ) -> "DecoderModel":
-        """Load the weights, with `in_fp8` those of layers' products rounded. Raises CheckpointError."""
+        """Load the weights. Raises CheckpointError.
+
+        With `in_fp8` those of layers' products are rounded; with `in_halves` matrices that are stored in bfloat16 stay
+        so, for the kernels, which compute in `dtype` with them.
+        """
         with torch.device("meta"):
             decoder = MistralForCausalLM(checkpoint.text_config)
             projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
-        tensors = checkpoint.tensors(Part.DECODER, decoder, device=device, dtype=dtype)
+        tensors = checkpoint.tensors(Part.DECODER, decoder, device=device, dtype=dtype, in_halves=in_halves)
         if in_fp8:
             load_rounded(decoder, tensors)
         else:
             decoder.load_state_dict(dict(tensors), strict=True, assign=True)
         if projector is not None:
-            checkpoint.load(Part.PROJECTOR, projector, device=device, dtype=dtype)
+            checkpoint.load(Part.PROJECTOR, projector, device=device, dtype=dtype, in_halves=in_halves)
         return DecoderModel(
             config=checkpoint.text_config, device=device, dtype=dtype, decoder=decoder, projector=projector
         )

@@ -26,7 +26,7 @@ def test_tokens_count_as_the_same_up_to_the_first_that_differs() -> None:
 
 def test_the_limit_is_bandwidth_for_few_requests_and_products_for_many() -> None:
     def seconds(case: TextCase) -> float:
-        return limit_seconds(case, SMALL, bytes_per_second=20e9, flops=80e9)
+        return limit_seconds(case, SMALL, bytes_per_weight=4, bytes_per_second=20e9, flops=80e9)
 
     weights = 8 * (2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1792) + 512 * 32000
     one = replace(CASE, concurrency=1, prompt_tokens=0)

@@ -84,7 +84,7 @@ class EncoderRunner:
             raise CheckpointError("the model takes no pictures")
         with torch.device("meta"):
             model = PixtralVisionModel(checkpoint.config.vision)
-        checkpoint.load(Part.VISION, model, device=device, dtype=dtype)
+        checkpoint.load(Part.VISION, model, device=device, dtype=dtype, in_halves=library is not None)
         return cls(
             model.eval(),
             preprocessing,

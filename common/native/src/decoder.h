@@ -72,8 +72,7 @@ class Decoder {
       if (table_)
         std::memcpy(to + i * size, table_ + token_ids[i] * size, size * sizeof(float));
       else
-        unpack(FloatWeights{static_cast<const float*>(head_.data), head_.columns, head_.depth}, token_ids[i],
-               to + i * size);
+        take_column(head_, token_ids[i], to + i * size);
     }
   }
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "pool.h"
 #include "vectors.h"
@@ -25,8 +26,38 @@ struct FloatWeights {
   int64_t depth;
 
   typedef float Stored;
-  const float* panel(int64_t index, int64_t k) const { return data + (index * depth + k) * kPanel; }
-  static Floats vector(const float* p) { return load(p); }
+  static constexpr int64_t kRow = kPanel;  // what is stored of a panel for each depth
+  const float* panel(int64_t index, int64_t k) const { return data + (index * depth + k) * kRow; }
+  static void read(const float* p, Floats& low, Floats& high) {
+    low = load(p);
+    high = load(p + kWidth);
+  }
+  static float one(const float* p, int64_t column) { return p[column]; }
+  Floats scale(Floats sum, int64_t, int) const { return sum; }
+};
+
+// Two bytes a weight, for weights that are bfloat16: the upper halves of float32. A word holds one of each vector of a
+// panel, the first's in its lower half, and one instruction makes either a float again.
+struct HalfWeights {
+  const uint32_t* data;
+  int64_t columns;
+  int64_t depth;
+
+  typedef uint32_t Stored;
+  static constexpr int64_t kRow = kWidth;
+  const uint32_t* panel(int64_t index, int64_t k) const { return data + (index * depth + k) * kRow; }
+  static void read(const uint32_t* p, Floats& low, Floats& high) {
+    Unsigned words;
+    std::memcpy(&words, p, sizeof words);
+    low = reinterpret_cast<Floats>(words << 16);
+    high = reinterpret_cast<Floats>(words & 0xFFFF0000u);
+  }
+  static float one(const uint32_t* p, int64_t column) {
+    const uint32_t bits = column < kWidth ? p[column] << 16 : p[column - kWidth] & 0xFFFF0000u;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
   Floats scale(Floats sum, int64_t, int) const { return sum; }
 };
 
@@ -38,8 +69,12 @@ struct ByteWeights {
   int64_t depth;
 
   typedef int8_t Stored;
-  const int8_t* panel(int64_t index, int64_t k) const { return data + (index * depth + k) * kPanel; }
-  static Floats vector(const int8_t* p) { return widen(p); }
+  static constexpr int64_t kRow = kPanel;
+  const int8_t* panel(int64_t index, int64_t k) const { return data + (index * depth + k) * kRow; }
+  static void read(const int8_t* p, Floats& low, Floats& high) {
+    low = widen(p);
+    high = widen(p + kWidth);
+  }
   Floats scale(Floats sum, int64_t index, int half) const { return sum * load(scales + index * kPanel + half * kWidth); }
 };
 
@@ -60,11 +95,11 @@ static inline Ask alone(int64_t rows) {
 }
 
 // `p` is where a panel's weights of one depth stand; `next` is for kNext.
-template <Ask kAsk, typename Stored>
+template <Ask kAsk, int64_t kRow, typename Stored>
 static inline void ask_for(const Stored* p, const char* next) {
   if constexpr (kAsk == Ask::kNext) __builtin_prefetch(next, 0, 2);
   constexpr int64_t line = 64, near = kWidth == 16 ? 4096 : 2048, far = 8192;
-  for (int64_t at = 0; at < static_cast<int64_t>(kPanel * sizeof(Stored)); at += line) {
+  for (int64_t at = 0; at < static_cast<int64_t>(kRow * sizeof(Stored)); at += line) {
     if constexpr (kAsk == Ask::kNear) __builtin_prefetch(reinterpret_cast<const char*>(p) + near + at);
     if constexpr (kAsk == Ask::kFar) __builtin_prefetch(reinterpret_cast<const char*>(p) + far + at, 0, 2);
   }
@@ -82,9 +117,9 @@ static inline void tile(const Weights& w, int64_t panel, int64_t k, int64_t dept
     Floats weights[2 * P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      weights[2 * p] = Weights::vector(from[p] + d * kPanel);
-      weights[2 * p + 1] = Weights::vector(from[p] + d * kPanel + kWidth);
-      ask_for<kAsk>(from[p] + d * kPanel, next + d * step);
+      const auto* at = from[p] + d * Weights::kRow;
+      Weights::read(at, weights[2 * p], weights[2 * p + 1]);
+      ask_for<kAsk, Weights::kRow>(at, next + d * step);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -137,7 +172,7 @@ static void column_of_tiles(const Weights& w, int64_t panel, int64_t k, int64_t 
     return only(static_cast<int>(rows), w, panel, k, depth, x, x_stride, y, y_stride, add, nullptr, 0);
   }
   const char* next = reinterpret_cast<const char*>(w.panel(panel + 1, k));
-  const int64_t step = kPanel * sizeof(typename Weights::Stored) / tiles;
+  const int64_t step = Weights::kRow * sizeof(typename Weights::Stored) / tiles;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
     rows_tile<kMaxRows, Ask::kNext>(static_cast<int>(to - from), w, panel, k, depth, x + from * x_stride, x_stride,
@@ -150,7 +185,8 @@ template <typename Weights>
 static void panels(const Weights& w, int64_t first, int64_t last, int64_t rows, const float* x, int64_t x_stride,
                    float* y, int64_t y_stride, bool add) {
   // Floats come from memory slower than a row is summed up; more places at once would only be slower to read.
-  constexpr int kBeside = kWidth < 16 || sizeof(typename Weights::Stored) == 1 ? 4 : 2;
+  constexpr bool floats = std::is_same_v<Weights, FloatWeights>;
+  constexpr int kBeside = kWidth == 16 && floats ? 2 : 4;
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t row = rows * b / blocks, block = rows * (b + 1) / blocks - row;
@@ -195,8 +231,23 @@ static inline void pack(const float* w, int64_t columns, int64_t depth, int64_t 
   }
 }
 
+// Packed floats [rows, kPanel] as the words of HalfWeights; false as soon as one of them is no bfloat16.
+static inline bool halve(const float* packed, int64_t rows, uint32_t* words) {
+  for (int64_t r = 0; r < rows; ++r, packed += kPanel, words += kWidth) {
+    const Unsigned low = reinterpret_cast<Unsigned>(load(packed)), high = reinterpret_cast<Unsigned>(load(packed + kWidth));
+    uint32_t lost = 0;
+    const Unsigned rest = (low | high) & 0xFFFFu;
+    for (int i = 0; i < kWidth; ++i) lost |= rest[i];
+    if (lost) return false;
+    const Unsigned both = low >> 16 | high;
+    std::memcpy(words, &both, sizeof both);
+  }
+  return true;
+}
+
 // The weights of one column, which an embedding table calls a row.
-static inline void unpack(const FloatWeights& w, int64_t column, float* to) {
-  const float* from = w.panel(column / kPanel, 0) + column % kPanel;
-  for (int64_t k = 0; k < w.depth; ++k) to[k] = from[k * kPanel];
+template <typename Weights>
+static inline void unpack(const Weights& w, int64_t column, float* to) {
+  const auto* from = w.panel(column / kPanel, 0);
+  for (int64_t k = 0; k < w.depth; ++k) to[k] = Weights::one(from + k * Weights::kRow, column % kPanel);
 }

@@ -10,7 +10,7 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 6; }
+int32_t diptych_version() { return 7; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -19,6 +19,8 @@ void* diptych_pool_new(int32_t threads) { return new Pool(threads); }
 void diptych_pack(const float* w, int64_t columns, int64_t depth, int64_t first, float* packed) {
   pack(w, columns, depth, first, packed);
 }
+
+int32_t diptych_halve(const float* packed, int64_t rows, uint32_t* words) { return halve(packed, rows, words); }
 
 void diptych_linear(void* pool, const Weights* w, int64_t rows, const float* x, float* y) {
   multiply(*static_cast<Pool*>(pool), *w, rows, x, w->depth, y, false);

@@ -1,4 +1,4 @@
-// Weights as Python hands them over, of either kind, and the product with them.
+// Weights as Python hands them over, of any kind, and what is done with them.
 // Knows how they are stored. Does not know which layer they belong to.
 #pragma once
 
@@ -8,19 +8,40 @@
 
 struct Weights {
   const void* data;
-  const float* scales;  // none for float32
+  const float* scales;  // of weights of 8 bits
   int64_t columns, depth;
+  int64_t bits;  // of each weight: 32, 16 or 8
 };
+
+static inline FloatWeights floats_of(const Weights& w) {
+  return {static_cast<const float*>(w.data), w.columns, w.depth};
+}
+
+static inline HalfWeights halves_of(const Weights& w) {
+  return {static_cast<const uint32_t*>(w.data), w.columns, w.depth};
+}
+
+static inline ByteWeights bytes_of(const Weights& w) {
+  return {static_cast<const int8_t*>(w.data), w.scales, w.columns, w.depth};
+}
 
 // y [rows, columns] = x * W^T, or y += that; rows of x stand `stride` floats apart.
 static inline void multiply(Pool& pool, const Weights& w, int64_t rows, const float* x, int64_t stride, float* y,
                             bool add) {
-  if (w.scales)
-    linear(pool, ByteWeights{static_cast<const int8_t*>(w.data), w.scales, w.columns, w.depth}, rows, x, stride, y,
-           w.columns, add);
+  if (w.bits == 8)
+    linear(pool, bytes_of(w), rows, x, stride, y, w.columns, add);
+  else if (w.bits == 16)
+    linear(pool, halves_of(w), rows, x, stride, y, w.columns, add);
   else
-    linear(pool, FloatWeights{static_cast<const float*>(w.data), w.columns, w.depth}, rows, x, stride, y, w.columns,
-           add);
+    linear(pool, floats_of(w), rows, x, stride, y, w.columns, add);
+}
+
+// One column's weights [depth], of 32 or 16 bits.
+static inline void take_column(const Weights& w, int64_t column, float* to) {
+  if (w.bits == 16)
+    unpack(halves_of(w), column, to);
+  else
+    unpack(floats_of(w), column, to);
 }
 
 // Room for so many floats, which stays for the next time.

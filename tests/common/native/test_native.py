@@ -49,10 +49,50 @@ def test_layers_that_share_their_input_stand_below_one_another_and_give_their_we
     assert not any(hasattr(layer, "weight") for layer in layers)
 
 
+@pytest.mark.parametrize(("columns", "depth"), [(100, 48), (1, 1), (33, 1100), (130, 512)])
+def test_weights_that_are_bfloat16_take_half_the_memory_and_give_the_same_bits(
+    library: Library, columns: int, depth: int
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    half, whole = nn.Linear(depth, columns, bias=False), nn.Linear(depth, columns + 1, bias=False)
+    weights = (torch.randn(columns, depth, generator=generator) * 30).bfloat16().float()
+    half.weight = nn.Parameter(weights)
+    # The last column's is no bfloat16, so that all of them stay as they are.
+    whole.weight = nn.Parameter(torch.cat([weights, torch.full((1, depth), 1 / 3)]))
+    packed, others = PackedWeights(library, [half]), PackedWeights(library, [whole])
+    assert (packed.bits, others.bits) == (16, 32)
+    x = torch.randn(400, depth, generator=generator)
+    expected = others(x)[:, :columns]
+    for rows in (1, 2, 5, 13, 14, 15, 33, 170, 400):
+        assert torch.equal(packed(x[:rows]), expected[:rows])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), -2.0, 2.0**-133, 1 + 2**-7])
+def test_every_kind_of_bfloat16_is_the_same_number_in_half_the_memory(library: Library, value: float) -> None:
+    layer = nn.Linear(1, 40, bias=False)
+    layer.weight = nn.Parameter(torch.full((40, 1), value))
+    packed = PackedWeights(library, [layer])
+    assert packed.bits == 16
+    assert packed(torch.ones(1, 1)).view(torch.int32).unique().tolist() == [
+        torch.tensor(value).view(torch.int32).item()
+    ]
+
+
+@pytest.mark.parametrize("place", [0, 39 * 20, 40 * 20 - 1])
+def test_one_weight_that_is_no_bfloat16_keeps_all_of_them_whole(library: Library, place: int) -> None:
+    layer = nn.Linear(20, 40, bias=False)
+    weights = torch.ones(40 * 20)
+    weights[place] = 1 + 2**-8
+    layer.weight = nn.Parameter(weights.view(40, 20).clone())
+    packed = PackedWeights(library, [layer])
+    assert packed.bits == 32
+    assert torch.equal(packed(torch.eye(20)).T, weights.view(40, 20))
+
+
 def test_weights_of_8_bits_are_off_by_half_a_step_at_most(library: Library) -> None:
     layer = nn.Linear(300, 70, bias=False)
     weights = layer.weight.detach()
-    found = PackedWeights(library, [layer], bits=8)(torch.eye(300)).T
+    found = PackedWeights(library, [layer], in_bytes=True)(torch.eye(300)).T
     steps = weights.abs().amax(dim=1, keepdim=True) / 127
     assert ((found - weights).abs() <= 0.501 * steps).all()
     assert not torch.equal(found, weights)

@@ -11,8 +11,9 @@ from common.checkpoint.checkpoint import open_checkpoint
 from common.model.settings import ComputeChoice, ModelSettings, Quantize
 from common.native import opening
 from common.native.build import NativeUnavailableError
-from decoder_service.model.compute_choice import choose_compute
+from decoder_service.model.compute_choice import choose_compute, choose_kernels
 from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.run_config import make_run_config
 from decoder_service.model.weights import DecoderModel
 from tests.checkpoints import save_text
 
@@ -27,7 +28,10 @@ def choose(
     threads = torch.get_num_threads()
     try:
         wanted = ModelSettings(model=directory, **settings)  # type: ignore[arg-type]
-        return choose_compute(model, cache, wanted, max_num_requests=2, max_model_len=8, quantize=quantize).name
+        run_config = make_run_config(model.config, dtype=dtype, device=CPU, max_seq_len=8, block_size=4)
+        kernels = choose_kernels(wanted, run_config, quantize=quantize)
+        compute = choose_compute(model, cache, wanted, kernels, max_num_requests=2, max_model_len=8, quantize=quantize)
+        return compute.name
     finally:
         torch.set_num_threads(threads)
 
@@ -64,6 +68,7 @@ def test_loading_a_model_imports_no_compiler() -> None:
 import sys, torch
 from pathlib import Path
 from common.checkpoint.checkpoint import open_checkpoint
+from decoder_service.model.run_config import make_run_config
 from decoder_service.model.weights import DecoderModel
 DecoderModel.load(open_checkpoint(Path("models/demo")), device=torch.device("cpu"), dtype=torch.float32)
 print(sorted({"torch._dynamo", "torch._inductor", "transformers", "sympy"} & set(sys.modules)))

@@ -1,5 +1,6 @@
-"""The kernels compute the last layer only for rows that get logits, which changes nothing that anybody reads."""
+"""What the kernels leave out, of the last layer's rows or of weights' bits, changes nothing that anybody reads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint.checkpoint import open_checkpoint
+from common.native import weights
 from common.native.opening import open_library
 from decoder_service.model.batch import ForwardBatch, PromptRows
 from decoder_service.model.kv_cache import KVCache
@@ -46,13 +48,49 @@ def test_other_rows_are_left_out_unless_a_prompt_is_judged_by_them(directory: Pa
     assert torch.equal(with_them, everything)
 
 
-def _hidden(directory: Path, wanted: list[int], *prompt_rows: PromptRows) -> tuple[Tensor, KVCache]:
-    model = DecoderModel.load(open_checkpoint(directory), device=torch.device("cpu"), dtype=torch.float32)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_checkpoint_in_bfloat16_gives_the_same_bits_in_half_the_memory(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save(random_text_model(replace(SHAPE, tied=tied)).bfloat16(), tmp_path)
+    halves, cache_of_halves = _hidden(directory, [20, 51], in_halves=True)
+    packed_later, _ = _hidden(directory, [20, 51])
+    monkeypatch.setattr(weights, "_in_halves", lambda *_: None)
+    whole, cache = _hidden(directory, [20, 51])
+    assert torch.equal(halves[[20, 51]], whole[[20, 51]])
+    assert torch.equal(packed_later[[20, 51]], whole[[20, 51]])
+    for mine, its in zip(cache_of_halves.value_blocks, cache.value_blocks, strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_matrices_stay_in_bfloat16_and_nothing_else_does(tmp_path: Path) -> None:
+    directory = save(random_text_model(SHAPE).bfloat16(), tmp_path)
+    model = _load(directory, in_halves=True)
+    kinds = {(tensor.ndim, tensor.dtype) for tensor in model.decoder.state_dict().values()}
+    assert kinds == {(1, torch.float32), (2, torch.bfloat16)}
+    compute = _compute(model)[0]
+    assert compute.name.endswith("bfloat16 weights")
+    whole = _load(save(random_text_model(SHAPE), tmp_path / "whole"), in_halves=True)
+    assert not _compute(whole)[0].name.endswith("bfloat16 weights")
+
+
+def _load(directory: Path, *, in_halves: bool) -> DecoderModel:
+    checkpoint = open_checkpoint(directory)
+    return DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.float32, in_halves=in_halves)
+
+
+def _compute(model: DecoderModel) -> tuple[NativeCompute, KVCache]:
     cache = KVCache(
         model.config, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, device=torch.device("cpu"), dtype=torch.float32
     )
     cache.clear(range(NUM_BLOCKS))
-    compute = NativeCompute(model, cache, open_library(threads=2))
+    return NativeCompute(model, cache, open_library(threads=2)), cache
+
+
+def _hidden(
+    directory: Path, wanted: list[int], *prompt_rows: PromptRows, in_halves: bool = False
+) -> tuple[Tensor, KVCache]:
+    compute, cache = _compute(_load(directory, in_halves=in_halves))
     positions = [torch.arange(length) for length in LENGTHS]
     slots = [
         table[each // BLOCK_SIZE] * BLOCK_SIZE + each % BLOCK_SIZE
