@@ -118,7 +118,7 @@ def _declare(c: ctypes.CDLL) -> None:
         "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, f, p)),
         "diptych_encoder_new": (p, (p, POINTER(CEncoderShape), POINTER(CEncoderLayer))),
         "diptych_encoder_run": (None, (p, n, p, p, p, p)),
-        "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights, p)),
+        "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights, p, n)),
         "diptych_decoder_hidden": (None, (p, POINTER(CBatch), n, p, p)),
         "diptych_decoder_logits": (None, (p, n, p, p)),
         "diptych_decoder_embed": (None, (p, n, p, p)),

@@ -38,7 +38,7 @@ class NativeCompute:
         self._layers = [_Layer(layer, library, in_bytes) for layer in decoder.decoder_layers]
         self.name = library.name + _SUFFIXES[max(layer.bits for layer in self._layers)]
         self._norm = decoder.model.norm.weight.detach()
-        self._table = None if config.tie_word_embeddings else _take_table(decoder.model.embed_tokens)
+        self._table = None if config.tie_word_embeddings else decoder.model.embed_tokens.weight.detach()
         # A tied table is read by row as well as multiplied with, so it stays as exact as it is.
         head: nn.Embedding | nn.Linear = decoder.model.embed_tokens if config.tie_word_embeddings else decoder.lm_head
         self._head = PackedWeights(library, [head], in_bytes=in_bytes and not config.tie_word_embeddings)
@@ -67,6 +67,7 @@ class NativeCompute:
             self._norm.data_ptr(),
             byref(self._head.c),
             None if self._table is None else self._table.data_ptr(),
+            0 if self._table is None else 8 * self._table.itemsize,
         )
         self._next = library.c.diptych_decoder_next
 
@@ -122,13 +123,6 @@ class NativeCompute:
         out = torch.empty(hidden.shape[0], self._vocabulary)
         self._library.c.diptych_decoder_logits(self._decoder, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
         return out
-
-
-def _take_table(embeddings: nn.Embedding) -> Tensor:
-    """The rows of a table that is only read from, which loses them."""
-    table = embeddings.weight.detach().float()
-    del embeddings.weight
-    return table
 
 
 def _c_batch(forward: ForwardBatch) -> CBatch:

@@ -23,6 +23,24 @@ struct LayerWeights {
   float *keys, *values;  // [num_blocks, block_size, kv_heads, head_dim]
 };
 
+// Rows [vocabulary, hidden] as they were stored: float32, or bfloat16, which is the upper half of one.
+struct Embeddings {
+  const void* rows;
+  int64_t bits;
+
+  void take(int64_t row, int64_t size, float* to) const {
+    if (bits == 32) {
+      std::memcpy(to, static_cast<const float*>(rows) + row * size, size * sizeof(float));
+      return;
+    }
+    const uint16_t* halves = static_cast<const uint16_t*>(rows) + row * size;
+    for (int64_t i = 0; i < size; ++i) {
+      const uint32_t word = static_cast<uint32_t>(halves[i]) << 16;
+      std::memcpy(to + i, &word, sizeof word);
+    }
+  }
+};
+
 struct Batch {
   int64_t tokens, requests, max_blocks;
   const int64_t* positions;      // [tokens]
@@ -34,9 +52,9 @@ struct Batch {
 
 class Decoder {
  public:
-  // The table of embeddings [vocabulary, hidden]; none where it is the head, whose packed weights are read then.
+  // Without a table of embeddings the head's packed weights are read.
   Decoder(Pool& pool, const DecoderShape& shape, const float* frequencies, const LayerWeights* layers,
-          const float* norm, const Weights& head, const float* table)
+          const float* norm, const Weights& head, const Embeddings& table)
       : pool_(pool), shape_(shape), frequencies_(frequencies, frequencies + shape.head_dim / 2),
         layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table), feed_forward_(pool) {}
 
@@ -69,8 +87,8 @@ class Decoder {
   void embed(int64_t count, const int64_t* token_ids, float* to) const {
     const int64_t size = shape_.hidden;
     for (int64_t i = 0; i < count; ++i) {
-      if (table_)
-        std::memcpy(to + i * size, table_ + token_ids[i] * size, size * sizeof(float));
+      if (table_.rows)
+        table_.take(token_ids[i], size, to + i * size);
       else
         take_column(head_, token_ids[i], to + i * size);
     }
@@ -205,7 +223,7 @@ class Decoder {
   std::vector<LayerWeights> layers_;
   const float* norm_;
   Weights head_;
-  const float* table_;
+  Embeddings table_;
   FeedForward feed_forward_;
   std::vector<float> rows_, last_, logits_, qkv_, cosines_, sines_, some_, some_qkv_;
   std::vector<Part> parts_, some_parts_;

@@ -10,7 +10,7 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 7; }
+int32_t diptych_version() { return 8; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -44,8 +44,8 @@ void diptych_encoder_run(void* encoder, int64_t sequences, const int64_t* length
 }
 
 void* diptych_decoder_new(void* pool, const DecoderShape* shape, const float* frequencies, const LayerWeights* layers,
-                          const float* norm, const Weights* head, const float* table) {
-  return new Decoder(*static_cast<Pool*>(pool), *shape, frequencies, layers, norm, *head, table);
+                          const float* norm, const Weights* head, const void* table, int64_t table_bits) {
+  return new Decoder(*static_cast<Pool*>(pool), *shape, frequencies, layers, norm, *head, {table, table_bits});
 }
 
 void diptych_decoder_hidden(void* decoder, const Batch* batch, int64_t count, const int64_t* rows, float* x) {
