@@ -35,7 +35,8 @@ class ChunkCopier:
         if place.nbytes != data.nbytes or place.readonly:
             raise ValueError(f"{data.nbytes} bytes do not go to a place of {place.nbytes}")
         kind = VALUE_TYPES[dtype]
-        found = self._take(_address(place), _address(data), data.nbytes, kind.size, kind.exponent)
+        to = ctypes.addressof(ctypes.c_char.from_buffer(place))
+        found = self._take(to, _address(data), data.nbytes, kind.size, kind.exponent)
         return Copied(crc32=found & 0xFFFFFFFF, is_finite=not found >> 32)
 
 
@@ -54,5 +55,6 @@ def open_copy(compute: ComputeChoice = ComputeChoice.AUTO) -> CopyChunk:
 
 
 def _address(data: memoryview) -> int:
+    """Of memory that may only be read, which ctypes gives none of."""
     address: int = np.frombuffer(data, np.uint8).ctypes.data
     return address

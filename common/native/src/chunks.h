@@ -88,7 +88,7 @@ __attribute__((target("pclmul"))) int64_t take_strides(uint8_t* to, const uint8_
   int64_t done = 0;
   for (; done + kStride <= size; done += kStride) {
     // Read ahead, also behind the end, where it does nothing; what was read is not needed again.
-    _mm_prefetch(reinterpret_cast<const char*>(from + done + kAhead), _MM_HINT_NTA);
+    _mm_prefetch(reinterpret_cast<const char*>(from + done + kAhead), _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int lane = 0; lane < 4; ++lane) {
       __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + done) + lane);
@@ -123,7 +123,7 @@ __attribute__((target("pclmul,vpclmulqdq"))) int64_t take_wide_strides(uint8_t* 
 #pragma GCC unroll 4
     for (int lane = 0; lane < 4; ++lane) {
       const uint8_t* const source = from + done + 64 * lane;
-      _mm_prefetch(reinterpret_cast<const char*>(source + kAhead), _MM_HINT_NTA);
+      _mm_prefetch(reinterpret_cast<const char*>(source + kAhead), _MM_HINT_T0);
       __m512i x = _mm512_loadu_si512(source);
       asm volatile("" : "+v"(x));  // or it might be loaded again
       _mm512_stream_si512(reinterpret_cast<__m512i*>(to + done) + lane, x);
