@@ -6,19 +6,18 @@ bytes, and out again at each access. What is written here is what generated code
 read here is all that generated code reads: a message of any other form than the usual one goes through it.
 """
 
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from diptych.v1 import vision_pb2
 
-_CHUNK = 0x12
-"""Tag of `EncodeResponse.chunk`: field 2, a message."""
-_OFFSET, _DATA, _CRC32 = 0x08, 0x12, 0x1D
-"""Tags of the fields of `FeaturesChunk`: a number, bytes, and four bytes."""
-_MAX_VARINT_BYTES = 10
+_CHECKSUM = b"\x1d"
+"""Tag of `FeaturesChunk.crc32`: four bytes follow."""
+_TAIL_BYTES = 5
+"""The checksum with its tag."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A run of bytes of the feature matrix."""
 
     offset: int
@@ -31,22 +30,24 @@ class Chunk:
 def pack_chunk(chunk: Chunk) -> bytes:
     """An `EncodeResponse` with a chunk, in bytes; its data is copied once."""
     # Values of zero are not written, as everywhere in proto3.
-    head = b"\x08" + _varint(chunk.offset) if chunk.offset else b""
-    if chunk.data:
-        head += b"\x12" + _varint(len(chunk.data))
-    tail = b"\x1d" + chunk.crc32.to_bytes(4, "little") if chunk.crc32 else b""
-    length = _varint(len(head) + len(chunk.data) + len(tail))
-    return b"".join((b"\x12", length, head, chunk.data, tail))
+    tail = _CHECKSUM + chunk.crc32.to_bytes(4, "little") if chunk.crc32 else b""
+    return b"".join((_head(chunk.offset, len(chunk.data), len(tail)), chunk.data, tail))
 
 
-def unpack(message: bytes) -> Chunk | vision_pb2.EncodeResponse:
-    """A message of the stream: a chunk, whose data lies in `message`, or one of the others.
+def unpack(message: bytes, *, offset: int) -> Chunk | vision_pb2.EncodeResponse:
+    """A message of the stream: a chunk, or one of the others.
 
-    Raises google.protobuf.message.DecodeError.
+    The data of a chunk that begins at `offset` lies in `message`; that of another one, or of one of a few bytes less
+    than a power of two, is a copy. Raises google.protobuf.message.DecodeError.
     """
-    chunk = _usual_chunk(memoryview(message))
-    if chunk is not None:
-        return chunk
+    # Nothing is taken apart: what the message must be like, if it is that chunk, follows from its length. After a
+    # megabyte has been copied no code is in the caches any more, so that every step costs several times as much.
+    size = len(message) - len(_head(offset, len(message), _TAIL_BYTES)) - _TAIL_BYTES
+    if size > 0:
+        head = _head(offset, size, _TAIL_BYTES)
+        end = len(head) + size
+        if message.startswith(head) and message.startswith(_CHECKSUM, end) and len(message) == end + _TAIL_BYTES:
+            return Chunk(offset, memoryview(message)[len(head) : end], int.from_bytes(message[end + 1 :], "little"))
     response = vision_pb2.EncodeResponse.FromString(message)
     if response.WhichOneof("part") != "chunk":
         return response
@@ -54,25 +55,13 @@ def unpack(message: bytes) -> Chunk | vision_pb2.EncodeResponse:
     return Chunk(part.offset, memoryview(part.data), part.crc32, part.shared_size)
 
 
-def _usual_chunk(message: memoryview) -> Chunk | None:
-    """A chunk whose fields stand in order, each at most once, with nothing else; None for all other messages."""
-    try:
-        if message[0] != _CHUNK:
-            return None
-        length, place = _read_varint(message, 1)
-        if place + length != len(message):
-            return None
-        offset, data, crc32 = 0, message[:0], 0
-        if place < len(message) and message[place] == _OFFSET:
-            offset, place = _read_varint(message, place + 1)
-        if place < len(message) and message[place] == _DATA:
-            length, place = _read_varint(message, place + 1)
-            data, place = message[place : place + length], place + length
-        if place < len(message) and message[place] == _CRC32:
-            crc32, place = int.from_bytes(message[place + 1 : place + 5], "little"), place + 5
-    except (IndexError, ValueError):
-        return None
-    return Chunk(offset, data, crc32) if place == len(message) else None
+@lru_cache(maxsize=4096)
+def _head(offset: int, data_size: int, tail_size: int) -> bytes:
+    """What stands before a chunk's data; the same for all streams, whose chunks are alike."""
+    fields = b"\x08" + _varint(offset) if offset else b""
+    if data_size:
+        fields += b"\x12" + _varint(data_size)
+    return b"\x12" + _varint(len(fields) + data_size + tail_size) + fields
 
 
 def _varint(value: int) -> bytes:
@@ -82,16 +71,3 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number and the place after it. Raises IndexError, and ValueError where it is too long."""
-    value = 0
-    for index in range(_MAX_VARINT_BYTES):
-        byte = message[place + index]
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            if value >> 64:
-                raise ValueError
-            return value, place + index + 1
-    raise ValueError

@@ -61,9 +61,11 @@ def pack_rows(rows: memoryview) -> tuple[bytes, ...]:
 
 def unpack_rows(chunks: Iterable[bytes]) -> Iterator[Chunk]:
     """What `pack_rows` packed."""
+    offset = 0
     for message in chunks:
-        chunk = unpack(message)
+        chunk = unpack(message, offset=offset)
         if isinstance(chunk, Chunk):
+            offset += len(chunk.data)
             yield chunk
 
 
@@ -157,7 +159,7 @@ class FeatureReceiver:
     def receive(self, message: bytes) -> None:
         """Take the next message of the stream, an `EncodeResponse` in bytes. Raises InternalError."""
         try:
-            part = unpack(message)
+            part = unpack(message, offset=self._received)
         except DecodeError as error:
             raise _corrupt("a message is malformed") from error
         if self._complete:

@@ -18,10 +18,10 @@ CHUNKS = st.builds(
 )
 
 
-def read(message: bytes) -> tuple[int, bytes, int] | Message | None:
-    """What our code reads; None where it refuses."""
+def read(message: bytes, *, offset: int = 0) -> tuple[int, bytes, int] | Message | None:
+    """What our code reads that expects a chunk at a place; None where it refuses."""
     try:
-        part = unpack(message)
+        part = unpack(message, offset=offset)
     except DecodeError:
         return None
     return (part.offset, bytes(part.data), part.crc32) if isinstance(part, Chunk) else part
@@ -41,13 +41,16 @@ def read_by_generated_code(message: bytes) -> tuple[int, bytes, int] | Message |
 def test_chunks_are_written_and_read_as_generated_code_does(chunk: vision_pb2.FeaturesChunk) -> None:
     message = Message(chunk=chunk).SerializeToString()
     assert pack_chunk(Chunk(chunk.offset, memoryview(chunk.data), chunk.crc32)) == message
-    assert read(message) == (chunk.offset, chunk.data, chunk.crc32)
+    assert read(message, offset=chunk.offset) == (chunk.offset, chunk.data, chunk.crc32)
+    assert read(message, offset=5) == (chunk.offset, chunk.data, chunk.crc32), "another was expected"
 
 
-def test_a_large_chunk_is_read_without_a_copy() -> None:
-    data = bytes(range(256)) * 4096
-    message = pack_chunk(Chunk(2**20, memoryview(data), 7))
-    chunk = unpack(message)
+@pytest.mark.parametrize("offset", [0, 2**20, 41 * 2**20])
+@pytest.mark.parametrize("size", [2, 100, 128, 2**14 + 2, 2**20, 2**20 - 2])
+def test_a_chunk_in_its_place_is_read_without_a_copy(offset: int, size: int) -> None:
+    data = (bytes(range(256)) * 4096)[:size]
+    message = pack_chunk(Chunk(offset, memoryview(data), 7))
+    chunk = unpack(message, offset=offset)
     assert isinstance(chunk, Chunk)
     assert chunk.data.obj is message
     assert chunk.data == data
@@ -73,7 +76,8 @@ def test_other_messages_are_left_to_generated_code() -> None:
 def test_unusual_forms_mean_what_they_mean_to_generated_code(parts: list[bytes]) -> None:
     inner = b"".join(parts)
     message = b"\x12" + bytes([len(inner)]) + inner
-    assert read(message) == read_by_generated_code(message)
+    for offset in (0, 5):
+        assert read(message, offset=offset) == read_by_generated_code(message)
 
 
 @settings(max_examples=600, deadline=None)
@@ -83,7 +87,8 @@ def test_whatever_happens_to_the_bytes_both_read_the_same(
 ) -> None:
     message = Message(chunk=chunk).SerializeToString()
     broken = message[:place] + change + message[place + cut :]
-    assert read(broken) == read_by_generated_code(broken)
+    for offset in (0, chunk.offset):
+        assert read(broken, offset=offset) == read_by_generated_code(broken)
 
 
 @settings(max_examples=400, deadline=None)
