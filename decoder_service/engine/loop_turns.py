@@ -8,18 +8,23 @@ from collections import deque
 
 
 class LoopTurns:
-    """Lets one piece of work be done in each turn of the event loop, first come first served."""
+    """Lets a few pieces of work be done in each turn of the event loop, first come first served."""
 
-    def __init__(self) -> None:
-        self._is_taken = False
+    def __init__(self, *, at_once: int = 1) -> None:
+        """Let `at_once` pieces be done in a turn for which nobody had to wait, else one."""
+        self._at_once = at_once
+        self._num_taken = 0
+        """Since the last turn of the loop that is known of."""
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def take(self) -> None:
-        """Return in a turn of the loop in which nobody else has returned from here."""
+        """Return in a turn of the loop in which fewer than `at_once` others have returned from here."""
         loop = asyncio.get_running_loop()
-        if not self._is_taken:
-            self._is_taken = True
-            loop.call_soon(self._rest)
+        if self._num_taken < self._at_once:
+            self._num_taken += 1
+            # To see each turn would cost one more of them: the loop goes on at once where it might have slept.
+            if self._num_taken == self._at_once:
+                loop.call_soon(self._rest)
             return
         turn = loop.create_future()
         self._waiting.append(turn)
@@ -33,7 +38,7 @@ class LoopTurns:
     def _rest(self) -> None:
         """Nobody has worked in this turn yet."""
         if not self._wake():
-            self._is_taken = False
+            self._num_taken = 0
 
     def _wake(self) -> bool:
         """Let the next one go on in the next turn of the loop, and its successor in the one after that."""

@@ -28,6 +28,24 @@ async def test_one_piece_is_done_in_each_turn_and_in_order() -> None:
     assert turn_of_loop < 25, "turns were wasted"
 
 
+async def test_a_few_pieces_may_be_done_in_one_turn_and_no_more() -> None:
+    turns, done = LoopTurns(at_once=3), 0
+
+    async def work() -> None:
+        nonlocal done
+        for _ in range(20):
+            await turns.take()
+            done += 1
+
+    working, most = asyncio.create_task(work()), 0
+    while not working.done():
+        before = done
+        await asyncio.sleep(0)
+        most = max(most, done - before)
+    assert done == 20
+    assert most == 3
+
+
 async def test_who_leaves_while_waiting_holds_up_nobody() -> None:
     turns = LoopTurns()
     await turns.take()
