@@ -64,7 +64,7 @@ class VisionClient:
         self._router = VisionRouter()
         self._hedge_seconds = hedge_seconds
         self._retries = RetryBudget(now=time.monotonic())
-        self._busy: dict[str, Counter[str]] = {}
+        self._busy: dict[str, dict[str, int]] = {}
         self.bad_streams: Counter[str] = Counter()
         """Streams of features that were refused, by reason."""
         self.num_repeated = 0
@@ -150,19 +150,23 @@ class VisionClient:
 
         One that was not tried goes before one that was. A full replica is not asked a second time.
         """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                while True:
-                    ready = self._fleet.ready
-                    fresh = [replica for replica in ready if replica not in tried]
-                    if fresh or (ready and not isinstance(failure, ResourceExhaustedError)):
-                        return self._route(fresh or ready, request, spec)
-                    if ready or _all_mismatch(self.replicas):
-                        return None
-                    await self._fleet.wait_changed()
+        ready = self._fleet.ready or await self._wait_ready_replicas()
+        fresh = [replica for replica in ready if replica not in tried]
+        if fresh or (ready and not isinstance(failure, ResourceExhaustedError)):
+            return self._route(fresh or ready, request, spec)
         return None
 
+    async def _wait_ready_replicas(self) -> list[VisionReplica]:
+        """Those that are ready after a moment; none where waiting for one would be of no use."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while not self._fleet.ready and not _all_mismatch(self.replicas):
+                    await self._fleet.wait_changed()
+        return self._fleet.ready
+
     def _route(self, ready: Sequence[VisionReplica], request: pb.EncodeRequest, spec: FeatureSpec) -> VisionReplica:
+        if len(ready) == 1:
+            return ready[0]
         address = self._router.choose(
             spec.image_hash,
             {replica.address: replica.pending_patches for replica in ready},
@@ -210,8 +214,8 @@ class VisionClient:
     @contextmanager
     def _placed(self, request_id: str, address: str) -> Iterator[None]:
         """Remember that a replica has an image of a request under way."""
-        busy = self._busy.setdefault(request_id, Counter())
-        busy[address] += 1
+        busy = self._busy.setdefault(request_id, {})
+        busy[address] = busy.get(address, 0) + 1
         try:
             yield
         finally:
