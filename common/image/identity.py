@@ -5,6 +5,7 @@ services from what each of them has; a client's own name for a picture never ent
 """
 
 import hashlib
+from functools import lru_cache
 from typing import NewType
 
 from common.image.preprocessing import Preprocessing
@@ -22,8 +23,21 @@ def image_hash(
 
     Length prefixes keep two different splits of the same bytes apart.
     """
-    digest = hashlib.sha256()
-    for part in (_DOMAIN_TAG, image, preprocessing.fingerprint(), weights_digest, dtype.encode(), salt):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
+    digest = hashlib.sha256(_prefixed(_DOMAIN_TAG) + _length(image))
+    digest.update(image)
+    digest.update(_encoder(preprocessing, weights_digest, dtype) + _prefixed(salt))
     return ImageHash(digest.digest())
+
+
+@lru_cache(maxsize=16)
+def _encoder(preprocessing: Preprocessing, weights_digest: bytes, dtype: str) -> bytes:
+    """What is hashed of an encoder, the same for every picture."""
+    return b"".join(map(_prefixed, (preprocessing.fingerprint(), weights_digest, dtype.encode())))
+
+
+def _prefixed(part: bytes) -> bytes:
+    return _length(part) + part
+
+
+def _length(part: bytes) -> bytes:
+    return len(part).to_bytes(8, "little")

@@ -58,6 +58,8 @@ class Lease:
 
     async def arrived(self) -> EncodeResult:
         """Wait for the features. Raises what encoding them raised."""
+        if self.encoding.done():
+            return self.encoding.result()
         # Shielded: the encoding may serve others, and ends when its last holder lets go.
         return await asyncio.shield(self.encoding)
 

@@ -11,7 +11,7 @@ cancels whatever stage its image is in.
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from common.errors import InvalidArgumentError, UnavailableError
@@ -86,7 +86,7 @@ class Pipeline:
                     watch.encoded(None if was_there else timings)
                     features = result.features
                     # Of features on the device every caller has a copy of its own.
-                    with self._budget.hold(0 if features.is_on_host else spec.num_bytes):
+                    with nullcontext() if features.is_on_host else self._budget.hold(spec.num_bytes):
                         chunks = features.chunks() if features.is_on_host else await self._fetch(features)
                         yield PictureFeatures(spec=spec, chunks=chunks, timings=timings)
                     watch.sent(spec.num_bytes)
