@@ -10,14 +10,8 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    aclosing,
-    asynccontextmanager,
-    closing,
-    nullcontext,
-)
+from contextlib import AbstractContextManager, aclosing, closing, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -33,7 +27,8 @@ from common.security.access import Gate
 from common.telemetry.tracing import Tracer
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Guard = AbstractAsyncContextManager[None]
+Handle = Callable[[], Awaitable[Any]]
+Guard = Callable[[Context, Handle], Awaitable[Any]]
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 
 _log = logging.getLogger(__name__)
@@ -81,17 +76,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         path = handler_call_details.method
         known, guarded = self._guarded.get(path, (None, None))
         if guarded is None or known is not handler:
-            guarded = _guarded(handler, lambda context: self._guard(path, context), stall_seconds=self._stall_seconds)
+            guarded = _guarded(handler, partial(self._guard, path), stall_seconds=self._stall_seconds)
             self._guarded[path] = handler, guarded
         return guarded
 
-    @asynccontextmanager
-    async def _guard(self, path: str, context: Context) -> AsyncIterator[None]:
+    async def _guard(self, path: str, context: Context, handle: Handle) -> Any:  # noqa: ANN401 - what it returns
+        """Handle a call."""
         with self._observer.observed(path, context) as outcome:
             try:
                 with self.open_calls.one(), self._admission(path, context):
                     self.check(path)
-                    yield
+                    return await handle()
             except grpc.aio.AbortError:
                 outcome.code = _own_code(context)
                 raise
@@ -103,12 +98,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 answer = _to_answer(error, path)
                 outcome.code, outcome.reason = status_code(answer), answer.reason
                 await _abort(context, answer)
+                raise AssertionError("aborting a call never returns") from error
 
     def _admission(self, path: str, context: Context) -> AbstractContextManager[None]:
         return nullcontext() if self._gate is None else self._gate.admit(path, context)
 
 
-def _guarded(handler: Handler, guard: Callable[[Context], Guard], *, stall_seconds: float) -> Handler:
+def _guarded(handler: Handler, guard: Guard, *, stall_seconds: float) -> Handler:
     """The same method, receiving, decoding, running and encoding inside the guard.
 
     To gRPC it always takes a stream of requests, since gRPC would receive a single one before it asks us.
@@ -117,28 +113,31 @@ def _guarded(handler: Handler, guard: Callable[[Context], Guard], *, stall_secon
     make = getattr(grpc, f"stream_{_flow(handler.response_streaming)}_rpc_method_handler")
     encode = handler.response_serializer or bytes
 
-    async def argument(requests: AsyncIterator[bytes]) -> object:
-        return _decode_each(handler, requests) if handler.request_streaming else await _decode_one(handler, requests)
+    async def argument(requests: AsyncIterator[bytes], context: Context) -> object:
+        return _decode_each(handler, requests) if handler.request_streaming else await _decode_one(handler, context)
 
     async def unary(requests: AsyncIterator[bytes], context: Context) -> bytes:
-        async with guard(context):
-            return encode(await behaviour(await argument(requests), context))
-        raise AssertionError("a guard never swallows an error")
+        answer = await behaviour(await argument(requests, context), context)
+        return encode(answer)
 
     async def stream(requests: AsyncIterator[bytes], context: Context) -> None:
-        async with guard(context):
-            responses = behaviour(await argument(requests), context)
-            if not isinstance(responses, AsyncGenerator):
-                await responses  # a handler that calls context.write itself
-                return
-            # Closed here, not by the garbage collector, so that a handler cleans up as soon as its caller left.
-            async with aclosing(responses):
-                with closing(StreamWriter(context, stall_seconds=stall_seconds)) as writer:
-                    async for response in responses:
-                        await writer.write(response)
+        responses = behaviour(await argument(requests, context), context)
+        if not isinstance(responses, AsyncGenerator):
+            await responses  # a handler that calls context.write itself
+            return
+        # Closed here, not by the garbage collector, so that a handler cleans up as soon as its caller left.
+        async with aclosing(responses):
+            with closing(StreamWriter(context, stall_seconds=stall_seconds)) as writer:
+                async for response in responses:
+                    await writer.write(response)
+
+    handle = stream if handler.response_streaming else unary
+
+    async def inside(requests: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401 - whatever gRPC takes
+        return await guard(context, partial(handle, requests, context))
 
     guarded: Handler = (
-        make(stream, response_serializer=handler.response_serializer) if handler.response_streaming else make(unary)
+        make(inside, response_serializer=handler.response_serializer) if handler.response_streaming else make(inside)
     )
     return guarded
 
@@ -165,10 +164,12 @@ def _decode(handler: Handler, request: bytes) -> object:
         raise InvalidArgumentError("MALFORMED_REQUEST", "The request is not a valid message.") from error
 
 
-async def _decode_one(handler: Handler, requests: AsyncIterator[bytes]) -> object:
-    async for request in requests:
-        return _decode(handler, request)
-    raise InvalidArgumentError("MALFORMED_REQUEST", "The call brought no message.")
+async def _decode_one(handler: Handler, context: Context) -> object:
+    # Not from the iterator: one that is left in the middle costs a task that closes it.
+    request = await context.read()
+    if request is grpc.aio.EOF:
+        raise InvalidArgumentError("MALFORMED_REQUEST", "The call brought no message.")
+    return _decode(handler, request)
 
 
 async def _decode_each(handler: Handler, requests: AsyncIterator[bytes]) -> AsyncIterator[object]:
