@@ -15,7 +15,7 @@ from benchmarks.peers.protocol import serve
 from common.checkpoint.checkpoint import open_checkpoint
 from common.model.settings import ModelSettings
 from common.server.config import ServerConfig
-from common.server.process import tune_allocator
+from common.server.process import freeze_loaded, tune_allocator
 from common.version import server_version
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
 from decoder_service.engine.engine import Engine
@@ -71,6 +71,7 @@ class Worker:
         tune_allocator()
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._engine = in_process_engine(Path(model), max_requests=max_requests, max_tokens=max_tokens)
+        freeze_loaded()  # As the service does.
         compute = self._engine.stats().compute
         return {"version": f"diptych {server_version()}, {compute}, torch {torch.__version__}"}
 

@@ -24,7 +24,7 @@ from common.image.identity import ImageHash
 from common.model.settings import ModelSettings
 from common.native.opening import choose_library
 from common.native.resizing import find_kernels, open_resize
-from common.server.process import tune_allocator
+from common.server.process import freeze_loaded, tune_allocator
 from common.version import server_version
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.prompt_images import PlaceholderRange
@@ -66,6 +66,7 @@ class Worker:
         self._encoder = in_process_encoder(Path(model))
         self._vocab_size = checkpoint.text_config.vocab_size
         self._engine = in_process_engine(Path(model), max_requests=max_requests, max_tokens=max_tokens)
+        freeze_loaded()  # As the services do.
         return {"version": f"diptych {server_version()}, torch {torch.__version__}"}
 
     def encode(self, sizes: list[list[int]], seed: int) -> dict[str, object]:
