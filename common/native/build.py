@@ -23,7 +23,7 @@ _LEVELS = {
 }
 """Kinds of processors, best first, and the features in /proc/cpuinfo that each must have."""
 _COMPILERS = ("c++", "g++")
-VERSION = 8
+VERSION = 9
 """Of the library's interface in C."""
 CACHE_VARIABLE = "DIPTYCH_NATIVE_CACHE"
 

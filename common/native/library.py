@@ -113,6 +113,7 @@ def _declare(c: ctypes.CDLL) -> None:
         "diptych_panel": (i, ()),
         "diptych_pool_new": (p, (i,)),
         "diptych_pack": (None, (p, n, n, n, p)),
+        "diptych_pack_halves": (None, (p, n, n, n, p)),
         "diptych_halve": (i, (p, n, p)),
         "diptych_linear": (None, (p, weights, n, p, p)),
         "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, f, p)),

@@ -29,17 +29,19 @@ class PackedWeights:
         self.columns = sum(linear.weight.shape[0] for linear in linears)
         self.depth = linears[0].weight.shape[1]
         panels = -(-self.columns // library.panel)
-        packed = _zeros(panels * self.depth * library.panel, torch.float32)
+        are_halves = not in_bytes and all(linear.weight.dtype is torch.bfloat16 for linear in linears)
+        dtype = torch.bfloat16 if are_halves else torch.float32
+        pack = library.c.diptych_pack_halves if are_halves else library.c.diptych_pack
+        self._data, self._scales = _zeros(panels * self.depth * library.panel, dtype), torch.empty(0)
         first = 0
         for linear in linears:
-            weight = linear.weight.detach().float().contiguous()
-            library.c.diptych_pack(weight.data_ptr(), *weight.shape, first, packed.data_ptr())
+            weight = linear.weight.detach().to(dtype).contiguous()
+            pack(weight.data_ptr(), *weight.shape, first, self._data.data_ptr())
             first += weight.shape[0]
             del linear.weight
-        self._data, self._scales = packed, torch.empty(0)
         if in_bytes:
-            self._data, self._scales = _in_bytes(packed, panels, self.depth)
-        elif (halves := _in_halves(library, packed, panels * self.depth)) is not None:
+            self._data, self._scales = _in_bytes(self._data, panels, self.depth)
+        elif not are_halves and (halves := _in_halves(library, self._data, panels * self.depth)) is not None:
             self._data = halves
         self.bits = 8 * self._data.itemsize
         """That each weight takes."""

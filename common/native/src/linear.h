@@ -222,13 +222,31 @@ static void linear(Pool& pool, const Weights& w, int64_t rows, const float* x, i
   });
 }
 
+// Calls put(column, k, weight) for all of w [columns, depth], in an order in which memory is read line by line and a panel
+// is written within a few lines.
+template <typename Stored, typename Put>
+static inline void each_weight(const Stored* w, int64_t columns, int64_t depth, const Put& put) {
+  constexpr int64_t lines = 16;
+  for (int64_t first = 0; first < columns; first += kPanel)
+    for (int64_t k = 0; k < depth; k += lines)
+      for (int64_t c = first; c < std::min(columns, first + kPanel); ++c)
+        for (int64_t i = k; i < std::min(depth, k + lines); ++i) put(c, i, w[c * depth + i]);
+}
+
 // Puts w [columns, depth] in the place of the columns from `first` on of packed weights that are zero elsewhere.
 static inline void pack(const float* w, int64_t columns, int64_t depth, int64_t first, float* packed) {
-  for (int64_t c = 0; c < columns; ++c) {
+  each_weight(w, columns, depth, [&](int64_t c, int64_t k, float weight) {
     const int64_t column = first + c;
-    float* to = packed + (column / kPanel) * depth * kPanel + column % kPanel;
-    for (int64_t k = 0; k < depth; ++k) to[k * kPanel] = w[c * depth + k];
-  }
+    packed[(column / kPanel * depth + k) * kPanel + column % kPanel] = weight;
+  });
+}
+
+// The same of bfloat16, as the words of HalfWeights.
+static inline void pack_halves(const uint16_t* w, int64_t columns, int64_t depth, int64_t first, uint32_t* words) {
+  each_weight(w, columns, depth, [&](int64_t c, int64_t k, uint32_t weight) {
+    const int64_t column = first + c, place = column % kPanel;
+    words[(column / kPanel * depth + k) * kWidth + place % kWidth] |= place < kWidth ? weight : weight << 16;
+  });
 }
 
 // Packed floats [rows, kPanel] as the words of HalfWeights; false as soon as one of them is no bfloat16.

@@ -10,7 +10,7 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 8; }
+int32_t diptych_version() { return 9; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -18,6 +18,10 @@ void* diptych_pool_new(int32_t threads) { return new Pool(threads); }
 
 void diptych_pack(const float* w, int64_t columns, int64_t depth, int64_t first, float* packed) {
   pack(w, columns, depth, first, packed);
+}
+
+void diptych_pack_halves(const uint16_t* w, int64_t columns, int64_t depth, int64_t first, uint32_t* words) {
+  pack_halves(w, columns, depth, first, words);
 }
 
 int32_t diptych_halve(const float* packed, int64_t rows, uint32_t* words) { return halve(packed, rows, words); }

@@ -41,22 +41,29 @@ def test_products_are_those_of_torch_and_the_same_bits_for_any_number_of_rows(li
             assert torch.equal(packed(x[7 : 7 + rows]), together[7 : 7 + rows])
 
 
-def test_layers_that_share_their_input_stand_below_one_another_and_give_their_weights_up(library: Library) -> None:
-    layers = [nn.Linear(20, columns, bias=False) for columns in (40, 7, 33)]
-    weights = torch.cat([layer.weight.detach() for layer in layers])
+@pytest.mark.parametrize("dtypes", [("float32",) * 3, ("bfloat16",) * 3, ("bfloat16", "float32", "bfloat16")], ids=str)
+def test_layers_that_share_their_input_stand_below_one_another_and_give_their_weights_up(
+    library: Library, dtypes: tuple[str, ...]
+) -> None:
+    layers = [
+        nn.Linear(20, columns, bias=False, dtype=getattr(torch, dtype))
+        for columns, dtype in zip((40, 7, 33), dtypes, strict=True)
+    ]
+    weights = torch.cat([layer.weight.detach().float() for layer in layers])
     packed = PackedWeights(library, layers)
     torch.testing.assert_close(packed(torch.eye(20)), weights.T)
     assert not any(hasattr(layer, "weight") for layer in layers)
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("columns", "depth"), [(100, 48), (1, 1), (33, 1100), (130, 512)])
 def test_weights_that_are_bfloat16_take_half_the_memory_and_give_the_same_bits(
-    library: Library, columns: int, depth: int
+    library: Library, columns: int, depth: int, stored: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(3)
     half, whole = nn.Linear(depth, columns, bias=False), nn.Linear(depth, columns + 1, bias=False)
     weights = (torch.randn(columns, depth, generator=generator) * 30).bfloat16().float()
-    half.weight = nn.Parameter(weights)
+    half.weight = nn.Parameter(weights.to(stored))
     # The last column's is no bfloat16, so that all of them stay as they are.
     whole.weight = nn.Parameter(torch.cat([weights, torch.full((1, depth), 1 / 3)]))
     packed, others = PackedWeights(library, [half]), PackedWeights(library, [whole])
