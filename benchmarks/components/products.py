@@ -62,14 +62,20 @@ def _in_turn(products: Sequence[Product], x: Tensor) -> Callable[[], None]:
 
 def _products(weight: Tensor) -> dict[str, Product]:
     """The same product in every way; each keeps a copy of the weight as it wants it."""
-    columns, depth = weight.shape
-    linear = nn.Linear(depth, columns, bias=False)
-    linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    library = open_library(threads=torch.get_num_threads())
     transposed = weight.t().contiguous()
     prepacked = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     return {
-        "kernels": PackedWeights(open_library(threads=torch.get_num_threads()), [linear]),
+        "kernels": PackedWeights(library, [_linear(weight)]),
+        "kernels, bfloat16 weights": PackedWeights(library, [_linear(weight.bfloat16())]),
         "linear": lambda x: nn.functional.linear(x, weight),
         "transposed": lambda x: x @ transposed,
         "prepacked": lambda x: torch.ops.mkldnn._linear_pointwise(x, prepacked, None, "none", [], ""),
     }
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    columns, depth = weight.shape
+    linear = nn.Linear(depth, columns, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    return linear
