@@ -23,9 +23,9 @@ class EngineSettings:
     max_num_mixed_tokens: int | None = setting(
         None,
         minimum=1,
-        help="what each prompt may have in a step that also gives others their next tokens, besides as many tokens as "
-        "those are; where unset, on a CPU what adds three tenths to a step's time, measured at start, and at least 8, "
-        "or what doubles it where max_step_stretch is set; on CUDA no limit",
+        help="what each prompt may have in a step that also gives others their next tokens, beyond their second, "
+        "besides as many tokens as those are; where unset, on a CPU what adds three tenths to a step's time, measured "
+        "at start, and at least 8, or what doubles it where max_step_stretch is set; on CUDA no limit",
     )
     max_step_stretch: float | None = setting(
         None,

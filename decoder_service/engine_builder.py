@@ -69,13 +69,13 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     """Load the weights, take memory for the KV cache, and warm up. Raises CheckpointError."""
     engine, kv_params = config.engine, run_config.kv_params
     # Before the weights, as kernels take them as they are stored.
-    kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
+    library, no_kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
     model = DecoderModel.load(
         checkpoint,
         device=run_config.device,
         dtype=run_config.dtype,
         in_fp8=engine.quantize is Quantize.FP8,
-        in_halves=kernels[0] is not None,
+        in_halves=library is not None,
     )
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
@@ -105,7 +105,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         model,
         kv_cache,
         config.model,
-        kernels,
+        (library, no_kernels),
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
         quantize=engine.quantize,

@@ -37,8 +37,8 @@ def pack_chunk(chunk: Chunk) -> bytes:
 def unpack(message: bytes, *, offset: int) -> Chunk | vision_pb2.EncodeResponse:
     """A message of the stream: a chunk, or one of the others.
 
-    The data of a chunk that begins at `offset` lies in `message`; that of another one, or of one of a few bytes less
-    than a power of two, is a copy. Raises google.protobuf.message.DecodeError.
+    The data of a chunk that begins at `offset` lies in `message`; that of another one, or of one some bytes shorter
+    than 2**7, 2**14 or 2**21, is a copy. Raises google.protobuf.message.DecodeError.
     """
     # Nothing is taken apart: what the message must be like, if it is that chunk, follows from its length. After a
     # megabyte has been copied no code is in the caches any more, so that every step costs several times as much.

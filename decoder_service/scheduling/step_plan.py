@@ -40,18 +40,19 @@ class StepPlan:
     def spare_generating(self, num_beginning: int) -> None:
         """Keep the rest small where the step goes on with anybody's stream, as its token comes when all is computed.
 
-        Every request that moves has its one token by now; `num_beginning` more could begin. A stream whose second token
-        is next does not count: prompts that came with its own, and found no room in one step, go together in the next.
+        Every request that moves has its one token by now; `num_beginning` more could begin. Without a limit in time a
+        stream whose second token is next does not count: prompts that came while its own was computed go together.
         """
         num_mixed = self._config.max_num_mixed_tokens
         if num_mixed is None:
             return
         generating = [request for request in self._num_tokens if request.is_generating]
-        if any(request.num_output_tokens > 1 for request in generating):
-            num_generating = len(generating)
+        stretch = self._config.max_step_stretch
+        num_generating = len(generating)
+        if any(stretch is not None or request.num_output_tokens > 1 for request in generating):
             num_prompts = max(1, len(self._num_tokens) - num_generating + num_beginning)
             # So many times the step without prompts is added to it.
-            added = min(num_prompts, (self._config.max_step_stretch or math.inf) - 1)
+            added = min(num_prompts, (stretch or math.inf) - 1)
             self.budget = min(self.budget, max(1, int(added * (num_mixed + num_generating))))
 
     def __len__(self) -> int:

@@ -67,7 +67,7 @@ def test_where_nobody_gets_a_next_token_prompts_have_the_whole_step() -> None:
     assert host.runner.batches[-1] == {"r0": 36, "r1": 28}
 
 
-def test_prompts_that_came_with_a_stream_are_taken_in_whole_beside_its_second_token_and_not_beside_its_third() -> None:
+def test_prompts_that_came_while_a_stream_began_are_taken_in_whole_beside_its_second_token_and_not_its_third() -> None:
     host = streaming_host(0)
     host.submit(make_request("first", 2, arrival=0, max_tokens=60))
     host.step()
@@ -77,6 +77,17 @@ def test_prompts_that_came_with_a_stream_are_taken_in_whole_beside_its_second_to
     assert host.runner.batches[-1] == {"first": 1, "r0": 20, "r1": 20, "r2": 20, "r3": 3}
     host.step()
     assert host.runner.batches[-1] == {"first": 1, "r0": 1, "r1": 1, "r2": 1, "r3": 1 + NUM_MIXED + 4}
+    host.run()
+    host.check_outputs()
+
+
+def test_where_steps_have_a_limit_in_time_it_holds_beside_second_tokens_too() -> None:
+    host = streaming_host(0, max_step_stretch=1.5)
+    host.submit(make_request("first", 2, arrival=0, max_tokens=60))
+    host.step()
+    host.submit(make_request("long", 60, arrival=1))
+    host.step()
+    assert host.runner.batches[-1] == {"first": 1, "long": 2}
     host.run()
     host.check_outputs()
 
