@@ -81,7 +81,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
     async def _guard(self, path: str, context: Context, handle: Handle) -> Any:  # noqa: ANN401 - what it returns
-        """Handle a call."""
+        """Have `handle` answer a call, and see that it ends with exactly one status, which is counted."""
         with self._observer.observed(path, context) as outcome:
             try:
                 with self.open_calls.one(), self._admission(path, context):

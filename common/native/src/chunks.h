@@ -87,7 +87,8 @@ __attribute__((target("pclmul"))) int64_t take_strides(uint8_t* to, const uint8_
   const bool aligned = reinterpret_cast<uintptr_t>(to) % sizeof(__m128i) == 0;
   int64_t done = 0;
   for (; done + kStride <= size; done += kStride) {
-    // Read ahead, also behind the end, where it does nothing; what was read is not needed again.
+    // Read ahead, also behind the end, where it does nothing. Into all caches: past them, what another core wrote takes
+    // twice as long on some processors, though it is not needed again.
     _mm_prefetch(reinterpret_cast<const char*>(from + done + kAhead), _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int lane = 0; lane < 4; ++lane) {

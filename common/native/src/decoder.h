@@ -23,24 +23,6 @@ struct LayerWeights {
   float *keys, *values;  // [num_blocks, block_size, kv_heads, head_dim]
 };
 
-// Rows [vocabulary, hidden] as they were stored: float32, or bfloat16, which is the upper half of one.
-struct Embeddings {
-  const void* rows;
-  int64_t bits;
-
-  void take(int64_t row, int64_t size, float* to) const {
-    if (bits == 32) {
-      std::memcpy(to, static_cast<const float*>(rows) + row * size, size * sizeof(float));
-      return;
-    }
-    const uint16_t* halves = static_cast<const uint16_t*>(rows) + row * size;
-    for (int64_t i = 0; i < size; ++i) {
-      const uint32_t word = static_cast<uint32_t>(halves[i]) << 16;
-      std::memcpy(to + i, &word, sizeof word);
-    }
-  }
-};
-
 struct Batch {
   int64_t tokens, requests, max_blocks;
   const int64_t* positions;      // [tokens]

@@ -2,6 +2,7 @@
 // Knows how they are stored. Does not know which layer they belong to.
 #pragma once
 
+#include <cstring>
 #include <vector>
 
 #include "linear.h"
@@ -43,6 +44,24 @@ static inline void take_column(const Weights& w, int64_t column, float* to) {
   else
     unpack(floats_of(w), column, to);
 }
+
+// Rows of embeddings as they were stored: float32, or bfloat16, which is the upper half of one.
+struct Embeddings {
+  const void* rows;
+  int64_t bits;
+
+  void take(int64_t row, int64_t size, float* to) const {
+    if (bits == 32) {
+      std::memcpy(to, static_cast<const float*>(rows) + row * size, size * sizeof(float));
+      return;
+    }
+    const uint16_t* halves = static_cast<const uint16_t*>(rows) + row * size;
+    for (int64_t i = 0; i < size; ++i) {
+      const uint32_t word = static_cast<uint32_t>(halves[i]) << 16;
+      std::memcpy(to + i, &word, sizeof word);
+    }
+  }
+};
 
 // Room for so many floats, which stays for the next time.
 static inline float* grow(std::vector<float>& buffer, int64_t size) {

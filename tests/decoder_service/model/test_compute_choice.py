@@ -68,7 +68,6 @@ def test_loading_a_model_imports_no_compiler() -> None:
 import sys, torch
 from pathlib import Path
 from common.checkpoint.checkpoint import open_checkpoint
-from decoder_service.model.run_config import make_run_config
 from decoder_service.model.weights import DecoderModel
 DecoderModel.load(open_checkpoint(Path("models/demo")), device=torch.device("cpu"), dtype=torch.float32)
 print(sorted({"torch._dynamo", "torch._inductor", "transformers", "sympy"} & set(sys.modules)))
