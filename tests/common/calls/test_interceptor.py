@@ -69,6 +69,15 @@ async def test_bytes_that_are_no_message_are_refused_without_the_parsers_words()
     assert "pars" not in repr(raised.value).lower()
 
 
+async def test_a_call_that_brings_no_message_is_told_so() -> None:
+    async with running(FakeGeneration()) as (_, address), grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.stream_unary(f"/{NAME}/Tokenize")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call(iter(()), timeout=10)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert raised.value.details() == "The call brought no message."
+
+
 async def test_an_unknown_method_is_unimplemented_and_not_counted() -> None:
     registry = CollectorRegistry()
     async with (

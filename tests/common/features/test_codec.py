@@ -71,6 +71,7 @@ def test_other_messages_are_left_to_generated_code() -> None:
         pytest.param([b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f"], id="a number over 64 bits"),
         pytest.param([b"\x12\x7fab"], id="a length over the end"),
         pytest.param([b"\x1dabc"], id="a checksum cut short"),
+        pytest.param([b"\x12\x02ab", b"\x2dabcd"], id="another field as long as the checksum in its place"),
     ],
 )
 def test_unusual_forms_mean_what_they_mean_to_generated_code(parts: list[bytes]) -> None:
