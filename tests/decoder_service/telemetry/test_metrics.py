@@ -1,6 +1,7 @@
 """What the engine's figures say when somebody scrapes, above all that no block is lost."""
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -45,8 +46,10 @@ class SlowRunner(FakeRunner):
     def __init__(self) -> None:
         super().__init__(num_blocks=NUM_BLOCKS, block_size=4)
         self.seconds = 0.0
+        self.began = threading.Event()
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
+        self.began.set()
         time.sleep(self.seconds)
         return super().execute(batch)
 
@@ -126,8 +129,8 @@ async def test_a_scrape_during_a_long_step_answers_without_the_check_of_blocks()
     try:
         runner.seconds = 3.0
         await scraped.host.submit(make_request("slow", 3, max_tokens=1), Nobody())
-        while scraped.host.busy_since is None:
-            await asyncio.sleep(0.001)
+        # The engine is also busy with the submission itself, behind which it still takes commands before the step.
+        await asyncio.to_thread(runner.began.wait)
         # One scrape for all, as each waits half a second for the step's end.
         metrics = await asyncio.to_thread(lambda: list(scraped.registry.collect()))
         found = {sample.name: sample.value for metric in metrics for sample in metric.samples}
