@@ -7,18 +7,19 @@ that stays.
 import argparse
 import sys
 
-from common.native.build import NativeUnavailableError, cpu_level, default_cache, find_or_build
+from common.native.build import best_library, default_cache, find_or_build
+from common.native.processor import LEVELS, NativeUnavailableError
 
 
 def main() -> None:
     """Build, say where the libraries are, and exit with 1 where that cannot be."""
     parser = argparse.ArgumentParser(prog="common.native", description=__doc__)
-    parser.add_argument(
-        "level", nargs="*", help="x86-64-v4, x86-64-v3 or armv8-a; this processor's where none is given"
-    )
+    parser.add_argument("level", nargs="*", help=f"{', '.join(LEVELS)}; this processor's where none is given")
+    levels = parser.parse_args().level
+    cache = default_cache()
     try:
-        for level in parser.parse_args().level or [cpu_level()]:
-            sys.stdout.write(f"{find_or_build(default_cache(), level)}\n")
+        for path in [find_or_build(cache, level) for level in levels] or [best_library(cache)[0]]:
+            sys.stdout.write(f"{path}\n")
     except NativeUnavailableError as error:
         sys.exit(f"common.native: {error}")
 

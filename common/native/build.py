@@ -8,30 +8,22 @@ import fcntl
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+from common.native.processor import LEVELS, NativeUnavailableError, cpu_levels
+
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
-_LEVELS = {
-    "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
-    "x86-64-v3": ("avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"),
-}
-"""Kinds of processors, best first, and the features in /proc/cpuinfo that each must have."""
 _COMPILERS = ("c++", "g++")
-VERSION = 9
+VERSION = 10
 """Of the library's interface in C."""
 CACHE_VARIABLE = "DIPTYCH_NATIVE_CACHE"
 
 _log = logging.getLogger(__name__)
-
-
-class NativeUnavailableError(Exception):
-    """There is no library for this machine, and none can be built; the message says why."""
 
 
 def default_cache() -> Path:
@@ -40,21 +32,6 @@ def default_cache() -> Path:
     if given:
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
-
-
-def cpu_level(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The best kind that this processor is. Raises NativeUnavailableError for one that we have no flags for."""
-    if platform.machine() == "aarch64":
-        return "armv8-a"
-    try:
-        text = cpuinfo.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        text = ""
-    features = next((set(line.split()) for line in text.splitlines() if line.startswith("flags")), set())
-    for level, needed in _LEVELS.items():
-        if features.issuperset(needed):
-            return level
-    raise NativeUnavailableError(f"the processor is none of {', '.join(_LEVELS)}")
 
 
 def library_path(cache: Path, level: str) -> Path:
@@ -87,6 +64,20 @@ def find_or_build(cache: Path, level: str) -> Path:
     return path
 
 
+def best_library(cache: Path) -> tuple[Path, str]:
+    """The library for the best kind that this processor is and that can be had, and that kind.
+
+    Compilers may be too old for the newest processors. Raises NativeUnavailableError where there is none.
+    """
+    levels = cpu_levels()
+    for level in levels[:-1]:
+        try:
+            return find_or_build(cache, level), level
+        except NativeUnavailableError as error:
+            _log.warning("no kernels for all of this processor", extra={"level": level, "reason": str(error)})
+    return find_or_build(cache, levels[-1]), levels[-1]
+
+
 def _build(compiler: str, level: str, path: Path) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -102,5 +93,6 @@ def _build(compiler: str, level: str, path: Path) -> None:
 
 
 def _flags(level: str) -> tuple[str, ...]:
-    wide = ("-mprefer-vector-width=512",) if level == "x86-64-v4" else ()
-    return (*_FLAGS, f"-march={level}", *wide)
+    if level not in LEVELS:
+        raise NativeUnavailableError(f"{level} is none of {', '.join(LEVELS)}")
+    return (*_FLAGS, *LEVELS[level].flags)

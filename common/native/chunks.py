@@ -12,8 +12,9 @@ import numpy as np
 
 from common.features.chunk_copy import VALUE_TYPES, Copied, CopyChunk, copy_plainly
 from common.model.settings import ComputeChoice
-from common.native.build import NativeUnavailableError, cpu_level, default_cache, find_or_build
+from common.native.build import best_library, default_cache
 from common.native.loading import load
+from common.native.processor import NativeUnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def open_copy(compute: ComputeChoice = ComputeChoice.AUTO) -> CopyChunk:
     if compute is ComputeChoice.TORCH:
         return copy_plainly
     try:
-        return ChunkCopier(find_or_build(default_cache(), cpu_level()))
+        return ChunkCopier(best_library(default_cache())[0])
     except NativeUnavailableError as error:
         _log.info("features are copied without kernels", extra={"reason": str(error)})
         return copy_plainly

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from common.native.loading import load
+from common.native.processor import LEVELS
 
 
 class CWeights(Structure):
@@ -87,8 +88,12 @@ class Library:
         self.c = load(path)
         _declare(self.c)
         self.name = f"native {level}"
+        self.has_tiles = LEVELS[level].has_tiles
+        """Whether weights of 16 bits are multiplied in the processor's tiles."""
         self.panel: int = self.c.diptych_panel()
         """Columns that packed weights are laid out by."""
+        self.depth_step: int = self.c.diptych_depth_step()
+        """Depths that packed weights of 16 bits are filled up to whole steps of."""
         self.pool: int = self.c.diptych_pool_new(threads)
 
     def greedy(self, logits: Tensor, *, margin: float) -> tuple[list[int], list[bool], list[bool]]:
@@ -111,10 +116,11 @@ def _declare(c: ctypes.CDLL) -> None:
     weights = POINTER(CWeights)
     signatures = {
         "diptych_panel": (i, ()),
+        "diptych_depth_step": (i, ()),
         "diptych_pool_new": (p, (i,)),
         "diptych_pack": (None, (p, n, n, n, p)),
         "diptych_pack_halves": (None, (p, n, n, n, p)),
-        "diptych_halve": (i, (p, n, p)),
+        "diptych_halve": (i, (p, n, n, p)),
         "diptych_linear": (None, (p, weights, n, p, p)),
         "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, f, p)),
         "diptych_encoder_new": (p, (p, POINTER(CEncoderShape), POINTER(CEncoderLayer))),

@@ -3,7 +3,8 @@
 import ctypes
 from pathlib import Path
 
-from common.native.build import VERSION, NativeUnavailableError
+from common.native.build import VERSION
+from common.native.processor import NativeUnavailableError
 
 
 def load(path: Path) -> ctypes.CDLL:

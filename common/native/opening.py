@@ -6,14 +6,15 @@ Knows when they can be used, and sets how many threads compute. Who asks does wi
 import torch
 
 from common.model.settings import ComputeChoice, ModelSettings
-from common.native.build import NativeUnavailableError, cpu_level, default_cache, find_or_build
+from common.native.build import best_library, default_cache
 from common.native.library import Library
+from common.native.processor import NativeUnavailableError
 
 
 def open_library(*, threads: int) -> Library:
     """The kernels, with so many threads. Raises NativeUnavailableError; the first time on a machine takes seconds."""
-    level = cpu_level()
-    return Library(find_or_build(default_cache(), level), level=level, threads=threads)
+    path, level = best_library(default_cache())
+    return Library(path, level=level, threads=threads)
 
 
 def choose_library(

@@ -15,9 +15,10 @@ from PIL import Image
 from common.image.resizing import Resize, resize_plainly
 from common.model.settings import ComputeChoice
 from common.native.bicubic import is_down_first, windows
-from common.native.build import NativeUnavailableError, cpu_level, default_cache, find_or_build
+from common.native.build import best_library, default_cache
 from common.native.loading import load
 from common.native.pixel_memory import find_pixels
+from common.native.processor import NativeUnavailableError
 
 _SHORTEST, _LONGEST = 16, 1 << 16
 """Sides that the kernel is for: from a register's worth of pixels to where a table of weights is large."""
@@ -73,7 +74,7 @@ def find_kernels(compute: ComputeChoice = ComputeChoice.AUTO) -> Path | None:
     if compute is ComputeChoice.TORCH:
         return None
     try:
-        path = find_or_build(default_cache(), cpu_level())
+        path = best_library(default_cache())[0]
         NativeResize(path)
     except NativeUnavailableError as error:
         _log.info("pictures are resized without kernels", extra={"reason": str(error)})

@@ -32,7 +32,8 @@ class PackedWeights:
         are_halves = not in_bytes and all(linear.weight.dtype is torch.bfloat16 for linear in linears)
         dtype = torch.bfloat16 if are_halves else torch.float32
         pack = library.c.diptych_pack_halves if are_halves else library.c.diptych_pack
-        self._data, self._scales = _zeros(panels * self.depth * library.panel, dtype), torch.empty(0)
+        size = _halves_size(library, panels, self.depth) if are_halves else panels * self.depth * library.panel
+        self._data, self._scales = _zeros(size, dtype), torch.empty(0)
         first = 0
         for linear in linears:
             weight = linear.weight.detach().to(dtype).contiguous()
@@ -41,7 +42,7 @@ class PackedWeights:
             del linear.weight
         if in_bytes:
             self._data, self._scales = _in_bytes(self._data, panels, self.depth)
-        elif not are_halves and (halves := _in_halves(library, self._data, panels * self.depth)) is not None:
+        elif not are_halves and (halves := _in_halves(library, self._data, panels, self.depth)) is not None:
             self._data = halves
         self.bits = 8 * self._data.itemsize
         """That each weight takes."""
@@ -65,10 +66,16 @@ def _zeros(size: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype, count=size)
 
 
-def _in_halves(library: Library, packed: Tensor, rows: int) -> Tensor | None:
+def _halves_size(library: Library, panels: int, depth: int) -> int:
+    """How many weights of 16 bits there are with those that fill up the last step."""
+    return panels * library.panel * -(-depth // library.depth_step) * library.depth_step
+
+
+def _in_halves(library: Library, packed: Tensor, panels: int, depth: int) -> Tensor | None:
     """The same panels in 16 bits a weight; None where one of them needs more."""
-    halves = _zeros(packed.numel(), torch.bfloat16)
-    return halves if library.c.diptych_halve(packed.data_ptr(), rows, halves.data_ptr()) else None
+    halves = _zeros(_halves_size(library, panels, depth), torch.bfloat16)
+    fit: int = library.c.diptych_halve(packed.data_ptr(), panels, depth, halves.data_ptr())
+    return halves if fit else None
 
 
 def _in_bytes(packed: Tensor, panels: int, depth: int) -> tuple[Tensor, Tensor]:

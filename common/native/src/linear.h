@@ -36,31 +36,6 @@ struct FloatWeights {
   Floats scale(Floats sum, int64_t, int) const { return sum; }
 };
 
-// Two bytes a weight, for weights that are bfloat16: the upper halves of float32. A word holds one of each vector of a
-// panel, the first's in its lower half, and one instruction makes either a float again.
-struct HalfWeights {
-  const uint32_t* data;
-  int64_t columns;
-  int64_t depth;
-
-  typedef uint32_t Stored;
-  static constexpr int64_t kRow = kWidth;
-  const uint32_t* panel(int64_t index, int64_t k) const { return data + (index * depth + k) * kRow; }
-  static void read(const uint32_t* p, Floats& low, Floats& high) {
-    Unsigned words;
-    std::memcpy(&words, p, sizeof words);
-    low = reinterpret_cast<Floats>(words << 16);
-    high = reinterpret_cast<Floats>(words & 0xFFFF0000u);
-  }
-  static float one(const uint32_t* p, int64_t column) {
-    const uint32_t bits = column < kWidth ? p[column] << 16 : p[column - kWidth] & 0xFFFF0000u;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-  }
-  Floats scale(Floats sum, int64_t, int) const { return sum; }
-};
-
 // One byte a weight, with one scale a column.
 struct ByteWeights {
   const int8_t* data;
@@ -209,16 +184,23 @@ static void panels(const Weights& w, int64_t first, int64_t last, int64_t rows, 
   }
 }
 
-// y [rows, columns] = x [rows, depth] * W^T, or y += that.
-template <typename Weights>
-static void linear(Pool& pool, const Weights& w, int64_t rows, const float* x, int64_t x_stride, float* y,
-                   int64_t y_stride, bool add) {
+// Calls function(first, last) for the panels of a product in parts, which the pool's threads share out.
+template <typename Weights, typename Function>
+static inline void each_part(Pool& pool, const Weights& w, int64_t rows, const Function& function) {
   const int64_t count = panels_of(w.columns);
   const bool small = rows * w.columns * w.depth < 1 << 18;  // a thread's help would come too late
   const int64_t parts = small ? 1 : std::min<int64_t>(4 * pool.threads(), (count + 3) / 4);
   const int64_t share = pool.threads() == 1 ? count : (count + parts - 1) / parts;
-  pool.run((count + share - 1) / share, [&](int64_t part) {
-    panels(w, part * share, std::min(count, (part + 1) * share), rows, x, x_stride, y, y_stride, add);
+  pool.run((count + share - 1) / share,
+           [&](int64_t part) { function(part * share, std::min(count, (part + 1) * share)); });
+}
+
+// y [rows, columns] = x [rows, depth] * W^T, or y += that.
+template <typename Weights>
+static void linear(Pool& pool, const Weights& w, int64_t rows, const float* x, int64_t x_stride, float* y,
+                   int64_t y_stride, bool add) {
+  each_part(pool, w, rows, [&](int64_t first, int64_t last) {
+    panels(w, first, last, rows, x, x_stride, y, y_stride, add);
   });
 }
 
@@ -239,28 +221,6 @@ static inline void pack(const float* w, int64_t columns, int64_t depth, int64_t 
     const int64_t column = first + c;
     packed[(column / kPanel * depth + k) * kPanel + column % kPanel] = weight;
   });
-}
-
-// The same of bfloat16, as the words of HalfWeights.
-static inline void pack_halves(const uint16_t* w, int64_t columns, int64_t depth, int64_t first, uint32_t* words) {
-  each_weight(w, columns, depth, [&](int64_t c, int64_t k, uint32_t weight) {
-    const int64_t column = first + c, place = column % kPanel;
-    words[(column / kPanel * depth + k) * kWidth + place % kWidth] |= place < kWidth ? weight : weight << 16;
-  });
-}
-
-// Packed floats [rows, kPanel] as the words of HalfWeights; false as soon as one of them is no bfloat16.
-static inline bool halve(const float* packed, int64_t rows, uint32_t* words) {
-  for (int64_t r = 0; r < rows; ++r, packed += kPanel, words += kWidth) {
-    const Unsigned low = reinterpret_cast<Unsigned>(load(packed)), high = reinterpret_cast<Unsigned>(load(packed + kWidth));
-    uint32_t lost = 0;
-    const Unsigned rest = (low | high) & 0xFFFFu;
-    for (int i = 0; i < kWidth; ++i) lost |= rest[i];
-    if (lost) return false;
-    const Unsigned both = low >> 16 | high;
-    std::memcpy(words, &both, sizeof both);
-  }
-  return true;
 }
 
 // The weights of one column, which an embedding table calls a row.

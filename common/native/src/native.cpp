@@ -10,9 +10,12 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 9; }
+int32_t diptych_version() { return 10; }
 
 int32_t diptych_panel() { return kPanel; }
+
+// Depths that weights of 16 bits are filled up to whole steps of.
+int32_t diptych_depth_step() { return kDepthStep; }
 
 void* diptych_pool_new(int32_t threads) { return new Pool(threads); }
 
@@ -24,7 +27,9 @@ void diptych_pack_halves(const uint16_t* w, int64_t columns, int64_t depth, int6
   pack_halves(w, columns, depth, first, words);
 }
 
-int32_t diptych_halve(const float* packed, int64_t rows, uint32_t* words) { return halve(packed, rows, words); }
+int32_t diptych_halve(const float* packed, int64_t panels, int64_t depth, uint32_t* words) {
+  return halve(packed, panels, depth, words);
+}
 
 void diptych_linear(void* pool, const Weights* w, int64_t rows, const float* x, float* y) {
   multiply(*static_cast<Pool*>(pool), *w, rows, x, w->depth, y, false);

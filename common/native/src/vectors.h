@@ -25,6 +25,7 @@ constexpr int kPanel = 2 * kWidth;  // columns of a product that are computed to
 typedef float Floats __attribute__((vector_size(kWidth * 4)));
 typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t Unsigned __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t Shorts __attribute__((vector_size(kWidth * 4)));
 
 static inline Floats load(const float* p) {
   Floats v;
@@ -33,6 +34,21 @@ static inline Floats load(const float* p) {
 }
 
 static inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+
+// The bfloat16s in the halves of words, as floats; a float's own upper half is the float cut off to one.
+static inline Floats upper_half(Floats v) {
+  return reinterpret_cast<Floats>(reinterpret_cast<Unsigned>(v) & 0xFFFF0000u);
+}
+
+static inline Floats lower_half(Floats v) { return reinterpret_cast<Floats>(reinterpret_cast<Unsigned>(v) << 16); }
+
+// Whether all are numbers that bfloat16 has, too: the upper half of a float32.
+static inline bool are_halves(Floats a, Floats b) {
+  const Unsigned rest = (reinterpret_cast<Unsigned>(a) | reinterpret_cast<Unsigned>(b)) & 0xFFFFu;
+  uint32_t lost = 0;
+  for (int i = 0; i < kWidth; ++i) lost |= rest[i];
+  return lost == 0;
+}
 
 // Less zero, not plus zero: only that is x for every x, -0 among them, and so an addition that compilers leave out.
 static inline Floats fill(float x) { return x - Floats{}; }
@@ -129,6 +145,18 @@ static inline Floats exponential(Floats x) {
   p = p * r + 1.0f;
   const Ints power = ((Ints)shifted - (int32_t)0x4B400000 + 127) << 23;
   return p * (Floats)power;
+}
+
+template <int... I>
+static inline Shorts upper_halves(Shorts a, Shorts b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+
+// The upper halves of the numbers of a, then of those of b.
+static inline void store_upper_halves(uint16_t* p, Floats a, Floats b) {
+  constexpr auto order = std::make_integer_sequence<int, 2 * kWidth>{};
+  const Shorts halves = upper_halves(reinterpret_cast<Shorts>(a), reinterpret_cast<Shorts>(b), order);
+  std::memcpy(p, &halves, sizeof halves);
 }
 
 template <int... I>

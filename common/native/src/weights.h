@@ -5,7 +5,11 @@
 #include <cstring>
 #include <vector>
 
-#include "linear.h"
+#if defined(__AMX_BF16__)
+#include "tile_product.h"
+#else
+#include "halves.h"
+#endif
 
 struct Weights {
   const void* data;

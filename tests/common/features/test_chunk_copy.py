@@ -8,7 +8,7 @@ import pytest
 
 from common.features.chunk_copy import VALUE_TYPES, CopyChunk, copy_in_turns, copy_plainly
 from common.model.settings import ComputeChoice
-from common.native.build import cpu_level, default_cache, find_or_build
+from common.native.build import best_library, default_cache
 from common.native.chunks import ChunkCopier, open_copy
 
 SIZES = (4, 8, 60, 64, 68, 124, 128, 132, 192, 256, 508, 512, 516, 576, 828, 1000, 1084, 65_536, 65_540)
@@ -23,7 +23,7 @@ LARGEST = {"float32": (0x7F7FFFFF, 0xFF7FFFFF), "bfloat16": (0x7F7F, 0xFF7F), "f
 
 @pytest.fixture(params=["plain", "kernels"])
 def copy(request: pytest.FixtureRequest) -> CopyChunk:
-    return copy_plainly if request.param == "plain" else ChunkCopier(find_or_build(default_cache(), cpu_level()))
+    return copy_plainly if request.param == "plain" else ChunkCopier(best_library(default_cache())[0])
 
 
 def values(dtype: str, num_bytes: int, seed: int = 0) -> bytearray:

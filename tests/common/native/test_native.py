@@ -12,19 +12,20 @@ import torch
 from torch import nn
 
 from common.model.attention import packed_attention
-from common.native import build
-from common.native.build import NativeUnavailableError, cpu_level, default_cache, find_or_build, library_path
+from common.native import build, processor
+from common.native.build import best_library, default_cache, find_or_build, library_path
 from common.native.library import Library
+from common.native.processor import NativeUnavailableError, cpu_levels
 from common.native.weights import PackedWeights
 
-LEVELS = ["x86-64-v3", "x86-64-v4"]
+LEVELS = ["x86-64-v3", "x86-64-v4", "x86-64-v4-amx"]
 
 
 @pytest.fixture(scope="module", params=LEVELS)
 def library(request: pytest.FixtureRequest) -> Library:
     """For every kind of processor that this machine can stand in for."""
-    levels = LEVELS[: LEVELS.index(cpu_level()) + 1]
-    level = request.param if request.param in levels else levels[-1]
+    levels = cpu_levels()
+    level = request.param if request.param in levels else levels[0]
     return Library(find_or_build(default_cache(), level), level=level, threads=2)
 
 
@@ -57,9 +58,10 @@ def test_layers_that_share_their_input_stand_below_one_another_and_give_their_we
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("columns", "depth"), [(100, 48), (1, 1), (33, 1100), (130, 512)])
-def test_weights_that_are_bfloat16_take_half_the_memory_and_give_the_same_bits(
+def test_weights_that_are_bfloat16_take_half_the_memory_and_give_what_whole_ones_give(
     library: Library, columns: int, depth: int, stored: torch.dtype
 ) -> None:
+    """The same bits without tiles, which add the same numbers up in another order."""
     generator = torch.Generator().manual_seed(3)
     half, whole = nn.Linear(depth, columns, bias=False), nn.Linear(depth, columns + 1, bias=False)
     weights = (torch.randn(columns, depth, generator=generator) * 30).bfloat16().float()
@@ -69,20 +71,47 @@ def test_weights_that_are_bfloat16_take_half_the_memory_and_give_the_same_bits(
     packed, others = PackedWeights(library, [half]), PackedWeights(library, [whole])
     assert (packed.bits, others.bits) == (16, 32)
     x = torch.randn(400, depth, generator=generator)
-    expected = others(x)[:, :columns]
-    for rows in (1, 2, 5, 13, 14, 15, 33, 170, 400):
-        assert torch.equal(packed(x[:rows]), expected[:rows])
+    together, expected = packed(x), others(x)[:, :columns]
+    if library.has_tiles:
+        exact = x.double() @ weights.T.double()
+        assert (together - exact).square().mean() <= 1.1 * (expected - exact).square().mean()
+    else:
+        assert torch.equal(together, expected)
+    for rows in (1, 2, 5, 13, 14, 15, 16, 17, 33, 170, 399):
+        assert torch.equal(packed(x[1 : 1 + rows]), together[1 : 1 + rows])
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), -2.0, 2.0**-133, 1 + 2**-7])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_every_bit_of_a_float_counts_where_it_is_multiplied_by_a_bfloat16(library: Library, rows: int) -> None:
+    layer = nn.Linear(70, 70, bias=False)
+    layer.weight = nn.Parameter(-4 * torch.eye(70))
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(rows, 70, generator=generator) * torch.exp2(torch.randint(-80, 80, (rows, 70), generator=generator))
+    x[0, :3] = torch.tensor([1 + 2**-23, 2 - 2**-23, -0.75 - 2**-24])
+    packed = PackedWeights(library, [layer])
+    assert packed.bits == 16
+    assert torch.equal(packed(x), -4 * x)
+
+
+@pytest.mark.parametrize("value", [-2.0, 2.0**-120, 2.0**127, 1 + 2**-7])
 def test_every_kind_of_bfloat16_is_the_same_number_in_half_the_memory(library: Library, value: float) -> None:
     layer = nn.Linear(1, 40, bias=False)
     layer.weight = nn.Parameter(torch.full((40, 1), value))
     packed = PackedWeights(library, [layer])
     assert packed.bits == 16
-    assert packed(torch.ones(1, 1)).view(torch.int32).unique().tolist() == [
-        torch.tensor(value).view(torch.int32).item()
-    ]
+    assert packed(torch.ones(1, 1)).unique().tolist() == [value]
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_stays_so_and_in_its_row(library: Library, value: float) -> None:
+    layer = nn.Linear(64, 40, bias=False, dtype=torch.bfloat16)
+    packed = PackedWeights(library, [layer])
+    x = torch.randn(20, 64)
+    expected = packed(x)
+    x[3, 5] = value
+    found = packed(x)
+    assert not found[3].isfinite().any()
+    assert torch.equal(found[[*range(3), *range(4, 20)]], expected[[*range(3), *range(4, 20)]])
 
 
 @pytest.mark.parametrize("place", [0, 39 * 20, 40 * 20 - 1])
@@ -163,16 +192,40 @@ def test_greedy_choice_is_the_first_of_the_largest_and_says_what_is_wrong(librar
     assert near == [False, True, False, False, True, False, False, False, False]
 
 
-def test_the_processor_decides_which_library_is_used(tmp_path: Path) -> None:
+def test_the_processor_decides_which_libraries_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    common = "avx2 fma bmi1 bmi2 f16c movbe"
-    cpuinfo.write_text(f"processor: 0\nflags\t\t: fpu {common} avx512f avx512bw avx512cd avx512dq avx512vl\n")
-    assert cpu_level(cpuinfo) == "x86-64-v4"
-    cpuinfo.write_text(f"flags\t\t: fpu {common} avx512f\n")
-    assert cpu_level(cpuinfo) == "x86-64-v3"
+    v3 = "fpu avx2 fma bmi1 bmi2 f16c movbe"
+    v4 = f"{v3} avx512f avx512bw avx512cd avx512dq avx512vl"
+    cpuinfo.write_text(f"processor: 0\nflags\t\t: {v4}\n")
+    assert cpu_levels(cpuinfo) == ["x86-64-v4", "x86-64-v3"]
+    cpuinfo.write_text(f"flags\t\t: {v3} avx512f\n")
+    assert cpu_levels(cpuinfo) == ["x86-64-v3"]
     cpuinfo.write_text("flags\t\t: fpu sse2\n")
     with pytest.raises(NativeUnavailableError, match="x86-64-v3"):
-        cpu_level(cpuinfo)
+        cpu_levels(cpuinfo)
+    cpuinfo.write_text(f"flags\t\t: {v4} amx_bf16 amx_tile\n")
+    for may, best in ((True, "x86-64-v4-amx"), (False, "x86-64-v4")):
+        monkeypatch.setattr(processor, "_may_use_tiles", lambda may=may: may)
+        assert cpu_levels(cpuinfo)[0] == best
+
+
+def test_a_kind_of_processor_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NativeUnavailableError, match="pentium is none of x86-64-v4-amx, "):
+        find_or_build(tmp_path, "pentium")
+
+
+def test_what_the_compiler_cannot_do_for_the_best_kind_is_done_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "c++"
+    fake.write_text('#!/bin/sh\nfor last; do :; done\ncase $* in *-mamx*) exit 1;; esac\necho built > "$last"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(build, "cpu_levels", lambda: LEVELS[::-1])
+    assert best_library(tmp_path / "cache") == (library_path(tmp_path / "cache", "x86-64-v4"), "x86-64-v4")
+    monkeypatch.setattr(build, "cpu_levels", lambda: LEVELS[-1:])
+    with pytest.raises(NativeUnavailableError, match="failed"):
+        best_library(tmp_path / "cache")
 
 
 def test_without_a_compiler_only_what_is_built_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,18 +245,18 @@ def test_a_compiler_that_fails_or_a_folder_that_is_none_is_told_in_one_line(
     (sources / "native.cpp").write_text("this is not C++")
     monkeypatch.setattr(build, "_SOURCES", sources)
     with pytest.raises(NativeUnavailableError, match=r"failed: .*error") as caught:
-        find_or_build(tmp_path / "cache", cpu_level())
+        find_or_build(tmp_path / "cache", "x86-64-v3")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").glob("*.so"))
     (tmp_path / "file").touch()
     with pytest.raises(NativeUnavailableError, match="cannot be written"):
-        find_or_build(tmp_path / "file" / "cache", cpu_level())
+        find_or_build(tmp_path / "file" / "cache", "x86-64-v3")
 
 
 def test_a_library_that_is_none_does_not_load(tmp_path: Path) -> None:
     (tmp_path / "wrong.so").write_bytes(b"not a library")
     with pytest.raises(NativeUnavailableError, match="does not load"):
-        Library(tmp_path / "wrong.so", level="none", threads=1)
+        Library(tmp_path / "wrong.so", level="x86-64-v3", threads=1)
 
 
 def test_the_command_builds_ahead_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,5 +269,5 @@ def test_the_command_builds_ahead_and_says_where(tmp_path: Path, monkeypatch: py
     run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
     done = run([sys.executable, "-m", "common.native", *LEVELS], capture_output=True, text=True, check=True)
     paths = [Path(line) for line in done.stdout.split()]
-    assert [path.read_text() for path in paths] == ["built\n"] * 2
+    assert [path.read_text() for path in paths] == ["built\n"] * 3
     assert paths == [library_path(tmp_path / "cache", level) for level in LEVELS]

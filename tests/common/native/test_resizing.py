@@ -12,18 +12,17 @@ from common.image.resizing import resize_plainly
 from common.model.settings import ComputeChoice
 from common.native import bicubic, resizing
 from common.native.bicubic import Windows, is_down_first, windows
-from common.native.build import cpu_level, default_cache, find_or_build
+from common.native.build import default_cache, find_or_build
 from common.native.pixel_memory import find_pixels
+from common.native.processor import cpu_levels
 from common.native.resizing import NativeResize, find_kernels, open_resize
 from tests.pictures import noise
 
-LEVELS = ["x86-64-v3", "x86-64-v4"]
 
-
-@pytest.fixture(scope="module", params=LEVELS)
+@pytest.fixture(scope="module", params=["x86-64-v3", "x86-64-v4"])
 def resize(request: pytest.FixtureRequest) -> NativeResize:
     """For every kind of processor that this machine can stand in for."""
-    levels = LEVELS[: LEVELS.index(cpu_level()) + 1]
+    levels = cpu_levels()
     level = request.param if request.param in levels else levels[-1]
     return NativeResize(find_or_build(default_cache(), level))
 

@@ -10,7 +10,7 @@ import torch
 from common.checkpoint.checkpoint import open_checkpoint
 from common.model.settings import ComputeChoice, ModelSettings, Quantize
 from common.native import opening
-from common.native.build import NativeUnavailableError
+from common.native.processor import NativeUnavailableError
 from decoder_service.model.compute_choice import choose_compute, choose_kernels
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.run_config import make_run_config
