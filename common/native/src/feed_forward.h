@@ -7,11 +7,12 @@
 #include "rows.h"
 #include "weights.h"
 
-// Calls function(first, count) for block after block of rows: few enough that what one product puts out is still in the
+// Calls function(first, count) for block after block of rows, equal ones: few enough that what one product puts out is still in the
 // cache when the next one takes it in. A product passes over its weights once for so many rows anyway.
 template <typename Function>
 static inline void each_block(int64_t rows, const Function& function) {
-  for (int64_t first = 0; first < rows; first += kRowBlock) function(first, std::min(kRowBlock, rows - first));
+  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+  for (int64_t b = 0; b < blocks; ++b) function(rows * b / blocks, rows * (b + 1) / blocks - rows * b / blocks);
 }
 
 class FeedForward {

@@ -16,7 +16,7 @@
 #include "vectors.h"
 
 constexpr int64_t kDepth = 512;       // depth that is summed up in registers
-constexpr int64_t kRowBlock = 12 * kMaxRows;  // rows that stay in the cache while panels pass
+constexpr int64_t kRowBlock = kWidth == 16 ? 128 : 12 * kMaxRows;  // rows that stay in the cache while panels pass
 
 static inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 

@@ -21,11 +21,17 @@ static inline void take_sums(const float* sums, int64_t rows, int64_t width, int
 template <int P>
 static void multiply_panels(const Tiles& tiles, const HalfWeights& w, int64_t panel, int64_t step, int64_t steps,
                             const TileInputs& inputs, int64_t rows, float* y, int64_t y_stride, bool add) {
-  alignas(64) float sums[kTileRows * P * kPanel];
+  constexpr int64_t width = P * kPanel;
+  alignas(64) float sums[kTileRows * width];
+  const int64_t column = panel * kPanel;
   for (int64_t row = 0, tile = 0; row < rows; row += inputs.height, ++tile) {
-    tiles.multiply<P>(w, panel, step, steps, inputs, tile, sums);
-    take_sums(sums, std::min(inputs.height, rows - row), P * kPanel, panel * kPanel, w.columns, y + row * y_stride,
-              y_stride, add);
+    float* to = y + row * y_stride;
+    if (!add && column + width <= w.columns && row + inputs.height <= rows) {
+      tiles.multiply<P>(w, panel, step, steps, inputs, tile, to + column, y_stride);
+      continue;
+    }
+    tiles.multiply<P>(w, panel, step, steps, inputs, tile, sums, width);
+    take_sums(sums, std::min(inputs.height, rows - row), width, column, w.columns, to, y_stride, add);
   }
 }
 

@@ -140,10 +140,10 @@ class Tiles {
   }
   ~Tiles() { _tile_release(); }
 
-  // One tile of inputs times P neighbouring panels over some steps: sums [height, P * kPanel].
+  // One tile of inputs times P neighbouring panels over some steps: sums [height, P * kPanel], rows `stride` floats apart.
   template <int P>
   void multiply(const HalfWeights& w, int64_t panel, int64_t step, int64_t steps, const TileInputs& inputs, int64_t tile,
-                float* sums) const {
+                float* sums, int64_t stride) const {
     const uint32_t* strips[2 * P];
     for (int i = 0; i < 2 * P; ++i) strips[i] = w.strip(2 * panel + i, step);
     _tile_zero(0);
@@ -165,12 +165,12 @@ class Tiles {
         DIPTYCH_ADD(3, strips[3] + at);
       }
     }
-    constexpr int64_t stride = P * kPanel * sizeof(float);
-    _tile_stored(0, sums, stride);
-    _tile_stored(1, sums + kStrip, stride);
+    const int64_t bytes = stride * sizeof(float);
+    _tile_stored(0, sums, bytes);
+    _tile_stored(1, sums + kStrip, bytes);
     if constexpr (P == 2) {
-      _tile_stored(2, sums + 2 * kStrip, stride);
-      _tile_stored(3, sums + 3 * kStrip, stride);
+      _tile_stored(2, sums + 2 * kStrip, bytes);
+      _tile_stored(3, sums + 3 * kStrip, bytes);
     }
   }
 
