@@ -1,4 +1,4 @@
-"""Image features on the wire: what they must be, how they are sent, how they are checked as they arrive.
+"""Image features on the wire: what they must be, and how they are checked as they arrive.
 
     EncodeResponse stream:   header   chunk(offset 0)   chunk(offset 1 MiB)   ...   end
 
@@ -7,22 +7,18 @@ size of everything follows from the `FeatureSpec` that the receiver worked out b
 disagrees is refused before a byte is written, and each chunk must be exactly the next one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
-from zlib_ng.zlib_ng import crc32
 
 from common.errors import InternalError
 from common.features.chunk_copy import VALUE_TYPES, CopyChunk, copy_plainly
-from common.features.codec import Chunk, pack_chunk, unpack
-from common.features.wire_types import DTYPE_SIZES, dtype_to_proto, grid_to_proto
+from common.features.codec import Chunk, unpack
+from common.features.wire_types import DTYPE_SIZES, dtype_to_proto
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from diptych.v1 import vision_pb2
 
-CHUNK_SIZE = 1 << 20
-"""Bytes in every chunk but the last; `benchmarks.transport` says why."""
 MAX_CHUNK_SIZE = 2 << 20
 MIN_CHUNK_SIZE = 64 << 10
 
@@ -51,74 +47,6 @@ class EncodeTimings:
     queue: float
     preprocess: float
     encode: float
-
-
-def pack_rows(rows: memoryview) -> tuple[bytes, ...]:
-    """The chunks of a whole feature matrix, each an `EncodeResponse` in bytes."""
-    chunks = (rows[offset : offset + CHUNK_SIZE] for offset in range(0, len(rows), CHUNK_SIZE))
-    return tuple(pack_chunk(Chunk(index * CHUNK_SIZE, data, crc32(data))) for index, data in enumerate(chunks))
-
-
-def unpack_rows(chunks: Iterable[bytes]) -> Iterator[Chunk]:
-    """What `pack_rows` packed."""
-    offset = 0
-    for message in chunks:
-        chunk = unpack(message, offset=offset)
-        if isinstance(chunk, Chunk):
-            offset += len(chunk.data)
-            yield chunk
-
-
-def feature_messages(
-    spec: FeatureSpec, chunks: Sequence[bytes], *, weights_digest: bytes, timings: EncodeTimings
-) -> Iterator[bytes]:
-    """Send what `pack_rows` gave as one header, chunks and one end; each an `EncodeResponse` in bytes."""
-    yield header_message(spec, weights_digest=weights_digest)
-    yield from chunks
-    yield end_message(len(chunks), timings=timings)
-
-
-def shared_feature_messages(
-    spec: FeatureSpec,
-    chunks: Sequence[bytes],
-    *,
-    region: vision_pb2.SharedRegion,
-    write: Callable[[int, memoryview], None],
-    weights_digest: bytes,
-    timings: EncodeTimings,
-) -> Iterator[bytes]:
-    """The same, with the rows in a region of shared memory; `write` puts bytes at a place in it."""
-    yield header_message(spec, weights_digest=weights_digest, shared=region)
-    for chunk in unpack_rows(chunks):
-        write(chunk.offset, chunk.data)
-        message = vision_pb2.FeaturesChunk(offset=chunk.offset, shared_size=len(chunk.data), crc32=chunk.crc32)
-        yield vision_pb2.EncodeResponse(chunk=message).SerializeToString()
-    yield end_message(len(chunks), timings=timings)
-
-
-def header_message(spec: FeatureSpec, *, weights_digest: bytes, shared: vision_pb2.SharedRegion | None = None) -> bytes:
-    """The first message of a stream."""
-    header = vision_pb2.FeaturesHeader(
-        image_hash=spec.image_hash,
-        grid=grid_to_proto(spec.grid),
-        rows=spec.grid.num_patches,
-        width=spec.width,
-        dtype=dtype_to_proto(spec.dtype),
-        weights_digest=weights_digest,
-        shared=shared,
-    )
-    return vision_pb2.EncodeResponse(header=header).SerializeToString()
-
-
-def end_message(num_chunks: int, *, timings: EncodeTimings) -> bytes:
-    """The last message of a stream."""
-    end = vision_pb2.FeaturesEnd(
-        num_chunks=num_chunks,
-        queue_seconds=timings.queue,
-        preprocess_seconds=timings.preprocess,
-        encode_seconds=timings.encode,
-    )
-    return vision_pb2.EncodeResponse(end=end).SerializeToString()
 
 
 class FeatureReceiver:

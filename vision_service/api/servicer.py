@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from common.features.features import feature_messages, shared_feature_messages
+from common.features.packing import feature_messages, shared_feature_messages
 from diptych.v1 import vision_pb2 as pb
 from vision_service.api.arena_door import ArenaDoor, SharedLease
 from vision_service.pipeline.pipeline import PictureFeatures, Pipeline

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.features.features import pack_rows, unpack_rows
+from common.features.packing import pack_rows, unpack_rows
 
 
 class EncodedImage(Protocol):

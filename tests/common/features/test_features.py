@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 
 from common.errors import InternalError
 from common.features.chunk_copy import CopyChunk, copy_plainly
-from common.features.features import (
-    CHUNK_SIZE,
-    MIN_CHUNK_SIZE,
-    EncodeTimings,
-    FeatureReceiver,
-    FeatureSpec,
-    feature_messages,
-    pack_rows,
-    shared_feature_messages,
-)
+from common.features.features import MIN_CHUNK_SIZE, EncodeTimings, FeatureReceiver, FeatureSpec
+from common.features.packing import CHUNK_SIZE, feature_messages, pack_rows, shared_feature_messages
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from common.native.chunks import open_copy

@@ -20,7 +20,8 @@ from common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from common.features.features import EncodeTimings, FeatureSpec, feature_messages, pack_rows, shared_feature_messages
+from common.features.features import EncodeTimings, FeatureSpec
+from common.features.packing import feature_messages, pack_rows, shared_feature_messages
 from common.features.shared_memory import SharedArena
 from common.features.wire_types import preprocessing_to_proto
 from common.image.identity import ImageHash
