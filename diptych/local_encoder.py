@@ -77,10 +77,7 @@ class LocalEncoder:
         """
         async with self._service.pipeline.features(image, salt=salt, request_id=request_id) as features:
             receiver = FeatureReceiver(spec, buffer, copy=self._copy)
-            digest = self._agreed.weights_digest
-            for message in feature_messages(
-                features.spec, features.chunks, weights_digest=digest, timings=features.timings
-            ):
+            for message in feature_messages(features.messages, timings=features.timings):
                 await self._turns.take()
                 receiver.receive(message)
             receiver.finish()

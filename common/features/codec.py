@@ -2,8 +2,10 @@
 
 Knows the wire format of `EncodeResponse` in `vision.proto`. Does not know which messages may follow which (see
 `common.features.features`). Generated code copies a chunk's data three times on either side: into the message, into its
-bytes, and out again at each access. What is written here is what generated code writes, byte by byte; what is
-read here is all that generated code reads: a message of any other form than the usual one goes through it.
+bytes, and out again at each access. A chunk is written here as generated code writes it, byte by byte. It is the last
+field of its message, behind a header or an end, so that it is found without looking for it and they can be put before
+one that is packed already. What is read here is all that generated code reads: a message of any other form than the
+usual one goes through it.
 """
 
 from functools import lru_cache
@@ -13,8 +15,14 @@ from diptych.v1 import vision_pb2
 
 _CHECKSUM = b"\x1d"
 """Tag of `FeaturesChunk.crc32`: four bytes follow."""
+_SHARED_SIZE = b"\x20"
+"""Tag of `FeaturesChunk.shared_size`."""
 _TAIL_BYTES = 5
 """The checksum with its tag."""
+_OTHER_TAGS = (b"\x0a", b"\x1a")
+"""Of `EncodeResponse.header` and `EncodeResponse.end`: their length follows."""
+_MAX_OTHER_PARTS = 3
+"""As many as a message is given here: a header, and an end in two pieces."""
 
 
 class Chunk(NamedTuple):
@@ -27,32 +35,82 @@ class Chunk(NamedTuple):
     """Bytes that are in shared memory, in place of `data`."""
 
 
-def pack_chunk(chunk: Chunk) -> bytes:
-    """An `EncodeResponse` with a chunk, in bytes; its data is copied once."""
+class Parts(NamedTuple):
+    """What is in a message; None for what is not."""
+
+    chunk: Chunk | None
+    header: vision_pb2.FeaturesHeader | None = None
+    end: vision_pb2.FeaturesEnd | None = None
+
+
+def pack(
+    chunk: Chunk, *, header: vision_pb2.FeaturesHeader | None = None, end: vision_pb2.FeaturesEnd | None = None
+) -> bytes:
+    """An `EncodeResponse` in bytes; the chunk's data is copied once."""
     # Values of zero are not written, as everywhere in proto3.
     tail = _CHECKSUM + chunk.crc32.to_bytes(4, "little") if chunk.crc32 else b""
-    return b"".join((_head(chunk.offset, len(chunk.data), len(tail)), chunk.data, tail))
+    if chunk.shared_size:
+        tail += _SHARED_SIZE + _varint(chunk.shared_size)
+    before = _other_parts(header, end)
+    return b"".join((before, _head(chunk.offset, len(chunk.data), len(tail)), chunk.data, tail))
 
 
-def unpack(message: bytes, *, offset: int) -> Chunk | vision_pb2.EncodeResponse:
-    """A message of the stream: a chunk, or one of the others.
+def put_before(
+    message: bytes, *, header: vision_pb2.FeaturesHeader | None = None, end: vision_pb2.FeaturesEnd | None = None
+) -> bytes:
+    """A packed message with more in it, all of which is copied; of a part that it has, both are one."""
+    return _other_parts(header, end) + message
 
-    The data of a chunk that begins at `offset` lies in `message`; that of another one, or of one some bytes shorter
-    than 2**7, 2**14 or 2**21, is a copy. Raises google.protobuf.message.DecodeError.
+
+def _other_parts(header: vision_pb2.FeaturesHeader | None, end: vision_pb2.FeaturesEnd | None) -> bytes:
+    return vision_pb2.EncodeResponse(header=header, end=end).SerializeToString()
+
+
+def unpack(message: bytes, *, offset: int) -> Parts:
+    """The parts of a message of the stream.
+
+    The data of a chunk that begins at `offset` lies in `message`; that of another one, of one some bytes shorter
+    than 2**7, 2**14 or 2**21, or of one that is not the last field, is a copy. Raises
+    google.protobuf.message.DecodeError.
     """
+    chunk = _usual_chunk(message, 0, offset)
+    if chunk is not None:
+        return Parts(chunk)
+    start = _chunk_start(message)
+    chunk = _usual_chunk(message, start, offset)
+    response = vision_pb2.EncodeResponse.FromString(message[:start] if chunk is not None else message)
+    if response.HasField("chunk"):
+        part = response.chunk
+        chunk = Chunk(part.offset, memoryview(part.data), part.crc32, part.shared_size)
+    return Parts(
+        chunk,
+        response.header if response.HasField("header") else None,
+        response.end if response.HasField("end") else None,
+    )
+
+
+def _chunk_start(message: bytes) -> int:
+    """Where the chunk begins in a message of the usual form: behind a header, an end or both, which are short."""
+    start = 0
+    for _ in range(_MAX_OTHER_PARTS):
+        if message.startswith(_OTHER_TAGS, start) and start + 1 < len(message) and message[start + 1] < 0x80:
+            start += 2 + message[start + 1]
+    return start
+
+
+def _usual_chunk(message: bytes, start: int, offset: int) -> Chunk | None:
+    """The chunk that fills a message from `start` on, if it is one of the usual form that begins at `offset`."""
     # Nothing is taken apart: what the message must be like, if it is that chunk, follows from its length. After a
     # megabyte has been copied no code is in the caches any more, so that every step costs several times as much.
-    size = len(message) - len(_head(offset, len(message), _TAIL_BYTES)) - _TAIL_BYTES
-    if size > 0:
-        head = _head(offset, size, _TAIL_BYTES)
-        end = len(head) + size
-        if message.startswith(head) and message.startswith(_CHECKSUM, end) and len(message) == end + _TAIL_BYTES:
-            return Chunk(offset, memoryview(message)[len(head) : end], int.from_bytes(message[end + 1 :], "little"))
-    response = vision_pb2.EncodeResponse.FromString(message)
-    if response.WhichOneof("part") != "chunk":
-        return response
-    part = response.chunk
-    return Chunk(part.offset, memoryview(part.data), part.crc32, part.shared_size)
+    room = len(message) - start - _TAIL_BYTES
+    size = room - len(_head(offset, room, _TAIL_BYTES)) if room > 0 else 0
+    if size <= 0:
+        return None
+    head = _head(offset, size, _TAIL_BYTES)
+    begin, end = start + len(head), start + len(head) + size
+    if message.startswith(head, start) and message.startswith(_CHECKSUM, end) and len(message) == end + _TAIL_BYTES:
+        return Chunk(offset, memoryview(message)[begin:end], int.from_bytes(message[end + 1 :], "little"))
+    return None
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,6 @@
 """Image features on the wire: what they must be, and how they are checked as they arrive.
 
-    EncodeResponse stream:   header   chunk(offset 0)   chunk(offset 1 MiB)   ...   end
+    EncodeResponse stream:   header, chunk(offset 0)   chunk(offset 1 MiB)   ...   chunk(offset n MiB), end
 
 Knows bytes and protobuf messages. Does not know tensors, channels or calls. The sender is not trusted: the
 size of everything follows from the `FeatureSpec` that the receiver worked out by itself, a header that
@@ -87,19 +87,18 @@ class FeatureReceiver:
     def receive(self, message: bytes) -> None:
         """Take the next message of the stream, an `EncodeResponse` in bytes. Raises InternalError."""
         try:
-            part = unpack(message, offset=self._received)
+            chunk, header, end = unpack(message, offset=self._received)
         except DecodeError as error:
             raise _corrupt("a message is malformed") from error
         if self._complete:
             raise _corrupt("a message follows the end")
-        if isinstance(part, Chunk):
-            self._take_chunk(part)
-        elif part.HasField("header"):
-            self._take_header(part.header)
-        elif part.HasField("end"):
-            self._take_end(part.end)
-        else:
-            raise _corrupt("a message is empty")
+        if chunk is None:
+            raise _corrupt("a message has no chunk")
+        if header is not None:
+            self._take_header(header)
+        self._take_chunk(chunk)
+        if end is not None:
+            self._take_end(end)
 
     @property
     def is_complete(self) -> bool:
@@ -159,7 +158,7 @@ class FeatureReceiver:
         self._num_chunks += 1
 
     def _take_end(self, end: vision_pb2.FeaturesEnd) -> None:
-        if not self._has_header or self._received != len(self._buffer) or end.num_chunks != self._num_chunks:
+        if self._received != len(self._buffer) or end.num_chunks != self._num_chunks:
             raise _corrupt("the end comes before all rows")
         self._complete = True
 

@@ -1,13 +1,15 @@
-"""Image features on their way out: made messages of a stream, see `common.features.features`.
+"""Image features on their way out: made messages of a stream once, and sent as often as they are asked for.
 
-Knows bytes and protobuf messages. Does not know tensors, channels or calls.
+Knows bytes and protobuf messages. Does not know tensors, channels or calls. To put something into a message of a
+megabyte is to copy it, which takes about as long as a small message of its own. So what is kept are whole messages;
+only times are put in when they are sent, as of an image that was there already none are told.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from zlib_ng.zlib_ng import crc32
 
-from common.features.codec import Chunk, pack_chunk, unpack
+from common.features.codec import Chunk, pack, put_before, unpack
 from common.features.features import EncodeTimings, FeatureSpec
 from common.features.wire_types import dtype_to_proto, grid_to_proto
 from diptych.v1 import vision_pb2
@@ -16,52 +18,75 @@ CHUNK_SIZE = 1 << 20
 """Bytes in every chunk but the last; `benchmarks.transport` says why."""
 
 
-def pack_rows(rows: memoryview) -> tuple[bytes, ...]:
-    """The chunks of a whole feature matrix, each an `EncodeResponse` in bytes."""
-    chunks = (rows[offset : offset + CHUNK_SIZE] for offset in range(0, len(rows), CHUNK_SIZE))
-    return tuple(pack_chunk(Chunk(index * CHUNK_SIZE, data, crc32(data))) for index, data in enumerate(chunks))
+def pack_rows(rows: memoryview, *, header: vision_pb2.FeaturesHeader | None = None) -> tuple[bytes, ...]:
+    """A whole feature matrix, of one row or more, as messages, each an `EncodeResponse` in bytes.
+
+    They are a stream as soon as they have a header, now or by `with_header`.
+    """
+    num_chunks = -(-len(rows) // CHUNK_SIZE)
+    end = vision_pb2.FeaturesEnd(num_chunks=num_chunks)
+    offsets = range(0, len(rows), CHUNK_SIZE)
+    chunks = (rows[offset : offset + CHUNK_SIZE] for offset in offsets)
+    return tuple(
+        pack(
+            Chunk(offset, data, crc32(data)),
+            header=header if offset == 0 else None,
+            end=end if offset == offsets[-1] else None,
+        )
+        for offset, data in zip(offsets, chunks, strict=True)
+    )
 
 
-def unpack_rows(chunks: Iterable[bytes]) -> Iterator[Chunk]:
-    """What `pack_rows` packed."""
+def with_header(messages: Sequence[bytes], header: vision_pb2.FeaturesHeader) -> tuple[bytes, ...]:
+    """The stream of what `pack_rows` packed without one."""
+    return put_before(messages[0], header=header), *messages[1:]
+
+
+def unpack_rows(messages: Iterable[bytes]) -> Iterator[Chunk]:
+    """The chunks that `pack_rows` packed."""
     offset = 0
-    for message in chunks:
-        chunk = unpack(message, offset=offset)
-        if isinstance(chunk, Chunk):
+    for message in messages:
+        chunk = unpack(message, offset=offset).chunk
+        if chunk is not None:
             offset += len(chunk.data)
             yield chunk
 
 
-def feature_messages(
-    spec: FeatureSpec, chunks: Sequence[bytes], *, weights_digest: bytes, timings: EncodeTimings
-) -> Iterator[bytes]:
-    """Send what `pack_rows` gave as one header, chunks and one end; each an `EncodeResponse` in bytes."""
-    yield header_message(spec, weights_digest=weights_digest)
-    yield from chunks
-    yield end_message(len(chunks), timings=timings)
+def feature_messages(messages: Sequence[bytes], *, timings: EncodeTimings) -> Iterator[bytes]:
+    """A packed stream with the times of this call."""
+    end = vision_pb2.FeaturesEnd()
+    _set_times(end, timings)
+    yield from messages[:-1]
+    yield put_before(messages[-1], end=end) if end.ByteSize() else messages[-1]
 
 
 def shared_feature_messages(
     spec: FeatureSpec,
-    chunks: Sequence[bytes],
+    messages: Sequence[bytes],
     *,
     region: vision_pb2.SharedRegion,
     write: Callable[[int, memoryview], None],
     weights_digest: bytes,
     timings: EncodeTimings,
 ) -> Iterator[bytes]:
-    """The same, with the rows in a region of shared memory; `write` puts bytes at a place in it."""
-    yield header_message(spec, weights_digest=weights_digest, shared=region)
-    for chunk in unpack_rows(chunks):
+    """The same with the rows in a region of shared memory; `write` puts bytes at a place in it."""
+    header = feature_header(spec, weights_digest=weights_digest, shared=region)
+    end = vision_pb2.FeaturesEnd(num_chunks=len(messages))
+    _set_times(end, timings)
+    for number, chunk in enumerate(unpack_rows(messages), start=1):
         write(chunk.offset, chunk.data)
-        message = vision_pb2.FeaturesChunk(offset=chunk.offset, shared_size=len(chunk.data), crc32=chunk.crc32)
-        yield vision_pb2.EncodeResponse(chunk=message).SerializeToString()
-    yield end_message(len(chunks), timings=timings)
+        yield pack(
+            Chunk(chunk.offset, memoryview(b""), chunk.crc32, shared_size=len(chunk.data)),
+            header=header if number == 1 else None,
+            end=end if number == len(messages) else None,
+        )
 
 
-def header_message(spec: FeatureSpec, *, weights_digest: bytes, shared: vision_pb2.SharedRegion | None = None) -> bytes:
-    """The first message of a stream."""
-    header = vision_pb2.FeaturesHeader(
+def feature_header(
+    spec: FeatureSpec, *, weights_digest: bytes, shared: vision_pb2.SharedRegion | None = None
+) -> vision_pb2.FeaturesHeader:
+    """What the first message of a stream says of its rows."""
+    return vision_pb2.FeaturesHeader(
         image_hash=spec.image_hash,
         grid=grid_to_proto(spec.grid),
         rows=spec.grid.num_patches,
@@ -70,15 +95,7 @@ def header_message(spec: FeatureSpec, *, weights_digest: bytes, shared: vision_p
         weights_digest=weights_digest,
         shared=shared,
     )
-    return vision_pb2.EncodeResponse(header=header).SerializeToString()
 
 
-def end_message(num_chunks: int, *, timings: EncodeTimings) -> bytes:
-    """The last message of a stream."""
-    end = vision_pb2.FeaturesEnd(
-        num_chunks=num_chunks,
-        queue_seconds=timings.queue,
-        preprocess_seconds=timings.preprocess,
-        encode_seconds=timings.encode,
-    )
-    return vision_pb2.EncodeResponse(end=end).SerializeToString()
+def _set_times(end: vision_pb2.FeaturesEnd, timings: EncodeTimings) -> None:
+    end.queue_seconds, end.preprocess_seconds, end.encode_seconds = timings.queue, timings.preprocess, timings.encode

@@ -83,9 +83,9 @@ class VisionServicer:
 
 def _messages(features: PictureFeatures, lease: SharedLease | None, *, weights_digest: bytes) -> Iterator[bytes]:
     """The stream of features, with the rows in it or in shared memory."""
-    spec, chunks, timings = features.spec, features.chunks, features.timings
+    spec, messages, timings = features.spec, features.messages, features.timings
     if lease is None:
-        return feature_messages(spec, chunks, weights_digest=weights_digest, timings=timings)
+        return feature_messages(messages, timings=timings)
     return shared_feature_messages(
-        spec, chunks, region=lease.to_wire(), write=lease.write, weights_digest=weights_digest, timings=timings
+        spec, messages, region=lease.to_wire(), write=lease.write, weights_digest=weights_digest, timings=timings
     )

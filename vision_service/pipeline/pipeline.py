@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from common.errors import InvalidArgumentError, UnavailableError
 from common.features.features import EncodeTimings, FeatureSpec
+from common.features.packing import feature_header
 from common.image.header import read_image_header
 from common.image.preprocessing import PatchGrid
 from vision_service.decoding.decode_pool import DecodePool
@@ -39,7 +40,7 @@ class PictureFeatures:
     """Features of one picture."""
 
     spec: FeatureSpec
-    chunks: tuple[bytes, ...]
+    messages: tuple[bytes, ...]
     """The rows, as the messages that carry them."""
     timings: EncodeTimings
 
@@ -79,7 +80,7 @@ class Pipeline:
             # Twice: the caller's message lives as long as its call does, and so does the copy.
             with self._budget.hold(2 * len(image)):
                 spec = await self._spec(image, grid=grid, salt=salt)
-                with self._cache.lease(spec, lambda: self._encode(image, grid)) as lease:
+                with self._cache.lease(spec, lambda: self._encode(image, spec)) as lease:
                     was_there = lease.has_arrived
                     result = await lease.arrived()
                     timings = _NO_TIMINGS if was_there else _timings(result)
@@ -87,14 +88,14 @@ class Pipeline:
                     features = result.features
                     # Of features on the device every caller has a copy of its own.
                     with nullcontext() if features.is_on_host else self._budget.hold(spec.num_bytes):
-                        chunks = features.chunks() if features.is_on_host else await self._fetch(features)
-                        yield PictureFeatures(spec=spec, chunks=chunks, timings=timings)
+                        messages = features.messages() if features.is_on_host else await self._fetch(features)
+                        yield PictureFeatures(spec=spec, messages=messages, timings=timings)
                     watch.sent(spec.num_bytes)
 
     async def _fetch(self, features: EncodedImage) -> tuple[bytes, ...]:
         """Features off the device; they may be all that is asked for when it is lost, so that no batch would tell."""
         try:
-            return await asyncio.to_thread(features.chunks)
+            return await asyncio.to_thread(features.messages)
         except UnavailableError:
             self.batcher.device_lost.set()
             raise
@@ -105,14 +106,15 @@ class Pipeline:
         # In a thread: a 20 MiB file takes longer to hash than an event loop should stand still.
         return await asyncio.to_thread(self.info.feature_spec, image, grid=grid, salt=salt)
 
-    async def _encode(self, image: bytes, grid: PatchGrid) -> EncodeResult:
+    async def _encode(self, image: bytes, spec: FeatureSpec) -> EncodeResult:
         """Features of one picture that nobody has yet."""
-        with self.batcher.admit(grid.num_patches):
+        with self.batcher.admit(spec.grid.num_patches):
             start = time.monotonic()
-            pixels = await self._decode_pool.decode(image, grid=grid, field="image")
+            pixels = await self._decode_pool.decode(image, grid=spec.grid, field="image")
             seconds = time.monotonic() - start
-            result = await self.batcher.encode(pixels, num_patches=grid.num_patches)
-        return replace(result, preprocess_seconds=seconds)
+            result = await self.batcher.encode(pixels, num_patches=spec.grid.num_patches)
+        header = feature_header(spec, weights_digest=self.info.weights_digest)
+        return replace(result, features=result.features.headed(header), preprocess_seconds=seconds)
 
 
 def _timings(result: EncodeResult) -> EncodeTimings:

@@ -1,7 +1,8 @@
 """Features arrive exactly as they were sent, or the stream is refused and nothing else is touched."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from common.errors import InternalError
 from common.features.chunk_copy import CopyChunk, copy_plainly
 from common.features.features import MIN_CHUNK_SIZE, EncodeTimings, FeatureReceiver, FeatureSpec
-from common.features.packing import CHUNK_SIZE, feature_messages, pack_rows, shared_feature_messages
+from common.features.packing import (
+    CHUNK_SIZE,
+    feature_header,
+    feature_messages,
+    pack_rows,
+    shared_feature_messages,
+    with_header,
+)
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from common.native.chunks import open_copy
@@ -43,21 +51,29 @@ COPY: list[CopyChunk] = []
 OFFSET = 4096
 
 
-def sent(spec: FeatureSpec = SPEC, rows: bytes = ROWS) -> list[Message]:
-    chunks = pack_rows(memoryview(rows))
+def packed(spec: FeatureSpec, rows: bytes) -> tuple[bytes, ...]:
+    return pack_rows(memoryview(rows), header=feature_header(spec, weights_digest=b"d" * 32))
+
+
+def sent_bytes(spec: FeatureSpec = SPEC, rows: bytes = ROWS) -> list[bytes]:
+    messages = packed(spec, rows)
     if not SHARED:
-        messages = feature_messages(spec, chunks, weights_digest=b"d" * 32, timings=TIMINGS)
-        return [Message.FromString(message) for message in messages]
+        return list(feature_messages(messages, timings=TIMINGS))
     SHARED[0] = bytearray(b"x" * (len(rows) + 2 * OFFSET))
-    messages = shared_feature_messages(
-        spec,
-        chunks,
-        region=vision_pb2.SharedRegion(offset=OFFSET, size=len(rows), lease=7),
-        write=_write,
-        weights_digest=b"d" * 32,
-        timings=TIMINGS,
+    return list(
+        shared_feature_messages(
+            spec,
+            messages,
+            region=vision_pb2.SharedRegion(offset=OFFSET, size=len(rows), lease=7),
+            write=_write,
+            weights_digest=b"d" * 32,
+            timings=TIMINGS,
+        )
     )
-    return [Message.FromString(message) for message in messages]
+
+
+def sent(spec: FeatureSpec = SPEC, rows: bytes = ROWS) -> list[Message]:
+    return [Message.FromString(message) for message in sent_bytes(spec, rows)]
 
 
 def _write(offset: int, data: memoryview) -> None:
@@ -76,20 +92,26 @@ def chunk(offset: int, data: bytes) -> Message:
     return Message(chunk=vision_pb2.FeaturesChunk(offset=offset, shared_size=len(data), crc32=zlib.crc32(data)))
 
 
-def receive(messages: list[Message], spec: FeatureSpec = SPEC) -> bytes:
+def first(part: Message) -> Message:
+    """The same message, but with the header."""
+    part.header.CopyFrom(sent()[0].header)
+    return part
+
+
+def receive(messages: Sequence[Message | bytes], spec: FeatureSpec = SPEC) -> bytes:
     """What arrives in a buffer that lies between two guards, which must not be touched."""
     memory = bytearray(b"g" * (spec.num_bytes + 2 * GUARD))
     receiver = FeatureReceiver(spec, memoryview(memory)[GUARD:-GUARD], shared=view(), copy=COPY[0])
     try:
         for message in messages:
-            receiver.receive(message.SerializeToString())
+            receiver.receive(message if isinstance(message, bytes) else message.SerializeToString())
         receiver.finish()
     finally:
         assert memory[:GUARD] == memory[-GUARD:] == b"g" * GUARD
     return bytes(memory[GUARD:-GUARD])
 
 
-def reason(messages: list[Message], spec: FeatureSpec = SPEC) -> str:
+def reason(messages: Sequence[Message | bytes], spec: FeatureSpec = SPEC) -> str:
     with pytest.raises(InternalError) as caught:
         receive(messages, spec)
     return caught.value.reason
@@ -97,11 +119,38 @@ def reason(messages: list[Message], spec: FeatureSpec = SPEC) -> str:
 
 def test_rows_arrive_as_they_were_sent() -> None:
     messages = sent()
-    assert receive(messages) == ROWS
+    assert receive(sent_bytes()) == receive(messages) == ROWS
     assert messages[0].header.rows == 900
-    assert messages[-1].end.num_chunks == len(messages) - 2 == 4
+    assert messages[-1].end.num_chunks == len(messages) == 4
     assert messages[-1].end.encode_seconds == 0.3
-    assert {len(message.chunk.data) + message.chunk.shared_size for message in messages[1:-2]} == {CHUNK_SIZE}
+    assert {len(message.chunk.data) + message.chunk.shared_size for message in messages[:-1]} == {CHUNK_SIZE}
+
+
+def test_the_header_is_in_the_first_message_the_end_in_the_last_and_a_chunk_in_all() -> None:
+    small = FeatureSpec(image_hash=SPEC.image_hash, grid=PatchGrid(1, 2), width=4, dtype="float32")
+    for spec, rows in ((SPEC, ROWS), (small, ROWS[: small.num_bytes])):
+        messages = sent(spec, rows)
+        places = range(len(messages))
+        assert [message.HasField("header") for message in messages] == [place == 0 for place in places]
+        assert [message.HasField("end") for message in messages] == [place == places[-1] for place in places]
+        assert all(message.HasField("chunk") for message in messages)
+        assert receive(messages, spec) == rows
+    assert len(messages) == 1
+
+
+def test_what_is_kept_is_sent_without_a_copy_where_no_times_are_told() -> None:
+    messages = packed(SPEC, ROWS)
+    nothing = EncodeTimings(queue=0, preprocess=0, encode=0)
+    assert all(one is other for one, other in zip(feature_messages(messages, timings=nothing), messages, strict=True))
+    timed = list(feature_messages(messages, timings=TIMINGS))
+    assert [one is other for one, other in zip(timed, messages, strict=True)] == [True, True, True, False]
+
+
+def test_a_header_that_comes_later_is_as_one_that_was_there() -> None:
+    spec = SPEC
+    for rows in (ROWS, ROWS[:4]):
+        header = feature_header(spec, weights_digest=b"d" * 32)
+        assert with_header(pack_rows(memoryview(rows)), header) == pack_rows(memoryview(rows), header=header)
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,23 +167,24 @@ def test_rows_of_any_shape_and_type_arrive(grid: PatchGrid, width: int, dtype: s
 
 @pytest.mark.parametrize("split", [MIN_CHUNK_SIZE, 3 * MIN_CHUNK_SIZE, 2 * CHUNK_SIZE])
 def test_any_allowed_size_of_chunk_will_do(split: int) -> None:
-    messages = sent()
+    header = sent()[0].header
     chunks = [chunk(offset, ROWS[offset : offset + split]) for offset in range(0, len(ROWS), split)]
-    end = Message(end=vision_pb2.FeaturesEnd(num_chunks=len(chunks)))
-    assert receive([messages[0], *chunks, end]) == ROWS
+    chunks[0].header.CopyFrom(header)
+    chunks[-1].end.num_chunks = len(chunks)
+    assert receive(chunks) == ROWS
 
 
 @settings(max_examples=200, deadline=None)
-@given(order=st.lists(st.integers(0, 5), max_size=9))
+@given(order=st.lists(st.integers(0, 3), max_size=7))
 def test_no_other_order_of_messages_is_accepted(order: list[int]) -> None:
     messages = sent()
-    if order == list(range(6)):
+    if order == list(range(4)):
         assert receive(messages) == ROWS
     else:
         assert reason([messages[index] for index in order]) == "EMBED_CORRUPT"
 
 
-@pytest.mark.parametrize("left_out", range(6))
+@pytest.mark.parametrize("left_out", range(4))
 @pytest.mark.parametrize("change", ["missing", "twice", "empty"])
 def test_a_message_that_is_missing_or_doubled_is_refused(left_out: int, change: str) -> None:
     messages = sent()
@@ -143,12 +193,44 @@ def test_a_message_that_is_missing_or_doubled_is_refused(left_out: int, change: 
     assert reason(messages) == "EMBED_CORRUPT"
 
 
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("name", ["nothing", "header", "end", "both"])
+def test_a_message_without_a_chunk_is_refused_wherever_it_stands(name: str, place: int) -> None:
+    messages = sent()
+    header = messages[0].header if name in ("header", "both") else None
+    end = messages[-1].end if name in ("end", "both") else None
+    without = Message(header=header, end=end)
+    assert reason([*messages[:place], without, *messages[place:]]) == "EMBED_CORRUPT"
+
+
+def test_header_and_end_in_messages_of_their_own_are_refused() -> None:
+    """As the stream was before they came with a chunk."""
+    messages = sent()
+    alone = [Message(header=messages[0].header), Message(end=messages[-1].end)]
+    messages[0].ClearField("header")
+    messages[-1].ClearField("end")
+    assert reason([alone[0], *messages, alone[1]]) == "EMBED_CORRUPT"
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize(("name", "home"), [("header", 0), ("end", 3)])
+def test_header_and_end_have_one_place(name: Literal["header", "end"], home: int, place: int) -> None:
+    messages = sent()
+    messages[place].MergeFrom(Message(**{name: getattr(messages[home], name)}))
+    if place == home:
+        assert receive(messages) == ROWS
+    else:
+        assert reason(messages) == "EMBED_CORRUPT", "in two messages"
+    messages[home].ClearField(name)
+    assert reason(messages) == "EMBED_CORRUPT", "in another message, or in none"
+
+
 @settings(max_examples=100, deadline=None)
-@given(place=st.integers(0, CHUNK_SIZE - 1), bit=st.integers(0, 7), index=st.integers(1, 3))
+@given(place=st.integers(0, CHUNK_SIZE - 1), bit=st.integers(0, 7), index=st.integers(0, 2))
 def test_a_flipped_bit_is_found(place: int, bit: int, index: int) -> None:
     messages = sent()
     if SHARED:
-        SHARED[0][OFFSET + (index - 1) * CHUNK_SIZE + place] ^= 1 << bit
+        SHARED[0][OFFSET + index * CHUNK_SIZE + place] ^= 1 << bit
     else:
         data = bytearray(messages[index].chunk.data)
         data[place] ^= 1 << bit
@@ -158,12 +240,12 @@ def test_a_flipped_bit_is_found(place: int, bit: int, index: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 4, MIN_CHUNK_SIZE - 4, 2 * CHUNK_SIZE + 4], ids=lambda size: f"{size} bytes")
 def test_chunks_that_are_too_small_or_too_large_are_refused(size: int) -> None:
-    assert reason([sent()[0], chunk(0, ROWS[:size])]) == "EMBED_CORRUPT"
+    assert reason([first(chunk(0, ROWS[:size]))]) == "EMBED_CORRUPT"
 
 
 @pytest.mark.parametrize("offset", [1, CHUNK_SIZE, 2**63, 2**64 - CHUNK_SIZE, 2**64 - 1])
 def test_offsets_that_do_not_follow_are_refused(offset: int) -> None:
-    assert reason([sent()[0], chunk(offset, ROWS[:CHUNK_SIZE])]) == "EMBED_CORRUPT"
+    assert reason([first(chunk(offset, ROWS[:CHUNK_SIZE]))]) == "EMBED_CORRUPT"
 
 
 def test_an_end_that_counted_other_chunks_is_refused() -> None:
@@ -172,13 +254,28 @@ def test_an_end_that_counted_other_chunks_is_refused() -> None:
     assert reason(messages) == "EMBED_CORRUPT"
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_an_end_before_all_rows_is_refused_though_it_counted_well(place: int) -> None:
+    messages = sent()[: place + 1]
+    messages[-1].end.num_chunks = place + 1
+    if place == 3:
+        assert receive(messages) == ROWS
+    else:
+        assert reason(messages) == "EMBED_CORRUPT"
+
+
 def test_more_rows_than_asked_for_are_refused() -> None:
     messages = sent()
-    assert reason([*messages[:-1], chunk(len(ROWS), ROWS[:MIN_CHUNK_SIZE]), messages[-1]]) == "EMBED_CORRUPT"
+    more = chunk(len(ROWS), ROWS[:MIN_CHUNK_SIZE])
+    assert reason([*messages, more]) == "EMBED_CORRUPT", "behind the end"
+    more.end.CopyFrom(messages[-1].end)
+    messages[-1].ClearField("end")
+    for more.end.num_chunks in (4, 5):
+        assert reason([*messages, more]) == "EMBED_CORRUPT", "before the end"
 
 
 def test_a_chunk_that_splits_a_value_is_refused() -> None:
-    assert reason([sent()[0], chunk(0, ROWS[: MIN_CHUNK_SIZE + 2])]) == "EMBED_CORRUPT"
+    assert reason([first(chunk(0, ROWS[: MIN_CHUNK_SIZE + 2]))]) == "EMBED_CORRUPT"
 
 
 WRONG_HEADERS: dict[str, Callable[[vision_pb2.FeaturesHeader], None]] = {
@@ -249,12 +346,12 @@ def test_chunks_lie_where_the_header_says_and_nowhere_else() -> None:
     messages = sent()
     for data, shared_size in ((ROWS[:CHUNK_SIZE], 0), (b"", CHUNK_SIZE)):
         other = [Message.FromString(message.SerializeToString()) for message in messages]
-        other[1].chunk.data, other[1].chunk.shared_size = data, shared_size
+        other[0].chunk.data, other[0].chunk.shared_size = data, shared_size
         if bool(SHARED) == bool(data):
             assert reason(other) == "EMBED_CORRUPT"
         else:
             assert receive(other) == ROWS
-    messages[1].chunk.data, messages[1].chunk.shared_size = ROWS[:CHUNK_SIZE], CHUNK_SIZE
+    messages[0].chunk.data, messages[0].chunk.shared_size = ROWS[:CHUNK_SIZE], CHUNK_SIZE
     assert reason(messages) == "EMBED_CORRUPT"
 
 
@@ -264,7 +361,7 @@ def test_what_changes_after_it_was_copied_changes_nothing() -> None:
     receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view(), copy=COPY[0])
     for message in messages:
         receiver.receive(message.SerializeToString())
-        if SHARED and message.HasField("chunk"):
+        if SHARED:
             _write(message.chunk.offset, memoryview(bytes(message.chunk.shared_size)))
     receiver.finish()
     assert bytes(memory) == ROWS

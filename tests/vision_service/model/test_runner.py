@@ -152,7 +152,7 @@ def test_features_that_stay_on_the_device_are_the_same_bytes_when_they_are_sent(
     device.encode(images[::-1])
     for one, other in zip(host.encode(images), kept, strict=True):
         assert one.is_on_host
-        assert one.chunks() == other.chunks()
+        assert one.messages() == other.messages()
 
 
 def test_bfloat16_rows_are_two_bytes_a_value_and_close(reference: HfModel) -> None:
@@ -199,7 +199,7 @@ def test_failures_of_the_device_are_told_apart(
     (kept,) = keeping.encode(decode([(8, 8)]))
     monkeypatch.setattr(PixtralVisionModel, "forward", fail)
     monkeypatch.setattr("vision_service.model.runner._to_host", fail)
-    for work in (lambda: runner.encode(decode([(8, 8)])), kept.chunks):
+    for work in (lambda: runner.encode(decode([(8, 8)])), kept.messages):
         with pytest.raises(error) as caught:
             work()
         assert "0x" not in str(caught.value)

@@ -86,7 +86,7 @@ def test_batches_are_the_longest_heads_of_the_queue_that_fit(sizes: list[int]) -
             await asyncio.sleep(0)
             encoder.gate.set()
             results = await asyncio.gather(first, *tasks)
-        assert [result.features.chunks()[0] for result in results] == [bytes([i]) for i in range(len(sizes) + 1)]
+        assert [result.features.messages()[0] for result in results] == [bytes([i]) for i in range(len(sizes) + 1)]
         batches = encoder.batches[1:]
         assert [name for batch in batches for name in batch] == list(range(1, len(sizes) + 1))
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
@@ -158,7 +158,7 @@ async def test_only_the_image_at_fault_fails() -> None:
         assert isinstance(results[2], EncodeResult)
         assert isinstance(results[1], InternalError)
         assert "secret" not in results[1].message
-        assert (await encode(batcher, 4)).features.chunks()[0] == b"\x04"
+        assert (await encode(batcher, 4)).features.messages()[0] == b"\x04"
         assert not batcher.device_lost.is_set()
     assert encoder.batches == [[0], [1, 255, 3], [1], [255], [3], [4]]
 
@@ -193,7 +193,7 @@ async def test_where_memory_is_short_room_is_made_and_less_is_tried_once(room: i
     encoder.room = 1
     alone = await encode(batcher, 3)
     await batcher.close()
-    assert alone.features.chunks() == (b"\x03",)
+    assert alone.features.messages() == (b"\x03",)
     if room == 0:
         assert [getattr(result, "reason", None) for result in results] == ["ENCODER_OUT_OF_MEMORY"] * 2
     else:
@@ -210,7 +210,7 @@ async def test_an_image_alone_is_tried_again_once_where_room_was_made() -> None:
 
     batcher = Batcher(encoder.encode, max_batch_patches=10, max_pending_patches=100, max_wait=0.0, make_room=make_room)
     batcher.start()
-    assert (await encode(batcher, 7)).features.chunks() == (b"\x07",)
+    assert (await encode(batcher, 7)).features.messages() == (b"\x07",)
     await batcher.close()
     assert encoder.batches == [[7], [7]]
 

@@ -58,7 +58,7 @@ class Cache:
 
     async def ask(self, name: str, num_patches: int = 1) -> bytes:
         with self.lease(name, num_patches) as lease:
-            return (await lease.arrived()).features.chunks()[0]
+            return (await lease.arrived()).features.messages()[0]
 
     def start(self, *names: str) -> list[asyncio.Task[bytes]]:
         return [asyncio.create_task(self.ask(name)) for name in names]
@@ -107,7 +107,7 @@ async def test_what_is_kept_can_be_dropped_and_what_is_used_stays() -> None:
     with cache.lease("a") as lease:
         cache.cache.drop_kept()
         assert (cache.cache.num_kept, cache.cache.kept_bytes, cache.cache.counts.evictions) == (0, 0, 1)
-        assert (await lease.arrived()).features.chunks() == (b"a",)
+        assert (await lease.arrived()).features.messages() == (b"a",)
     await cache.fill("a", "b")
     assert cache.encoder.started == ["a", "b", "b"]
 
