@@ -25,6 +25,8 @@ from common.client.client import AsyncDiptychClient
 from common.settings.settings import from_arguments, setting
 
 CASES = ("C10", "C11", "C12")
+_SUFFIXES = {"float32": "", "bfloat16": "-bfloat16"}
+"""Of the models whose weights are all of that type."""
 _LOG = Path("build/benchmarks/logs/service.log")
 
 
@@ -42,6 +44,7 @@ class ServiceConfig:
     engine: tuple[str, ...] = setting(
         (), help="settings of the decoder's engine to run C11 and C12 with, such as max_step_stretch=1.3"
     )
+    weights: str = setting("float32", help="type of the models' weights: float32 or bfloat16")
     quick: bool = setting(False, help="tiny models, to see that everything runs")
     json: Path | None = setting(None, help="file for the results")
     lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
@@ -49,6 +52,8 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         if unknown := set(self.cases) - set(CASES):
             raise ValueError(f"--cases knows no {', '.join(sorted(unknown))}")
+        if self.weights not in _SUFFIXES:
+            raise ValueError(f"--weights must be one of {', '.join(_SUFFIXES)}")
         if not all(re.fullmatch(r"\w+=[\w.]+", each) for each in self.engine):
             raise ValueError("--engine must be settings such as max_step_stretch=1.3")
 
@@ -84,7 +89,7 @@ def _overheads(config: ServiceConfig) -> list[OverheadResult]:
     os.sched_setaffinity(0, everything - {config.service_core} or everything)
     try:
         return measure_overhead(
-            "smoke" if config.quick else "small",
+            "smoke" if config.quick else f"small{_SUFFIXES[config.weights]}",
             (1, 2) if config.quick else (1, 8, 32),
             engine_core=config.service_core,
             rounds=config.rounds,
@@ -96,7 +101,7 @@ def _overheads(config: ServiceConfig) -> list[OverheadResult]:
 
 
 async def _pictures(config: ServiceConfig, engine: str) -> tuple[list[OpenLoopResult], InterferenceResult | None]:
-    model = checkpoints.checkpoint("smoke-pixtral" if config.quick else "pixtral")
+    model = checkpoints.checkpoint("smoke-pixtral" if config.quick else f"pixtral{_SUFFIXES[config.weights]}")
     cores = [int(core) for core in config.cores.split(",")]
     with _decoder_flags(engine) as flags, running_pair(model, cores=cores, log=_LOG, flags=flags) as pair:
         async with AsyncDiptychClient(pair.address) as client:
