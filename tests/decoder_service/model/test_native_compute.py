@@ -49,18 +49,20 @@ def test_other_rows_are_left_out_unless_a_prompt_is_judged_by_them(directory: Pa
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_a_checkpoint_in_bfloat16_gives_the_same_bits_in_half_the_memory(
+def test_a_checkpoint_in_bfloat16_gives_the_same_in_half_the_memory(
     tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The same bits, but for tiles, which add up in another order."""
     directory = save(random_text_model(replace(SHAPE, tied=tied)).bfloat16(), tmp_path)
     halves, cache_of_halves = _hidden(directory, [20, 51], in_halves=True)
     packed_later, _ = _hidden(directory, [20, 51])
     monkeypatch.setattr(weights, "_in_halves", lambda *_: None)
     whole, cache = _hidden(directory, [20, 51])
-    assert torch.equal(halves[[20, 51]], whole[[20, 51]])
-    assert torch.equal(packed_later[[20, 51]], whole[[20, 51]])
+    assert torch.equal(halves[[20, 51]], packed_later[[20, 51]])
+    tolerance = 1e-5 if open_library(threads=1).has_tiles else 0.0
+    torch.testing.assert_close(halves[[20, 51]], whole[[20, 51]], atol=tolerance, rtol=tolerance)
     for mine, its in zip(cache_of_halves.value_blocks, cache.value_blocks, strict=True):
-        assert torch.equal(mine, its)
+        torch.testing.assert_close(mine, its, atol=tolerance, rtol=tolerance)
 
 
 def test_matrices_stay_in_bfloat16_and_nothing_else_does(tmp_path: Path) -> None:
