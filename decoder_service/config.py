@@ -42,6 +42,11 @@ class EngineSettings:
     max_unread_tokens: int = setting(
         256, minimum=1, help="tokens that a caller may be behind before its request is paused"
     )
+    stream_interval: int = setting(
+        1,
+        minimum=1,
+        help="tokens of a completion in a message; the first comes alone; the more, the less work for each",
+    )
     hang_seconds: float = setting(
         30.0, minimum=0.1, maximum=86400, help="time that a step may take before the process is called dead"
     )

@@ -27,6 +27,7 @@ from decoder_service.api.servicer import GenerationServicer, ServicerLimits
 from decoder_service.cache.feature_store import FeatureStore
 from decoder_service.config import DecoderConfig
 from decoder_service.engine.admission import AdmissionLimits
+from decoder_service.engine.generation import Pace
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.watchdog import Watchdog
 from decoder_service.engine_builder import build_engine, build_run_config
@@ -130,7 +131,7 @@ class DecoderService:
                     max_waiting_tokens=engine.max_queue_tokens,
                     max_picture_bytes=engine.max_picture_bytes,
                 ),
-                max_unread_tokens=engine.max_unread_tokens,
+                pace=Pace(interval=engine.stream_interval, max_unread_tokens=engine.max_unread_tokens),
                 max_seconds=self._config.requests.max_seconds,
                 max_priority=self._config.requests.max_priority,
             ),

@@ -42,7 +42,7 @@ class ServiceConfig:
     streams: int = setting(4, minimum=1, help="streams of text at the same time in C12")
     pictures_per_second: float = setting(1.0, minimum=0.01, help="requests with a picture that come beside them in C12")
     engine: tuple[str, ...] = setting(
-        (), help="settings of the decoder's engine to run C11 and C12 with, such as max_step_stretch=1.3"
+        (), help="settings of the decoder's engine to run the cases with, such as max_step_stretch=1.3"
     )
     weights: str = setting("float32", help="type of the models' weights: float32 or bfloat16")
     quick: bool = setting(False, help="tiny models, to see that everything runs")
@@ -65,37 +65,45 @@ def run(options: argparse.Namespace) -> int:
     if config.quick:
         sys.stdout.write(QUICK)
     with exclusive([Path(lock) for lock in config.lock]):
-        if "C10" in config.cases:
-            results["C10"] = overheads = _overheads(config)
-            sys.stdout.write("".join(map(_overhead_line, overheads)))
-        if {"C11", "C12"} & set(config.cases):
-            results["pictures"] = runs = []
-            for engine in config.engine or ("",):
-                open_loops, interference = asyncio.run(_pictures(config, engine))
-                runs.append({"engine": engine, "C11": open_loops, "C12": interference})
-                heading = f"{engine}:\n" if engine else ""
-                sys.stdout.write(heading + "".join(map(_open_loop_line, open_loops)))
-                if interference is not None:
-                    sys.stdout.write(_interference_line(interference))
-                sys.stdout.flush()
+        results["runs"] = [_run(config, engine) for engine in config.engine or ("",)]
     if config.json is not None:
         save(config.json, "service", results)
     return 0
 
 
-def _overheads(config: ServiceConfig) -> list[OverheadResult]:
+def _run(config: ServiceConfig, engine: str) -> dict[str, object]:
+    """All cases with one setting of the engine."""
+    found: dict[str, object] = {"engine": engine}
+    if engine:
+        sys.stdout.write(f"{engine}:\n")
+    if "C10" in config.cases:
+        found["C10"] = overheads = _overheads(config, engine)
+        sys.stdout.write("".join(map(_overhead_line, overheads)))
+    if {"C11", "C12"} & set(config.cases):
+        open_loops, interference = asyncio.run(_pictures(config, engine))
+        found |= {"C11": open_loops, "C12": interference}
+        sys.stdout.write("".join(map(_open_loop_line, open_loops)))
+        if interference is not None:
+            sys.stdout.write(_interference_line(interference))
+    sys.stdout.flush()
+    return found
+
+
+def _overheads(config: ServiceConfig, engine: str) -> list[OverheadResult]:
     everything = os.sched_getaffinity(0)
     # The caller must not take the decoder's core; the processes that it starts are pinned by themselves.
     os.sched_setaffinity(0, everything - {config.service_core} or everything)
     try:
-        return measure_overhead(
-            "smoke" if config.quick else f"small{_SUFFIXES[config.weights]}",
-            (1, 2) if config.quick else (1, 8, 32),
-            engine_core=config.service_core,
-            rounds=config.rounds,
-            folder=Path(),
-            log=_LOG,
-        )
+        with _decoder_flags(engine) as flags:
+            return measure_overhead(
+                "smoke" if config.quick else f"small{_SUFFIXES[config.weights]}",
+                (1, 2) if config.quick else (1, 8, 32),
+                engine_core=config.service_core,
+                rounds=config.rounds,
+                folder=Path(),
+                log=_LOG,
+                flags=flags,
+            )
     finally:
         os.sched_setaffinity(0, everything)
 

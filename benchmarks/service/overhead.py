@@ -40,11 +40,21 @@ class OverheadResult:
 
 
 def measure_overhead(
-    model: str, concurrencies: Sequence[int], *, engine_core: int, rounds: int, folder: Path, log: Path
+    model: str,
+    concurrencies: Sequence[int],
+    *,
+    engine_core: int,
+    rounds: int,
+    folder: Path,
+    log: Path,
+    flags: Sequence[str] = (),
 ) -> list[OverheadResult]:
-    """Compare the two sides at each concurrency; all requests of a round are sent at once."""
+    """Compare the two sides at each concurrency; all requests of a round are sent at once. The services get `flags`."""
     directory = checkpoints.checkpoint(model)
-    with OURS.start(folder, [engine_core]) as engine, running_pair(directory, cores=[engine_core], log=log) as pair:
+    with (
+        OURS.start(folder, [engine_core]) as engine,
+        running_pair(directory, cores=[engine_core], log=log, flags=flags) as pair,
+    ):
         engine.ask("load", model=str(directory), max_requests=max(concurrencies), max_tokens=128)
         return [
             asyncio.run(_compare(engine, pair.address, concurrency, rounds=rounds)) for concurrency in concurrencies

@@ -25,7 +25,7 @@ from decoder_service.api.resume_parser import check_resumption_length
 from decoder_service.cache.feature_store import FeatureStore, PromptImage
 from decoder_service.engine.admission import Admission, AdmissionLimits, Place
 from decoder_service.engine.caller import scoped_name
-from decoder_service.engine.generation import Generation
+from decoder_service.engine.generation import Generation, Pace
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.request import Request
 from decoder_service.engine.request_names import RequestNames
@@ -54,8 +54,8 @@ class ServicerLimits:
     """How large a request may be."""
     admission: AdmissionLimits
     """How much may be open."""
-    max_unread_tokens: int
-    """Tokens that a caller may be behind before its request is paused."""
+    pace: Pace
+    """How tokens reach their callers."""
     max_seconds: float
     """Longest time for a request whose caller sets no deadline."""
     max_priority: int
@@ -165,7 +165,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             salt=parsed.cache_salt,
             gaps=self._metrics.inter_token_latency,
             on_begun=place.begun,
-            max_unread_tokens=self._limits.max_unread_tokens,
+            pace=self._limits.pace,
         )
         answer = Answer(replies, texts, prompt=prompt, generation=generation, watch=watch)
         async with asyncio.timeout_at(deadline):

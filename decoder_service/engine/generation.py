@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Protocol
@@ -30,6 +31,16 @@ class Gaps(Protocol):
         """Count one, in seconds."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How tokens reach their reader."""
+
+    interval: int = 1
+    """Tokens of a completion that are handed over together; its first comes alone, its last with those before."""
+    max_unread_tokens: int = sys.maxsize
+    """Tokens that the reader may be behind before its request is paused."""
+
+
 class Generation:
     """A request that is being run; an async context manager, whose end frees all that the request holds."""
 
@@ -43,16 +54,15 @@ class Generation:
         salt: bytes,
         gaps: Gaps | None = None,
         on_begun: Callable[[], None] = lambda: None,
-        max_unread_tokens: int = sys.maxsize,
+        pace: Pace | None = None,
     ) -> None:
         """Take a request that was not submitted; the times between its tokens go to `gaps`.
 
-        `on_begun` is called when a step first works on it. It is paused while more than `max_unread_tokens` tokens
-        wait for whoever iterates over `tokens`.
+        `on_begun` is called when a step first works on it. `tokens` hands over at this pace, each at once where unset.
         """
         self._gaps = gaps
         self._on_begun = on_begun
-        self._max_unread_tokens = max_unread_tokens
+        self._pace = pace or Pace()
         self._is_paused = False
         self._host = host
         self._request = request
@@ -71,6 +81,8 @@ class Generation:
         ]
         self._unfinished = set(range(n))
         self._tokens: list[TokenOutput] = []
+        self._enough_tokens = self._pace.interval * n
+        self._are_due = False
         self._error: DiptychError | None = None
         self._reader: asyncio.Future[None] | None = None
         self._has_rung = False
@@ -105,7 +117,7 @@ class Generation:
                 await fetch.close()
 
     async def tokens(self, *, deadline: float) -> AsyncGenerator[list[TokenOutput], None]:
-        """Tokens as they come, all that have gathered at once; ends when all completions have ended.
+        """Tokens as they are due, all that have gathered at once; ends when all completions have ended.
 
         Those of a completion that was ended may still be among them. Raises the error that the request ended
         with, and TimeoutError at `deadline`, a time of the event loop.
@@ -116,12 +128,12 @@ class Generation:
         try:
             while self._unfinished:
                 is_late = self._has_rung or loop.time() >= deadline
-                if not self._tokens and self._error is None and not is_late:
+                if not self._are_due and self._error is None and not is_late:
                     self._reader = loop.create_future()
                     await self._reader
                 if self._has_rung or is_late:
                     raise TimeoutError
-                tokens, self._tokens = self._tokens, []
+                tokens, self._tokens, self._are_due = self._tokens, [], False
                 if self._is_paused:
                     self._is_paused = False
                     self._host.resume(self._request.request_id)
@@ -166,10 +178,13 @@ class Generation:
         if gap is not None and self._gaps is not None:
             self._gaps.observe(gap)
         self._tokens.append(token)
-        if len(self._tokens) > self._max_unread_tokens and not self._is_paused:
+        if len(self._tokens) > self._pace.max_unread_tokens and not self._is_paused:
             self._is_paused = True
             self._host.pause(self._request.request_id)
-        self._wake()
+        is_end = gap is None or token.finish_reason is not None
+        if is_end or self._is_paused or len(self._tokens) >= self._enough_tokens:
+            self._are_due = True
+            self._wake()
 
     def consumed(self, ref: ImageRef) -> None:
         """Hear that an image's features are no longer needed for a completion."""

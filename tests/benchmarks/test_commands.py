@@ -136,7 +136,8 @@ def test_service_compares_itself_with_the_engine_alone(tmp_path: Path) -> None:
     text = run("service", "--quick", "--cases", "C10", "--rounds", "1", "--json", str(file))
     assert text.startswith(QUICK)
     assert "C10 at 2" in text
-    one, two = results(file)["C10"]
+    (found,) = results(file)["runs"]
+    one, two = found["C10"]
     assert one["rate_ratio"] == pytest.approx(one["service_rate"] / one["in_process_rate"])
     assert two["added_ttft_ms"] is None
 

@@ -14,6 +14,7 @@ from common.image.header import ImageLimits
 from decoder_service.api.model_info import ModelInfo
 from decoder_service.api.servicer import GenerationServicer, ServicerLimits
 from decoder_service.engine.admission import AdmissionLimits
+from decoder_service.engine.generation import Pace
 from decoder_service.engine.step import ScheduledBatch, StepResult
 from decoder_service.prompt.prompt import PromptBuilder, PromptLimits
 from decoder_service.prompt.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ class Caller:
             limits=ServicerLimits(
                 capacity=Capacity(max_model_len=MODEL_LEN, num_blocks=16, block_size=4, max_num_requests=4),
                 admission=AdmissionLimits(max_requests=9, max_waiting_tokens=999, max_picture_bytes=99),
-                max_unread_tokens=99,
+                pace=Pace(max_unread_tokens=99),
                 max_seconds=99,
                 max_priority=0,
             ),

@@ -8,13 +8,14 @@ from common.errors import ResourceExhaustedError
 from decoder_service.api.request_parser import parse_generate_request
 from decoder_service.api.servicer import GenerationServicer, ServicerLimits
 from decoder_service.engine.admission import AdmissionLimits
+from decoder_service.engine.generation import Pace
 from decoder_service.scheduling.capacity import Capacity
 from diptych.v1 import generation_pb2 as pb
 
 LIMITS = ServicerLimits(
     capacity=Capacity(max_model_len=4096, num_blocks=256, block_size=16, max_num_requests=8),
     admission=AdmissionLimits(max_requests=99, max_waiting_tokens=1000, max_picture_bytes=99),
-    max_unread_tokens=9,
+    pace=Pace(max_unread_tokens=9),
     max_seconds=9,
     max_priority=0,
 )

@@ -14,7 +14,7 @@ from decoder_service.cache.block_hash import block_hash
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.cache.feature_store import FeatureStore
 from decoder_service.engine.engine import Engine
-from decoder_service.engine.generation import Generation
+from decoder_service.engine.generation import Generation, Pace
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.prompt_images import PlaceholderRange
 from decoder_service.engine.request import Request
@@ -89,6 +89,7 @@ class Bench:
         max_tokens: int = 5,
         length: int = 3,
         max_unread_tokens: int = 1000,
+        interval: int = 1,
         n: int = 1,
     ) -> Generation:
         """A request for some text and then one-patch pictures, each a letter."""
@@ -107,7 +108,8 @@ class Bench:
         )
         self._arrivals += 1
         images = [image(letter) for letter in pictures]
-        return Generation(self.host, self.store, request, images=images, salt=b"", max_unread_tokens=max_unread_tokens)
+        pace = Pace(interval=interval, max_unread_tokens=max_unread_tokens)
+        return Generation(self.host, self.store, request, images=images, salt=b"", pace=pace)
 
     async def finish_encoding(self, *names: str) -> None:
         """Wait until these pictures are being encoded, and let them be done."""
@@ -344,6 +346,26 @@ async def test_request_whose_reader_is_behind_is_paused_and_goes_on_with_the_sam
         assert 4 < len(pieces[0]) < 20, "what had gathered comes in one piece"
         heard += [token.token_id for tokens in pieces for token in tokens]
     assert heard == expected([5] * 3 + [4], 40)
+
+
+@pytest.mark.parametrize(("n", "interval"), [(1, 1), (1, 4), (3, 4), (1, 100)])
+async def test_tokens_come_so_many_at_a_time_but_the_first_alone_and_the_last_with_the_rest(
+    bench: Bench, n: int, interval: int
+) -> None:
+    bench.runner.seconds = 0.002
+    async with bench.generation("some", max_tokens=11, n=n, interval=interval) as generation:
+        pieces = [tokens async for tokens in generation.tokens(deadline=NEVER)]
+    sizes = [sum(token.index == 0 for token in tokens) for tokens in pieces]
+    assert [size for size in sizes if size] == {1: [1] * 11, 4: [1, 4, 4, 2], 100: [1, 10]}[interval]
+    for index in range(n):
+        heard = [token.token_id for tokens in pieces for token in tokens if token.index == index]
+        assert heard == expected([5] * 3 + [4], 11)
+
+
+async def test_request_that_is_paused_before_enough_tokens_have_gathered_goes_on(bench: Bench) -> None:
+    bench.runner.seconds = 0.002
+    generation = bench.generation("slow", max_tokens=30, max_unread_tokens=3, interval=20)
+    assert await asyncio.wait_for(tokens_of(generation), 10) == expected([5] * 3 + [4], 30)
 
 
 @pytest.mark.parametrize("n", [2, 4])

@@ -18,7 +18,7 @@ from common.image.identity import ImageHash
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.cache.feature_store import FeatureStore, PromptImage
 from decoder_service.engine.engine import Engine
-from decoder_service.engine.generation import Generation
+from decoder_service.engine.generation import Generation, Pace
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.request import Request
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
@@ -198,7 +198,7 @@ class GenerationMachine(RuleBasedStateMachine):
         last = len(token_ids) - 1
         try:
             generation = Generation(
-                self.host, self.store, request, images=_images(request), salt=salt, max_unread_tokens=1
+                self.host, self.store, request, images=_images(request), salt=salt, pace=Pace(max_unread_tokens=1)
             )
             async with generation:
                 async for tokens in generation.tokens(deadline=NEVER):
