@@ -18,6 +18,8 @@ class TextCase:
     concurrency: int
     prompt_tokens: int
     new_tokens: int
+    dtypes: tuple[str, ...] = ("float32",)
+    """In which types peers run; those of each are engines of their own."""
     goals: Mapping[str, float] = field(default_factory=dict)
     """Least ratio of our rate to a peer's, by the peer's name."""
     limit_goal: float | None = None
@@ -98,11 +100,20 @@ TEXT_CASES = (
     ),
 )
 HALF_CASES = tuple(
-    replace(case, name=f"{case.name[:2]}b{case.name[2:]}, bfloat16", model="small-bfloat16")
+    replace(
+        case,
+        name=f"{case.name[:2]}b{case.name[2:]}, bfloat16",
+        model="small-bfloat16",
+        dtypes=("float32", "bfloat16"),
+    )
     for case in TEXT_CASES
     if case.model == "small"
 )
-"""The same with weights that are bfloat16, which whoever sees that reads from memory in half the time."""
+"""The same with weights that are bfloat16, which whoever sees that reads from memory in half the time.
+
+Peers run in float32, with the tokens that we have too, and in bfloat16, as whoever serves such a checkpoint with them
+would: activations are rounded then, so that tokens may be others. No goals are for those.
+"""
 SMOKE_CASES = (
     TextCase(name="smoke 2 at a time", model="smoke", concurrency=2, prompt_tokens=8, new_tokens=4),
     TextCase(name="smoke prompts of 32", model="smoke", concurrency=2, prompt_tokens=32, new_tokens=1),

@@ -36,7 +36,9 @@ class CompareConfig:
     cases: tuple[str, ...] = setting(
         (), help="first words of the names of cases, such as C1,C3b; all but smoke where empty"
     )
-    engines: tuple[str, ...] = setting((), help="names of peers; all where empty, none for `none`")
+    engines: tuple[str, ...] = setting(
+        (), help="whole names of peers, such as `vllm,vllm bfloat16`; all where empty, none for `none`"
+    )
     peers: Path = setting(PEERS_FOLDER, help="folder with the peers' environments, see benchmarks/peers/install")
     cores: str = setting("0", help="cores that every engine is pinned to, with commas")
     rounds: int = setting(3, minimum=1, help="how often each engine is measured")
@@ -52,13 +54,12 @@ class CompareConfig:
 def run(options: argparse.Namespace) -> int:
     """Compare, print the table, write the file; 1 where an engine that is installed did not run."""
     config = from_arguments(CompareConfig, options)
-    peers = [peer for peer in TEXT_PEERS if not config.engines or peer.name in config.engines]
 
     def quietly() -> AbstractContextManager[None]:
         return exclusive([Path(lock) for lock in config.lock])
 
     results: list[CaseResult] = []
-    for result in _run(config, peers, quietly):
+    for result in _run(config, quietly):
         results.append(result)
         if config.json is not None:
             save(config.json, "compare", results)  # After each, as the next may take long.
@@ -66,11 +67,11 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(_broken(result) for result in results) else 0
 
 
-def _run(config: CompareConfig, peers: Sequence[Peer], quietly: Quietly) -> Iterator[CaseResult]:
+def _run(config: CompareConfig, quietly: Quietly) -> Iterator[CaseResult]:
     cores = [int(core) for core in config.cores.split(",")]
     yield from run_text_cases(
         chosen(TEXT_CASES + HALF_CASES + SMOKE_CASES, config.cases),
-        peers,
+        wanted(TEXT_PEERS, config.engines),
         folder=config.peers,
         cores=cores,
         rounds=config.rounds,
@@ -81,12 +82,18 @@ def _run(config: CompareConfig, peers: Sequence[Peer], quietly: Quietly) -> Iter
     for _, cases in groupby(pictures, key=lambda case: case.model):
         yield from run_picture_cases(
             list(cases),
+            wanted(VISION_PEERS, config.engines),
             folder=config.peers,
             cores=cores,
             rounds=config.rounds,
             niceness=config.niceness,
             quietly=quietly,
         )
+
+
+def wanted(peers: Sequence[Peer], names: Sequence[str]) -> list[Peer]:
+    """The peers of these names, and no others whose names begin so; without a wish all."""
+    return [peer for peer in peers if not names or peer.name in names]
 
 
 def chosen(cases: Sequence[Case], beginnings: Sequence[str]) -> list[Case]:

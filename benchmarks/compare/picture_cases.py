@@ -24,7 +24,7 @@ class PictureCase:
     num_items: int
     unit: str
     peer_ops: Mapping[str, str]
-    """What each peer is asked, by the name it has in the table."""
+    """What each peer is asked, by the name it has in the table: the peer's, or one that begins with it."""
     model: str = "pixtral"
     goals: Mapping[str, float] = field(default_factory=dict)
     limit_op: str | None = None
@@ -32,6 +32,8 @@ class PictureCase:
     limit_goal: float | None = None
 
 
+_ANSWERS = {"transformers": "answer", "vllm": "answer"}
+_HALF_ANSWERS = {f"{name} bfloat16": op for name, op in _ANSWERS.items()}
 SMOKE_PICTURE_CASES = [
     PictureCase(
         name="smoke pictures",
@@ -80,10 +82,13 @@ def picture_cases(folder: Path) -> list[PictureCase]:
                 arguments={"sizes": [[side, side]] * count, "max_tokens": 32},
                 num_items=count,
                 unit="requests/s",
-                peer_ops={"transformers": "answer", "vllm": "answer"},
+                peer_ops=peer_ops,
                 goals={"vllm": 1.3, "transformers": 1.5} if count == 8 else {"vllm": 1.3},
             )
-            for case, model, note in (("C9", "pixtral", ""), ("C9b", "pixtral-bfloat16", ", bfloat16"))
+            for case, model, note, peer_ops in (
+                ("C9", "pixtral", "", _ANSWERS),
+                ("C9b", "pixtral-bfloat16", ", bfloat16", _ANSWERS | _HALF_ANSWERS),
+            )
             for side, count in ((256, 1), (256, 8), (512, 1))
         ),
     ]

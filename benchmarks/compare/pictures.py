@@ -17,12 +17,13 @@ from benchmarks.compare.agreement import agreement
 from benchmarks.compare.picture_cases import PictureCase, encode_flops
 from benchmarks.compare.results import CaseResult, EngineResult
 from benchmarks.compare.text import Quietly
-from benchmarks.peers.environments import CEILINGS, OURS_VISION, VISION_PEERS
+from benchmarks.peers.environments import CEILINGS, OURS_VISION, VISION_PEERS, Peer
 from benchmarks.peers.protocol import PeerError, Worker
 from benchmarks.statistics import Spread, percentile
 from common.model.config import PixtralConfig
 
 _TOLERANCE = 1e-3
+_NAMES = frozenset(peer.name for peer in VISION_PEERS)
 
 
 @dataclass(slots=True)
@@ -38,22 +39,26 @@ class _Entry:
 
 
 def run_picture_cases(
-    cases: Sequence[PictureCase], *, folder: Path, cores: Sequence[int], rounds: int, niceness: int, quietly: Quietly
+    cases: Sequence[PictureCase],
+    peers: Sequence[Peer],
+    *,
+    folder: Path,
+    cores: Sequence[int],
+    rounds: int,
+    niceness: int,
+    quietly: Quietly,
 ) -> Iterator[CaseResult]:
     """All cases on these cores, measured inside `quietly`."""
     if not cases:
         return
     with ExitStack() as stack:
         ceilings = stack.enter_context(CEILINGS.start(folder, cores))
-        workers = {OURS_VISION.name: stack.enter_context(OURS_VISION.start(folder, cores))}
-        asked = {_engine(row) for case in cases for row in case.peer_ops}
-        not_run = {}
-        for peer in VISION_PEERS:
-            if peer.name in asked and peer.python(folder) is not None:
-                workers[peer.name] = stack.enter_context(peer.start(folder, cores))
-            elif peer.name in asked:
-                not_run[peer.name] = "not installed"
-        versions, failed = _load(workers, cases[0].model)
+        rows = {_engine(row) for case in cases for row in case.peer_ops}
+        asked = [OURS_VISION, *(peer for peer in peers if peer.name in rows)]
+        installed = [peer for peer in asked if peer.python(folder) is not None]
+        not_run = {peer.name: "not installed" for peer in asked if peer not in installed}
+        workers = {peer.name: stack.enter_context(peer.start(folder, cores)) for peer in installed}
+        versions, failed = _load(installed, workers, cases[0].model)
         not_run |= failed
         with quietly():
             for worker in (ceilings, *workers.values()):
@@ -69,19 +74,20 @@ def run_picture_cases(
                 yield _result(case, entries, versions, limit, len(cores), not_run)
 
 
-def _load(workers: dict[str, Worker], model: str) -> tuple[dict[str, str], dict[str, str]]:
+def _load(peers: Sequence[Peer], workers: dict[str, Worker], model: str) -> tuple[dict[str, str], dict[str, str]]:
     """Load the model everywhere; those that cannot are taken out. Returns versions, and who failed and why."""
     versions, failed = {}, {}
-    for name, worker in list(workers.items()):
-        directory = checkpoints.checkpoint(model)
-        path = checkpoints.native_twin(directory) if name == "vllm" else directory
+    directory = checkpoints.checkpoint(model)
+    for peer in peers:
+        path = checkpoints.native_twin(directory) if peer.wants_native else directory
+        request = {"model": str(path), "max_requests": 8, "max_tokens": 1280, "dtype": peer.dtype}
         try:
-            versions[name] = worker.ask("load", model=str(path), max_requests=8, max_tokens=1280)["version"]
+            versions[peer.name] = workers[peer.name].ask("load", **request)["version"]
         except PeerError as error:
-            failed[name] = str(error)
-            del workers[name]
+            failed[peer.name] = str(error)
+            del workers[peer.name]
         else:
-            sys.stderr.write(f"{name} has loaded {path.name}\n")
+            sys.stderr.write(f"{peer.name} has loaded {path.name}\n")
     return versions, failed
 
 
@@ -92,8 +98,8 @@ def _entries(case: PictureCase, workers: Mapping[str, Worker]) -> list[_Entry]:
 
 
 def _engine(row: str) -> str:
-    """The engine that a row of the table is about: its first word."""
-    return row.partition(" ")[0]
+    """The engine that a row of the table is about: the one of that name, or of its first word."""
+    return row if row in _NAMES else row.partition(" ")[0]
 
 
 def _arguments(case: PictureCase, seed: int) -> dict[str, Any]:

@@ -49,11 +49,12 @@ def run_text_cases(
     quietly: Quietly,
 ) -> Iterator[CaseResult]:
     """All cases on these cores; engines are loaded once for each model, and measured inside `quietly`."""
-    for model in dict.fromkeys(case.model for case in cases):
-        of_model = [case for case in cases if case.model == model]
+    for model, dtypes in dict.fromkeys((case.model, case.dtypes) for case in cases):
+        of_model = [case for case in cases if (case.model, case.dtypes) == (model, dtypes)]
+        asked = [peer for peer in peers if peer.dtype in dtypes]
         with ExitStack() as workers:
             ceilings = workers.enter_context(CEILINGS.start(folder, cores))
-            engines, not_run = _load(of_model, peers, folder=folder, cores=cores, workers=workers)
+            engines, not_run = _load(of_model, asked, folder=folder, cores=cores, workers=workers)
             with quietly():
                 for worker in (ceilings, *(engine.worker for engine in engines)):
                     worker.set_niceness(niceness)
@@ -83,6 +84,7 @@ def _load(
                 model=str(checkpoints.llama_twin(directory) if peer.wants_llama else directory),
                 max_requests=max(case.concurrency for case in cases),
                 max_tokens=max(case.prompt_tokens + case.new_tokens for case in cases),
+                dtype=peer.dtype,
             )
         except PeerError as error:
             not_run[peer.name] = str(error)

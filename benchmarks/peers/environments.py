@@ -5,7 +5,7 @@ Knows names, modules and folders. Does not know how to install them (see `instal
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.peers.protocol import ROOT, Worker
@@ -32,6 +32,10 @@ class Peer:
     environment: Mapping[str, str] = field(default_factory=dict)
     wants_llama: bool = False
     """Whether it runs the twin of a checkpoint only, see `checkpoints.llama_twin`."""
+    wants_native: bool = False
+    """Whether it runs the twin in Mistral's own format, see `checkpoints.native_twin`."""
+    dtype: str = "float32"
+    """Type of weights and activations, which it is told when it loads; ours has its default whatever it is told."""
 
     def python(self, folder: Path) -> Path | None:
         """Its interpreter below the folder of environments; None where it is not installed."""
@@ -46,7 +50,7 @@ class Peer:
         if python is None:
             raise ValueError(f"{self.name} is not installed")
         LOGS.mkdir(parents=True, exist_ok=True)
-        log = LOGS / f"{self.module.rpartition('.')[2]}-{len(cores)}.log"
+        log = LOGS / f"{self.module.rpartition('.')[2]}-{self.dtype}-{len(cores)}.log"
         return Worker(
             python,
             self.module,
@@ -57,23 +61,31 @@ class Peer:
         )
 
 
+def _in_bfloat16(peers: Sequence[Peer]) -> list[Peer]:
+    """The same as engines of their own, in the type that their users get of a checkpoint in bfloat16."""
+    return [replace(peer, name=f"{peer.name} bfloat16", dtype="bfloat16") for peer in peers]
+
+
 OURS = Peer(name="diptych", module="benchmarks.peers.ours")
-TEXT_PEERS = (
+_TEXT_PEERS = (
     Peer(name="transformers", module="benchmarks.peers.transformers_generate", folder="transformers"),
     Peer(name="transformers paged", module="benchmarks.peers.transformers_paged", folder="transformers"),
     Peer(name="llama.cpp", module="benchmarks.peers.llama_cpp", folder="llamacpp"),
     Peer(name="vllm", module="benchmarks.peers.vllm", folder="vllm", environment=_VLLM),
-    Peer(
-        name="max",
-        module="benchmarks.peers.max",
-        folder="max",
-        environment={"MAX_SERVE_DISABLE_TELEMETRY": "1", "MODULAR_TELEMETRY_ENABLED": "false"},
-        wants_llama=True,
-    ),
 )
+_MAX = Peer(
+    name="max",
+    module="benchmarks.peers.max",
+    folder="max",
+    environment={"MAX_SERVE_DISABLE_TELEMETRY": "1", "MODULAR_TELEMETRY_ENABLED": "false"},
+    wants_llama=True,
+)
+# Not MAX, which refuses bfloat16 on a CPU.
+TEXT_PEERS = (*_TEXT_PEERS, _MAX, *_in_bfloat16(_TEXT_PEERS))
 CEILINGS = Peer(name="ceilings", module="benchmarks.ceilings")
 OURS_VISION = Peer(name="diptych", module="benchmarks.peers.ours_vision")
-VISION_PEERS = (
+_VISION_PEERS = (
     Peer(name="transformers", module="benchmarks.peers.transformers_vision", folder="transformers"),
-    Peer(name="vllm", module="benchmarks.peers.vllm_vision", folder="vllm", environment=_VLLM),
+    Peer(name="vllm", module="benchmarks.peers.vllm_vision", folder="vllm", environment=_VLLM, wants_native=True),
 )
+VISION_PEERS = (*_VISION_PEERS, *_in_bfloat16(_VISION_PEERS))

@@ -1,7 +1,8 @@
-"""Writes a checkpoint of ours as llama.cpp's file in float32: `python -m benchmarks.peers.gguf_file SOURCE FILE`.
+"""Writes a checkpoint of ours as llama.cpp's file: `python -m benchmarks.peers.gguf_file SOURCE FILE DTYPE`.
 
 Knows the names and the order of rotary pairs that llama.cpp expects. Runs in llama.cpp's environment, with its own
-writer (gguf); the file has no vocabulary, as prompts come as token ids.
+writer (gguf); the file has no vocabulary, as prompts come as token ids. Of a file in bfloat16 vectors are float32, as
+llama.cpp's own converter has them.
 """
 
 import json
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 Matrix = NDArray[np.float32]
+_FILE_TYPES = {"float32": gguf.LlamaFileType.ALL_F32, "bfloat16": gguf.LlamaFileType.MOSTLY_BF16}
 _OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -33,8 +35,8 @@ _INNER = {
 }
 
 
-def write(source: Path, target: Path) -> None:
-    """Write the file; it has its name only when it is whole."""
+def write(source: Path, target: Path, dtype: str) -> None:
+    """Write the file in float32 or bfloat16; it has its name only when it is whole."""
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
     aside = target.with_suffix(".partial")
     writer = gguf.GGUFWriter(aside, "llama")
@@ -50,15 +52,23 @@ def write(source: Path, target: Path) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_file_type(_FILE_TYPES[dtype])
     writer.add_tokenizer_model("no_vocab")
     for name, tensor in load_file(source / "model.safetensors").items():
-        writer.add_tensor(*_converted(name, tensor, config["head_dim"]))
+        _add(writer, *_converted(name, tensor, config["head_dim"]), dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     aside.replace(target)
+
+
+def _add(writer: gguf.GGUFWriter, name: str, tensor: Matrix, dtype: str) -> None:
+    if dtype == "float32" or tensor.ndim == 1:
+        writer.add_tensor(name, tensor)
+    else:
+        kind = gguf.GGMLQuantizationType.BF16
+        writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
 
 
 def _converted(name: str, tensor: Matrix, head_dim: int) -> tuple[str, Matrix]:
@@ -78,4 +88,4 @@ def _pairs_beside_each_other(weight: Matrix, head_dim: int) -> Matrix:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), Path(sys.argv[2]))
+    write(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,7 +1,8 @@
 """llama.cpp through its C interface, all requests in one batch a step: an engine behind `protocol`.
 
 Runs in an environment of its own with llama-cpp-python. Prompts go in one after the other, as llama.cpp's own
-parallel example does; then every step decodes one token of each sequence. Keys and values are float32 like the weights.
+parallel example does; then every step decodes one token of each sequence. Keys and values are float32 beside weights in
+float32, and float16 beside weights in bfloat16, which is llama.cpp's default.
 """
 
 import ctypes
@@ -17,6 +18,7 @@ from benchmarks.peers.gguf_file import write
 from benchmarks.peers.protocol import serve
 
 _BATCH_TOKENS = 512
+_CACHE_TYPES = {"float32": llama_cpp.GGML_TYPE_F32, "bfloat16": llama_cpp.GGML_TYPE_F16}
 
 
 class Engine:
@@ -27,12 +29,12 @@ class Engine:
         self._batch: Any = None
         self._vocab_size = 0
 
-    def load(self, model: str, max_requests: int, max_tokens: int) -> dict[str, object]:
+    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str) -> dict[str, object]:
         """Write the checkpoint as GGUF beside it, where it is not there yet, and load it."""
         source = Path(model)
-        file = source.with_name(f"{source.name}.gguf")
+        file = source.with_name(f"{source.name}.{dtype}.gguf")
         if not file.exists():
-            write(source, file)
+            write(source, file, dtype)
         llama_cpp.llama_backend_init()
         threads = len(os.sched_getaffinity(0))
         loaded = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
@@ -41,7 +43,7 @@ class Engine:
         parameters.n_batch = parameters.n_ubatch = _BATCH_TOKENS
         parameters.n_seq_max = max_requests
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
+        parameters.type_k = parameters.type_v = _CACHE_TYPES[dtype]
         parameters.kv_unified = True
         self._context = llama_cpp.llama_init_from_model(loaded, parameters)
         if not self._context:

@@ -21,8 +21,8 @@ class Engine:
     def __init__(self) -> None:
         self._engine: Any = None
 
-    def load(self, model: str, max_requests: int, max_tokens: int) -> dict[str, object]:
-        """Load a checkpoint in float32; the first time it is compiled, which takes minutes."""
+    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str) -> dict[str, object]:
+        """Load a checkpoint in this type; the first time it is compiled, which takes minutes."""
         from max._entrypoints.llm import LLM
         from max.driver import DeviceSpec
         from max.pipelines.lib import PipelineArgs
@@ -30,7 +30,7 @@ class Engine:
         self._engine = LLM(
             PipelineArgs.from_flat_kwargs(
                 model_path=model,
-                quantization_encoding="float32",
+                quantization_encoding=dtype,
                 device_specs=[DeviceSpec.cpu()],
                 max_length=max_tokens,
                 max_batch_size=max_requests,

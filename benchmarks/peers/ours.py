@@ -66,7 +66,7 @@ class Worker:
         self._engine: Engine | None = None
         self._num_requests = 0
 
-    def load(self, model: str, max_requests: int, max_tokens: int) -> dict[str, object]:
+    def load(self, model: str, max_requests: int, max_tokens: int, **_: object) -> dict[str, object]:
         """Load a checkpoint in float32."""
         tune_allocator()
         torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -57,7 +57,7 @@ class Worker:
         self._kernels = find_kernels()
         self._resize = open_resize(self._kernels)
 
-    def load(self, model: str, max_requests: int, max_tokens: int) -> dict[str, object]:
+    def load(self, model: str, max_requests: int, max_tokens: int, **_: object) -> dict[str, object]:
         """Load encoder and engine in float32."""
         tune_allocator()
         keep_pixel_memory(_LIMITS.max_pixels, whole=self._kernels is not None)

@@ -19,10 +19,10 @@ class Engine:
     def __init__(self) -> None:
         self._model: PreTrainedModel | None = None
 
-    def load(self, model: str, **_: object) -> dict[str, object]:
-        """Load a checkpoint in float32."""
+    def load(self, model: str, dtype: str, **_: object) -> dict[str, object]:
+        """Load a checkpoint in this type."""
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
         return {"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> dict[str, object]:

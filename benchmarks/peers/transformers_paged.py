@@ -24,10 +24,10 @@ class Engine:
         self._model: PreTrainedModel | None = None
         self._num_blocks = 0
 
-    def load(self, model: str, max_requests: int, max_tokens: int) -> dict[str, object]:
-        """Load a checkpoint in float32."""
+    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str) -> dict[str, object]:
+        """Load a checkpoint in this type."""
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="paged|sdpa")
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="paged|sdpa")
         self._num_blocks = max_requests * -(-max_tokens // _BLOCK_SIZE) + 1
         return {"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}
 

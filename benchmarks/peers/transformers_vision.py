@@ -27,10 +27,10 @@ class Engine:
         self._model: Any = None
         self._processor: Any = None
 
-    def load(self, model: str, **_: object) -> dict[str, object]:
-        """Load a checkpoint in float32."""
+    def load(self, model: str, dtype: str, **_: object) -> dict[str, object]:
+        """Load a checkpoint in this type."""
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self._model = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
+        self._model = LlavaForConditionalGeneration.from_pretrained(model, dtype=dtype)
         self._processor = PixtralImageProcessorPil(patch_size=PATCH, size={"longest_edge": 1024})
         return {"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}
 
@@ -63,7 +63,7 @@ class Engine:
                 for index in range(len(sizes))
             ]
         )
-        pixels, image_sizes = _inputs(images)
+        pixels, image_sizes = _inputs(images, self._model.dtype)
         with torch.inference_mode():
             output = self._model.generate(
                 input_ids=ids,
@@ -84,14 +84,14 @@ class Engine:
         with torch.inference_mode():
             for start in range(0, len(images), at_once):
                 part = images[start : start + at_once]
-                pixels, sizes = _inputs(part)
+                pixels, sizes = _inputs(part, self._model.dtype)
                 packed = self._model.model.vision_tower(pixels, image_sizes=sizes).last_hidden_state[0]
                 features += packed.split([image.shape[0] // PATCH * (image.shape[1] // PATCH) for image in part])
         seconds = time.perf_counter() - started_at
         return {"seconds": seconds, "check": [float(each.abs().mean()) for each in features]}
 
 
-def _inputs(images: list[NDArray[np.uint8]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _inputs(images: list[NDArray[np.uint8]], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised pixels, padded to the largest picture, and sizes (height, width)."""
     sizes = torch.tensor([image.shape[:2] for image in images])
     pixels = torch.zeros(len(images), 3, int(sizes[:, 0].max()), int(sizes[:, 1].max()))
@@ -99,7 +99,7 @@ def _inputs(images: list[NDArray[np.uint8]]) -> tuple[torch.Tensor, torch.Tensor
     for row, image in zip(pixels, images, strict=True):
         normal = (torch.from_numpy(image).float() / 255 - mean) / std
         row[:, : image.shape[0], : image.shape[1]] = normal.permute(2, 0, 1)
-    return pixels, sizes
+    return pixels.to(dtype), sizes
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ class Engine:
     def __init__(self) -> None:
         self._engine: Any = None
 
-    def load(self, model: str, max_requests: int, max_tokens: int, **_: object) -> dict[str, object]:
-        """Load a checkpoint in float32."""
+    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str) -> dict[str, object]:
+        """Load a checkpoint in this type."""
         import torch
         import vllm
 
         self._engine = vllm.LLM(
             model,
-            dtype="float32",
+            dtype=dtype,
             skip_tokenizer_init=True,
             max_model_len=max_tokens,
             max_num_seqs=max_requests,

@@ -20,14 +20,14 @@ class Engine:
         self._engine: Any = None
         self._vocab_size = 0
 
-    def load(self, model: str, max_requests: int, max_tokens: int) -> dict[str, object]:
-        """Load a checkpoint in float32."""
+    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str) -> dict[str, object]:
+        """Load a checkpoint in this type."""
         import torch
         import vllm
 
         self._engine = vllm.LLM(
             model,
-            dtype="float32",
+            dtype=dtype,
             tokenizer_mode="mistral",
             config_format="mistral",
             load_format="mistral",

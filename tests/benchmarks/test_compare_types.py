@@ -1,0 +1,100 @@
+"""The comparison in several types: who runs in which, what it is called, and what tokens that differ are worth."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.compare.cases import HALF_CASES, SMOKE_CASES, TEXT_CASES, TextCase
+from benchmarks.compare.command import wanted
+from benchmarks.compare.picture_cases import SMOKE_PICTURE_CASES
+from benchmarks.compare.pictures import run_picture_cases
+from benchmarks.compare.results import CaseResult
+from benchmarks.compare.text import run_text_cases
+from benchmarks.peers.environments import TEXT_PEERS, VISION_PEERS, Peer
+from benchmarks.peers.protocol import Worker
+
+_SCRIPT = """
+from benchmarks.peers.protocol import serve
+
+def load(dtype, **_):
+    return {"version": f"one that runs in {dtype}"}
+
+def generate(prompts, max_tokens):
+    return {"tokens": [[-1] * max_tokens for _ in prompts], "seconds": 1.0}
+
+serve({"load": load, "generate": generate})
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scripted(Peer):
+    """A peer in our own environment whose tokens are never ours."""
+
+    def python(self, folder: Path) -> Path | None:
+        return Path(sys.executable)
+
+    def start(self, folder: Path, cores: Sequence[int]) -> Worker:
+        (folder / "scripted.py").write_text(_SCRIPT)
+        log = folder / f"{self.name}.log"
+        python = Path(sys.executable)
+        return Worker(python, self.module, cores=cores, environment={}, log=log, extra_paths=[str(folder)])
+
+
+_PEERS = (
+    _Scripted(name="other", module="scripted"),
+    _Scripted(name="other bfloat16", module="scripted", dtype="bfloat16"),
+)
+
+
+def _run(case: TextCase, folder: Path) -> CaseResult:
+    (found,) = run_text_cases(
+        [case], _PEERS, folder=folder, cores=[0], rounds=1, niceness=0, quietly=lambda: nullcontext()
+    )
+    return found
+
+
+def test_a_peer_in_bfloat16_is_told_so_and_its_other_tokens_are_counted_and_fail_nothing(tmp_path: Path) -> None:
+    found = _run(replace(SMOKE_CASES[0], dtypes=("float32", "bfloat16")), tmp_path)
+    assert [(each.engine, each.version) for each in found.engines[1:]] == [
+        ("other", "one that runs in float32"),
+        ("other bfloat16", "one that runs in bfloat16"),
+    ]
+    assert found.engines[2].agreement == "0/2 prompts, 0/8 tokens"
+    assert found.engines[2].ratio is not None
+    assert not found.not_run
+
+
+def test_a_case_of_one_type_asks_no_peer_of_another(tmp_path: Path) -> None:
+    found = _run(SMOKE_CASES[0], tmp_path)
+    assert [each.engine for each in found.engines] == ["diptych", "other"]
+    assert not found.not_run
+
+
+def test_only_cases_of_bfloat16_weights_run_peers_in_bfloat16() -> None:
+    assert {case.dtypes for case in TEXT_CASES + SMOKE_CASES} == {("float32",)}
+    assert {case.dtypes for case in HALF_CASES} == {("float32", "bfloat16")}
+
+
+def test_rows_in_bfloat16_are_engines_of_their_own_in_picture_cases(tmp_path: Path) -> None:
+    rows = {"transformers looped": "answer", "transformers bfloat16": "answer", "vllm bfloat16": "answer"}
+    (found,) = run_picture_cases(
+        [replace(SMOKE_PICTURE_CASES[0], peer_ops=rows)],
+        VISION_PEERS,
+        folder=tmp_path,
+        cores=[0],
+        rounds=1,
+        niceness=0,
+        quietly=lambda: nullcontext(),
+    )
+    assert found.not_run == dict.fromkeys(["transformers", "transformers bfloat16", "vllm bfloat16"], "not installed")
+
+
+def test_a_peer_is_wanted_by_its_whole_name() -> None:
+    assert [(peer.name, peer.dtype) for peer in wanted(TEXT_PEERS, ["vllm"])] == [("vllm", "float32")]
+    assert [(peer.name, peer.dtype) for peer in wanted(TEXT_PEERS, ["vllm bfloat16"])] == [
+        ("vllm bfloat16", "bfloat16")
+    ]
+    assert wanted(VISION_PEERS, ["none"]) == []
+    assert wanted(VISION_PEERS, []) == list(VISION_PEERS)
