@@ -20,7 +20,7 @@ from common.native.chunks import open_copy
 from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
 from common.telemetry.tracing import make_tracer
-from common.version import API_VERSION
+from common.version import VISION_API_VERSION
 from decoder_service.api.doorkeeper import Doorkeeper
 from decoder_service.api.model_info import ModelInfo
 from decoder_service.api.servicer import GenerationServicer, ServicerLimits
@@ -217,7 +217,7 @@ def _image_source(
     expected = Expected(
         weights_digest=checkpoint.digest(Part.VISION),
         feature_width=checkpoint.config.vision.vision_hidden_size,
-        api_version=API_VERSION,
+        api_version=VISION_API_VERSION,
     )
     if make_encoder is not None:
         return make_encoder(expected)

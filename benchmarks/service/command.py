@@ -54,6 +54,8 @@ class ServiceConfig:
             raise ValueError(f"--cases knows no {', '.join(sorted(unknown))}")
         if self.weights not in _SUFFIXES:
             raise ValueError(f"--weights must be one of {', '.join(_SUFFIXES)}")
+        if self.quick and self.weights != "float32":
+            raise ValueError("--quick has no models in bfloat16")
         if not all(re.fullmatch(r"\w+=[\w.]+", each) for each in self.engine):
             raise ValueError("--engine must be settings such as max_step_stretch=1.3")
 

@@ -36,7 +36,7 @@ class Pace:
     """How tokens reach their reader."""
 
     interval: int = 1
-    """Tokens of a completion that are handed over together; its first comes alone, its last with those before."""
+    """Tokens of a completion that are handed over together, at least; its first waits for none, nor does its last."""
     max_unread_tokens: int = sys.maxsize
     """Tokens that the reader may be behind before its request is paused."""
 
@@ -81,7 +81,6 @@ class Generation:
         ]
         self._unfinished = set(range(n))
         self._tokens: list[TokenOutput] = []
-        self._enough_tokens = self._pace.interval * n
         self._are_due = False
         self._error: DiptychError | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -131,8 +130,7 @@ class Generation:
                 if not self._are_due and self._error is None and not is_late:
                     self._reader = loop.create_future()
                     await self._reader
-                if self._has_rung or is_late:
-                    raise TimeoutError
+                    is_late = self._has_rung
                 tokens, self._tokens, self._are_due = self._tokens, [], False
                 if self._is_paused:
                     self._is_paused = False
@@ -140,6 +138,8 @@ class Generation:
                 if tokens:
                     self._unfinished -= {token.index for token in tokens if token.finish_reason is not None}
                     yield tokens
+                if self._unfinished and is_late:
+                    raise TimeoutError
                 if self._unfinished and self._error is not None:
                     raise self._error
         finally:
@@ -182,7 +182,9 @@ class Generation:
             self._is_paused = True
             self._host.pause(self._request.request_id)
         is_end = gap is None or token.finish_reason is not None
-        if is_end or self._is_paused or len(self._tokens) >= self._enough_tokens:
+        # Not so many that a reader who is not behind would be paused.
+        enough = min(self._pace.interval * len(self._unfinished), self._pace.max_unread_tokens)
+        if is_end or len(self._tokens) >= enough:
             self._are_due = True
             self._wake()
 

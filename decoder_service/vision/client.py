@@ -22,7 +22,7 @@ from common.errors import (
 )
 from common.features.chunk_copy import CopyChunk, copy_in_turns, copy_plainly
 from common.features.features import FeatureSpec
-from common.version import API_VERSION
+from common.version import VISION_API_VERSION
 from decoder_service.vision.agreement import Expected
 from decoder_service.vision.fleet import VisionFleet
 from decoder_service.vision.hedging import hedged
@@ -47,7 +47,7 @@ class VisionClient:
         *,
         expected_digest: bytes,
         expected_width: int,
-        api_version: str = API_VERSION,
+        api_version: str = VISION_API_VERSION,
         tls: ChannelTlsFiles | None = None,
         hedge_seconds: float | None = None,
         shared_memory: bool = True,

@@ -10,7 +10,7 @@ from common.features.wire_types import dtype_to_proto, preprocessing_to_proto
 from common.image.header import ImageLimits
 from common.image.identity import image_hash
 from common.image.preprocessing import PatchGrid, Preprocessing
-from common.version import API_VERSION
+from common.version import VISION_API_VERSION
 from diptych.v1 import vision_pb2
 
 
@@ -44,7 +44,7 @@ class EncoderInfo:
     def to_wire(self) -> vision_pb2.VisionServiceGetModelInfoResponse:
         """The message."""
         return vision_pb2.VisionServiceGetModelInfoResponse(
-            api_version=API_VERSION,
+            api_version=VISION_API_VERSION,
             model_name=self.model_name,
             weights_digest=self.weights_digest,
             preprocessing=preprocessing_to_proto(self.preprocessing),

@@ -7,8 +7,8 @@
 #include "rows.h"
 #include "weights.h"
 
-// Calls function(first, count) for block after block of rows, equal ones: few enough that what one product puts out is still in the
-// cache when the next one takes it in. A product passes over its weights once for so many rows anyway.
+// Calls function(first, count) for block after block of rows, equal ones: few enough that what one product puts out is still
+// in the cache when the next one takes it in. A product passes over its weights once for so many rows anyway.
 template <typename Function>
 static inline void each_block(int64_t rows, const Function& function) {
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;

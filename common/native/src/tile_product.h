@@ -52,7 +52,6 @@ static void panels(const HalfWeights& w, int64_t first, int64_t last, const Tile
 // The same for one row, by vectors.
 static void panels_of_row(const HalfWeights& w, int64_t first, int64_t last, const RowInputs& inputs, float* y, bool add) {
   constexpr int64_t block = kDepth / kDepthStep, beside = 4;
-  const FlushToZero flush;
   const int64_t all = steps_of(w.depth), end = 2 * last;
   for (int64_t step = 0; step < all; step += block)
     for (int64_t strip = 2 * first; strip < end; strip += beside) {

@@ -43,6 +43,7 @@ struct RowInputs {
 template <int T>
 static inline void multiply_row(const uint32_t* const (&strips)[T], int64_t step, int64_t steps, const RowInputs& inputs,
                                 float* sums) {
+  const FlushToZero flush;
   Floats total[T] = {};
   const float* x = inputs.floats.data() + step * kDepthStep;
   for (int64_t s = 0; s < steps; ++s) {

@@ -1,9 +1,10 @@
 // Weights that are bfloat16, in two bytes each, for processors with tiles (Intel's AMX), which multiply bfloat16s many
 // times as fast as floats.
 //
-// Nothing is rounded for that. A float's 24 bits are those of three bfloat16s, and a bfloat16 times a bfloat16 is exact
-// in float32: three products in tiles add up the same numbers as one of floats, in another order. Only what is smaller
-// than any normal float32 counts as zero. Each row is summed up for itself and in one order, whatever else is in its tile.
+// Nothing is rounded for that. A float's 24 bits are those of three bfloat16s, and a bfloat16 times a bfloat16 is exact in
+// float32: three products in tiles add up the same numbers as one of floats, in another order. Only numbers and sums that
+// are smaller than any normal float32 count as zero. Each row is summed up for itself and in one order, whatever else is in
+// its tile.
 //
 // Weights lie in strips of 16 columns, two of them in a panel, and a strip in steps of kDepthStep depths, each of them one
 // tile. A tile's rows are two depths of all its columns: W[c][k] W[c][k+1] W[c+1][k] W[c+1][k+1] ... The last step is

@@ -224,8 +224,11 @@ async def test_no_deadline_is_missed(bench: Bench) -> None:
 async def test_deadline_comes_also_where_there_is_always_news(bench: Bench) -> None:
     generation = bench.generation("a", max_tokens=40)
     generation.token(TokenOutput("a", 1), 0.0)
+    reader = generation.tokens(deadline=asyncio.get_running_loop().time() - 1)
+    assert [token.token_id for token in await anext(reader)] == [1]
+    generation.token(TokenOutput("a", 2), 0.0)
     with pytest.raises(TimeoutError):
-        await anext(generation.tokens(deadline=asyncio.get_running_loop().time() - 1))
+        await anext(reader)
 
 
 async def test_name_in_use_is_refused_and_its_owner_goes_on(bench: Bench) -> None:
@@ -362,10 +365,45 @@ async def test_tokens_come_so_many_at_a_time_but_the_first_alone_and_the_last_wi
         assert heard == expected([5] * 3 + [4], 11)
 
 
-async def test_request_that_is_paused_before_enough_tokens_have_gathered_goes_on(bench: Bench) -> None:
+async def test_a_completion_s_tokens_come_as_many_at_a_time_when_the_others_have_ended() -> None:
+    bench = Bench(num_blocks=64)
     bench.runner.seconds = 0.002
-    generation = bench.generation("slow", max_tokens=30, max_unread_tokens=3, interval=20)
+    bench.host.start()
+    sizes = []
+    async with bench.generation("some", max_tokens=25, n=3, interval=4) as generation:
+        async for tokens in generation.tokens(deadline=NEVER):
+            sizes.append(sum(token.index == 2 for token in tokens))
+            if len(sizes) == 2:
+                generation.end(0)
+                generation.end(1)
+    await bench.host.stop()
+    assert sizes[:2] == [1, 4]
+    assert set(sizes[3:-1]) == {4}
+
+
+async def test_reader_who_keeps_up_is_not_paused_by_gathering(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.runner.seconds = 0.002
+    paused: list[str] = []
+    monkeypatch.setattr(bench.host, "pause", paused.append)
+    generation = bench.generation("some", max_tokens=30, max_unread_tokens=6, interval=20)
     assert await asyncio.wait_for(tokens_of(generation), 10) == expected([5] * 3 + [4], 30)
+    assert not paused
+
+
+async def test_what_has_gathered_is_handed_over_before_time_is_up(bench: Bench) -> None:
+    bench.runner.seconds = 0.02
+    heard: list[int] = []
+
+    async def read() -> None:
+        async with bench.generation("late", max_tokens=50, interval=40) as generation:
+            async for tokens in generation.tokens(deadline=asyncio.get_running_loop().time() + 0.3):
+                heard.append(len(tokens))
+
+    with pytest.raises(TimeoutError):
+        await read()
+    assert heard[0] == 1
+    assert len(heard) == 2
+    assert heard[1] > 1
 
 
 @pytest.mark.parametrize("n", [2, 4])

@@ -108,7 +108,7 @@ class FakeReplica(vision_pb2_grpc.VisionServiceServicer):
         self.num_cancelled = 0
         self.pending_patches = 0
         self.info = pb.VisionServiceGetModelInfoResponse(
-            api_version="1.7",
+            api_version="2.7",
             weights_digest=DIGEST,
             preprocessing=preprocessing_to_proto(preprocessing(PreprocessingMode.HF)),
             feature_width=WIDTH,
@@ -433,7 +433,7 @@ async def test_a_short_restart_is_waited_for() -> None:
 MISMATCHES = {
     "weights": pb.VisionServiceGetModelInfoResponse(weights_digest=b"x" * 32),
     "width": pb.VisionServiceGetModelInfoResponse(feature_width=5120),
-    "version": pb.VisionServiceGetModelInfoResponse(api_version="2.0"),
+    "version": pb.VisionServiceGetModelInfoResponse(api_version="1.0"),
     "unknown type": pb.VisionServiceGetModelInfoResponse(dtype=99),  # type: ignore[arg-type]
     "unknown preprocessing": pb.VisionServiceGetModelInfoResponse(preprocessing=types_pb2.Preprocessing(mode=99)),  # type: ignore[arg-type]
 }

@@ -160,7 +160,7 @@ async def test_a_picture_becomes_the_features_that_its_bytes_promise() -> None:
 async def test_the_service_tells_what_it_serves() -> None:
     async with running() as service:
         info = await service.stub.GetModelInfo(pb.VisionServiceGetModelInfoRequest())
-    assert info.api_version == "1.0"
+    assert info.api_version == "2.0"
     assert info.weights_digest == INFO.weights_digest
     assert info.max_patches == 256
     assert preprocessing_from_proto(info.preprocessing).fingerprint() == INFO.preprocessing.fingerprint()
