@@ -38,7 +38,7 @@ class Decoder {
   Decoder(Pool& pool, const DecoderShape& shape, const float* frequencies, const LayerWeights* layers,
           const float* norm, const Weights& head, const Embeddings& table)
       : pool_(pool), shape_(shape), frequencies_(frequencies, frequencies + shape.head_dim / 2),
-        layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table), feed_forward_(pool) {}
+        layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table) {}
 
   // A whole step over tokens alone: the likeliest token of `count` rows of the batch, -1 where one's logits are not all
   // finite. Returns how many of them are near ties.
@@ -92,8 +92,8 @@ class Decoder {
 
   // logits [rows, vocabulary] of hidden rows.
   void logits(int64_t rows, const float* x, float* y) {
-    const float* normed = feed_forward_.normed(norm_, shape_.eps, shape_.hidden, rows, x);
-    multiply(pool_, head_, rows, normed, shape_.hidden, y, false);
+    const float* inputs = normed(pool_, norm_, shape_.eps, shape_.hidden, rows, x);
+    multiply(pool_, head_, rows, inputs, shape_.hidden, y, false);
   }
 
  private:
@@ -107,20 +107,20 @@ class Decoder {
   void project(const LayerWeights& layer, const Batch& batch, const float* x, float* qkv) {
     const auto& s = shape_;
     const int64_t width = qkv_width();
-    each_block(batch.tokens, [&](int64_t first, int64_t count) {
-      const float* normed = feed_forward_.normed(layer.input_norm, s.eps, s.hidden, count, x + first * s.hidden);
-      multiply(pool_, layer.qkv, count, normed, s.hidden, qkv + first * width, false);
-      each_row(pool_, count, [&](int64_t r) { keep(layer, batch.slots[first + r], first + r, width, qkv); });
+    each_block(pool_, batch.tokens, [&](Pool& pool, int64_t first, int64_t count) {
+      const float* inputs = normed(pool, layer.input_norm, s.eps, s.hidden, count, x + first * s.hidden);
+      multiply(pool, layer.qkv, count, inputs, s.hidden, qkv + first * width, false);
+      each_row(pool, count, [&](int64_t r) { keep(layer, batch.slots[first + r], first + r, width, qkv); });
     });
   }
 
   // What comes after attention.
   void finish(const LayerWeights& layer, int64_t rows, const float* qkv, float* x) {
     const int64_t width = qkv_width();
-    each_block(rows, [&](int64_t first, int64_t count) {
+    each_block(pool_, rows, [&](Pool& pool, int64_t first, int64_t count) {
       float* block = x + first * shape_.hidden;
-      multiply(pool_, layer.output, count, qkv + first * width, width, block, true);
-      feed_forward_.add(layer.post_norm, shape_.eps, layer.gate_up, layer.down, count, block);
+      multiply(pool, layer.output, count, qkv + first * width, width, block, true);
+      feed_forward(pool, layer.post_norm, shape_.eps, layer.gate_up, layer.down, count, block);
     });
   }
 
@@ -206,7 +206,6 @@ class Decoder {
   const float* norm_;
   Weights head_;
   Embeddings table_;
-  FeedForward feed_forward_;
   std::vector<float> rows_, last_, logits_, qkv_, cosines_, sines_, some_, some_qkv_;
   std::vector<Part> parts_, some_parts_;
   std::vector<int64_t> firsts_;  // row of each request's first token
