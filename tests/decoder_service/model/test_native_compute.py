@@ -76,17 +76,43 @@ def test_matrices_stay_in_bfloat16_and_nothing_else_does(tmp_path: Path) -> None
     assert not _compute(whole)[0].name.endswith("bfloat16 weights")
 
 
+@pytest.mark.parametrize("in_halves", [False, True])
+def test_a_long_prompt_is_the_same_bits_by_one_thread_and_by_several(in_halves: bool, tmp_path: Path) -> None:
+    """Where there are rows enough each thread takes some of them alone."""
+    model = random_text_model(SHAPE)
+    directory = save(model.bfloat16() if in_halves else model, tmp_path)
+    rows = torch.arange(300)
+    forward = ForwardBatch(
+        token_ids=rows * 7 % 90 + 3,
+        positions=rows,
+        slot_mapping=rows,
+        block_tables=torch.arange(38)[None],
+        query_lengths=(len(rows),),
+        seq_lens=(len(rows),),
+        seq_lens_there=torch.tensor([len(rows)]),
+        logits_indices=rows,
+        image_indices=rows[:0],
+        image_rows=(),
+    )
+    found = []
+    for threads in (1, 2, 3):
+        compute, cache = _compute(_load(directory, in_halves=in_halves), threads=threads, num_blocks=38)
+        found.append((compute.hidden(compute.embed(forward.token_ids), forward), *cache.key_blocks))
+    for other in found[1:]:
+        assert all(torch.equal(mine, its) for mine, its in zip(found[0], other, strict=True))
+
+
 def _load(directory: Path, *, in_halves: bool) -> DecoderModel:
     checkpoint = open_checkpoint(directory)
     return DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.float32, in_halves=in_halves)
 
 
-def _compute(model: DecoderModel) -> tuple[NativeCompute, KVCache]:
+def _compute(model: DecoderModel, *, threads: int = 2, num_blocks: int = NUM_BLOCKS) -> tuple[NativeCompute, KVCache]:
     cache = KVCache(
-        model.config, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, device=torch.device("cpu"), dtype=torch.float32
+        model.config, num_blocks=num_blocks, block_size=BLOCK_SIZE, device=torch.device("cpu"), dtype=torch.float32
     )
-    cache.clear(range(NUM_BLOCKS))
-    return NativeCompute(model, cache, open_library(threads=2)), cache
+    cache.clear(range(num_blocks))
+    return NativeCompute(model, cache, open_library(threads=threads)), cache
 
 
 def _hidden(
