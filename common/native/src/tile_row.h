@@ -29,12 +29,9 @@ struct RowInputs {
     for (int64_t k = 0; k < depth; k += kWidth) {
       float rest[kWidth] = {};
       std::memcpy(rest, x + k, std::min<int64_t>(kWidth, depth - k) * sizeof(float));
-      Floats value = load(rest);
-      for (int64_t piece = kPieces - 1; piece >= 0; --piece) {
-        const Floats cut = upper_half(value);
-        store(floats.data() + piece * size + k, cut);
-        value -= cut;
-      }
+      Floats pieces[kPieces];
+      split(load(rest), pieces);
+      for (int64_t piece = 0; piece < kPieces; ++piece) store(floats.data() + piece * size + k, pieces[piece]);
     }
   }
 };

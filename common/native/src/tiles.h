@@ -23,6 +23,14 @@ constexpr int64_t kPieces = 3;        // bfloat16s in a float
 
 static_assert(kPanel == 2 * kStrip, "a panel is two tiles wide");
 
+// Floats in pieces, the smallest first: each is what is left of them by the larger ones, cut off to a bfloat16.
+static inline void split(Floats v, Floats (&pieces)[kPieces]) {
+  for (int64_t piece = kPieces - 1; piece >= 0; --piece) {
+    pieces[piece] = upper_half(v);
+    v -= pieces[piece];
+  }
+}
+
 static inline int64_t steps_of(int64_t depth) { return (depth + kDepthStep - 1) / kDepthStep; }
 
 struct HalfWeights {
@@ -93,12 +101,11 @@ struct TileInputs {
       float rest[kDepthStep] = {};
       const float* from = x + k;
       if (k + kDepthStep > depth) from = static_cast<float*>(std::memcpy(rest, from, (depth - k) * sizeof(float)));
-      Floats low = load(from), high = load(from + kWidth);
-      for (int64_t piece = kPieces - 1; piece >= 0; --piece) {
-        store_upper_halves(to + piece * piece_size(), low, high);
-        low -= upper_half(low);
-        high -= upper_half(high);
-      }
+      Floats low[kPieces], high[kPieces];
+      split(load(from), low);
+      split(load(from + kWidth), high);
+      for (int64_t piece = 0; piece < kPieces; ++piece)
+        store_upper_halves(to + piece * piece_size(), low[piece], high[piece]);
     }
   }
 

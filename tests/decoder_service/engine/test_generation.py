@@ -18,6 +18,7 @@ from decoder_service.engine.generation import Generation, Pace
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.prompt_images import PlaceholderRange
 from decoder_service.engine.request import Request
+from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.step import BlockCopy, NoToken, ScheduledBatch, StepResult, TokenOutput
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
@@ -351,59 +352,63 @@ async def test_request_whose_reader_is_behind_is_paused_and_goes_on_with_the_sam
     assert heard == expected([5] * 3 + [4], 40)
 
 
-@pytest.mark.parametrize(("n", "interval"), [(1, 1), (1, 4), (3, 4), (1, 100)])
-async def test_tokens_come_so_many_at_a_time_but_the_first_alone_and_the_last_with_the_rest(
-    bench: Bench, n: int, interval: int
+async def handed_over(generation: Generation, lengths: Sequence[int], *, deadline: float = NEVER) -> list[list[int]]:
+    """Which completions the pieces' tokens are of, where each has so many tokens and the reader is never behind."""
+    pieces: list[list[int]] = []
+
+    async def read() -> None:
+        async for tokens in generation.tokens(deadline=deadline):
+            pieces.append([token.index for token in tokens])
+
+    reader = asyncio.create_task(read())
+    for number in range(1, max(lengths) + 1):
+        for index in (index for index, length in enumerate(lengths) if number <= length):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            reason = FinishReason.LENGTH if number == lengths[index] and deadline == NEVER else None
+            generation.token(TokenOutput("by hand", number, finish_reason=reason, index=index), 0.0)
+    if deadline == NEVER:
+        await reader
+    else:
+        with pytest.raises(TimeoutError):
+            await reader
+    return pieces
+
+
+@pytest.mark.parametrize(("interval", "sizes"), [(1, [1] * 11), (4, [1, 4, 4, 2]), (100, [1, 10])])
+async def test_tokens_come_so_many_at_a_time_but_the_first_and_the_last_wait_for_none(
+    bench: Bench, interval: int, sizes: list[int]
 ) -> None:
-    bench.runner.seconds = 0.002
-    async with bench.generation("some", max_tokens=11, n=n, interval=interval) as generation:
-        pieces = [tokens async for tokens in generation.tokens(deadline=NEVER)]
-    sizes = [sum(token.index == 0 for token in tokens) for tokens in pieces]
-    assert [size for size in sizes if size] == {1: [1] * 11, 4: [1, 4, 4, 2], 100: [1, 10]}[interval]
-    for index in range(n):
-        heard = [token.token_id for tokens in pieces for token in tokens if token.index == index]
-        assert heard == expected([5] * 3 + [4], 11)
+    pieces = await handed_over(bench.generation("some", interval=interval), [11])
+    assert [len(piece) for piece in pieces] == sizes
 
 
-async def test_a_completion_s_tokens_come_as_many_at_a_time_when_the_others_have_ended() -> None:
-    bench = Bench(num_blocks=64)
-    bench.runner.seconds = 0.002
-    bench.host.start()
-    sizes = []
-    async with bench.generation("some", max_tokens=25, n=3, interval=4) as generation:
-        async for tokens in generation.tokens(deadline=NEVER):
-            sizes.append(sum(token.index == 2 for token in tokens))
-            if len(sizes) == 2:
-                generation.end(0)
-                generation.end(1)
-    await bench.host.stop()
-    assert sizes[:2] == [1, 4]
-    assert set(sizes[3:-1]) == {4}
+async def test_a_completion_s_tokens_come_as_many_at_a_time_when_the_others_have_ended(bench: Bench) -> None:
+    pieces = await handed_over(bench.generation("some", n=3, interval=4), [5, 5, 16])
+    assert [piece.count(2) for piece in pieces if set(piece) == {2}][-3:] == [4, 4, 4]
 
 
 async def test_reader_who_keeps_up_is_not_paused_by_gathering(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.runner.seconds = 0.002
     paused: list[str] = []
     monkeypatch.setattr(bench.host, "pause", paused.append)
-    generation = bench.generation("some", max_tokens=30, max_unread_tokens=6, interval=20)
-    assert await asyncio.wait_for(tokens_of(generation), 10) == expected([5] * 3 + [4], 30)
+    pieces = await handed_over(bench.generation("some", max_unread_tokens=6, interval=20), [30])
+    assert [len(piece) for piece in pieces] == [1, 6, 6, 6, 6, 5]
     assert not paused
 
 
 async def test_what_has_gathered_is_handed_over_before_time_is_up(bench: Bench) -> None:
-    bench.runner.seconds = 0.02
-    heard: list[int] = []
+    deadline = asyncio.get_running_loop().time() + 0.2
+    assert await handed_over(bench.generation("late", interval=40), [7], deadline=deadline) == [[0], [0] * 6]
 
-    async def read() -> None:
-        async with bench.generation("late", max_tokens=50, interval=40) as generation:
-            async for tokens in generation.tokens(deadline=asyncio.get_running_loop().time() + 0.3):
-                heard.append(len(tokens))
 
-    with pytest.raises(TimeoutError):
-        await read()
-    assert heard[0] == 1
-    assert len(heard) == 2
-    assert heard[1] > 1
+async def test_completions_gather_their_tokens_and_lose_none(bench: Bench) -> None:
+    bench.runner.seconds = 0.002
+    async with bench.generation("some", max_tokens=11, n=3, interval=4) as generation:
+        pieces = [tokens async for tokens in generation.tokens(deadline=NEVER)]
+    assert len(pieces) < 11
+    for index in range(3):
+        heard = [token.token_id for tokens in pieces for token in tokens if token.index == index]
+        assert heard == expected([5] * 3 + [4], 11)
 
 
 @pytest.mark.parametrize("n", [2, 4])
