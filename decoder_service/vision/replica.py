@@ -197,9 +197,11 @@ class VisionReplica:
         span = current_call().span.start(_ENCODE, kind=SpanKind.CLIENT)
         call = self._encode((request, visit.token if visit else b""), metadata=trace_metadata(span))
         try:
-            async for message in call:
+            # Not by an iterator, which holds a message until the next one is there: so that one gets the same memory.
+            while (message := await call.read()) is not grpc.aio.EOF:
                 await self._turns.take()
                 receiver.receive(message)
+                del message
                 if visit is not None and receiver.is_complete and receiver.lease is not None:
                     visit.release(receiver.lease)
             receiver.finish()
