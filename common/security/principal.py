@@ -56,7 +56,12 @@ def charge_tokens(count: int) -> None:
 
     Never refuses: what is used above the limit delays the caller's next call.
     """
-    _call.get().charge(count)
+    token_charge()(count)
+
+
+def token_charge() -> Callable[[int], None]:
+    """What counts tokens as `charge_tokens` does, for a task that does so many times."""
+    return _call.get().charge
 
 
 @contextmanager

@@ -4,10 +4,11 @@ Knows which completion a token belongs to and what is due when one ends. Does no
 `generation`), what they write (see `text_stream`) or how a message is made (see `replies`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from decoder_service.api.replies import Replies
 from decoder_service.engine.generation import Generation
+from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.step import TokenOutput
 from decoder_service.prompt.prompt import Prompt
 from decoder_service.telemetry.request_watch import RequestWatch
@@ -33,6 +34,7 @@ class Answer:
         self._prompt = prompt
         self._generation = generation
         self._watch = watch
+        self._has_tokens = False
 
     @property
     def is_complete(self) -> bool:
@@ -47,28 +49,43 @@ class Answer:
             count_completion_tokens=lambda: self._replies.num_completion_tokens,
         )
 
-    def messages(self, tokens: Sequence[TokenOutput]) -> Iterator[pb.GenerateResponse]:
+    def messages(self, tokens: Sequence[TokenOutput]) -> Iterable[pb.GenerateResponse]:
         """What is due after these tokens; those of a completion that has ended belong to nobody."""
+        if not self._has_tokens:
+            self._has_tokens = True
+            self._watch.first_token()
+        if len(tokens) > 1:
+            return self._of_several(tokens)
+        index = tokens[0].index
+        text = self._texts.get(index)
+        return () if text is None else self._tell(index, text.feed(tokens))
+
+    def goes_on(self, piece: TextPiece) -> Iterable[pb.GenerateResponse]:
+        """What the caller of the only completion lacks of the tokens that it has."""
+        return self._tell(0, piece)
+
+    def _of_several(self, tokens: Sequence[TokenOutput]) -> Iterator[pb.GenerateResponse]:
         own: dict[int, list[TokenOutput]] = {}
         for token in tokens:
             own.setdefault(token.index, []).append(token)
         for index in sorted(self._texts.keys() & own):
             yield from self._tell(index, self._texts[index].feed(own[index]))
 
-    def goes_on(self, piece: TextPiece) -> Iterator[pb.GenerateResponse]:
-        """What the caller of the only completion lacks of the tokens that it has."""
-        yield from self._tell(0, piece)
+    def _tell(self, index: int, piece: TextPiece) -> Iterable[pb.GenerateResponse]:
+        deltas = self._replies.deltas(piece, index=index)
+        return deltas if piece.finish_reason is None else self._last(index, piece, piece.finish_reason, deltas)
 
-    def _tell(self, index: int, piece: TextPiece) -> Iterator[pb.GenerateResponse]:
-        yield from self._replies.deltas(piece, index=index)
-        if piece.finish_reason is None:
-            return
+    def _last(
+        self, index: int, piece: TextPiece, reason: FinishReason, deltas: list[pb.GenerateResponse]
+    ) -> Iterator[pb.GenerateResponse]:
+        """A completion's last text and its end, which comes when the text is sent."""
+        yield from deltas
         generation = self._generation
         del self._texts[index]
         generation.end(index)
         if self.is_complete:
             self._watch.finished(
-                piece.finish_reason,
+                reason,
                 generation.timings(index),
                 prompt_tokens=len(self._prompt.token_ids),
                 cached_tokens=generation.num_cached_tokens,

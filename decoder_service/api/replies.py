@@ -4,7 +4,7 @@ Knows protobuf and what is counted. Does not know when a message is due.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from common.features.wire_types import grid_to_proto
 from decoder_service.engine.request_status import FinishReason
@@ -51,20 +51,20 @@ class Replies:
         )
         return self._numbered(pb.GenerateResponse(prompt=info))
 
-    def deltas(self, piece: TextPiece, *, index: int = 0) -> Iterator[pb.GenerateResponse]:
+    def deltas(self, piece: TextPiece, *, index: int = 0) -> list[pb.GenerateResponse]:
         """More of a completion; before it, where there are any, the log probabilities of the prompt."""
-        for start in range(0, len(piece.prompt_logprobs), PROMPT_LOGPROBS_PER_DELTA):
-            part = piece.prompt_logprobs[start : start + PROMPT_LOGPROBS_PER_DELTA]
-            yield self._numbered(pb.GenerateResponse(index=index, delta=pb.Delta(prompt_logprobs=map(_logprobs, part))))
+        messages = self._prompt_logprobs(piece.prompt_logprobs, index) if piece.prompt_logprobs else []
         self._completion_tokens[index] += len(piece.token_ids)
         # Filled in place: a delta that is made first and then put into its message takes twice as long.
-        response = self._numbered(pb.GenerateResponse(index=index))
+        response = pb.GenerateResponse(seq=self._seq, index=index)
+        self._seq += 1
         delta = response.delta
         delta.text = piece.text
         delta.token_ids.extend(piece.token_ids)
         if piece.logprobs:
             delta.logprobs.extend(map(_logprobs, piece.logprobs))
-        yield response
+        messages.append(response)
+        return messages
 
     def finish(
         self, piece: TextPiece, timings: Timings, *, cached_tokens: int, images_not_encoded: int, index: int = 0
@@ -93,6 +93,16 @@ class Replies:
         elif piece.stop_text is not None:
             finish.stop_text = piece.stop_text
         return self._numbered(pb.GenerateResponse(index=index, finish=finish))
+
+    def _prompt_logprobs(self, logprobs: Sequence[Logprobs], index: int) -> list[pb.GenerateResponse]:
+        parts = [
+            logprobs[start : start + PROMPT_LOGPROBS_PER_DELTA]
+            for start in range(0, len(logprobs), PROMPT_LOGPROBS_PER_DELTA)
+        ]
+        return [
+            self._numbered(pb.GenerateResponse(index=index, delta=pb.Delta(prompt_logprobs=map(_logprobs, part))))
+            for part in parts
+        ]
 
     def _numbered(self, response: pb.GenerateResponse) -> pb.GenerateResponse:
         response.seq = self._seq

@@ -14,7 +14,7 @@ import grpc
 
 from common.errors import DeadlineExceededError
 from common.features.wire_types import grid_to_proto
-from common.security.principal import charge_tokens, current_principal
+from common.security.principal import current_principal, token_charge
 from decoder_service.api.aftermath import Aftermath
 from decoder_service.api.answer import Answer
 from decoder_service.api.model_info import ModelInfo
@@ -151,7 +151,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         async with asyncio.timeout_at(deadline):
             prompt, images = await self._lay_out(parsed.prompt, salt=parsed.cache_salt)
             matcher = None if parsed.structure is None else await self._matcher(parsed.structure)
-        charge_tokens(len(prompt.token_ids))
+        charge = token_charge()
+        charge(len(prompt.token_ids))
         engine_request = replace(self._requests.build(parsed, prompt, images), matcher=matcher)
         self._store.check_fits(images)
         place.laid_out(len(prompt.token_ids) + engine_request.sampling.max_completion_tokens)
@@ -183,8 +184,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 return
         async with aclosing(generation.tokens(deadline=deadline)) as steps:
             async for tokens in steps:
-                watch.first_token()
-                charge_tokens(len(tokens))
+                charge(len(tokens))
                 for message in answer.messages(tokens):
                     yield message
                 if answer.is_complete:

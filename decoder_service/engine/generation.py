@@ -135,8 +135,10 @@ class Generation:
                 if self._is_paused:
                     self._is_paused = False
                     self._host.resume(self._request.request_id)
+                for token in tokens:
+                    if token.finish_reason is not None:
+                        self._unfinished.discard(token.index)
                 if tokens:
-                    self._unfinished -= {token.index for token in tokens if token.finish_reason is not None}
                     yield tokens
                 if self._unfinished and is_late:
                     raise TimeoutError
@@ -178,13 +180,13 @@ class Generation:
         if gap is not None and self._gaps is not None:
             self._gaps.observe(gap)
         self._tokens.append(token)
-        if len(self._tokens) > self._pace.max_unread_tokens and not self._is_paused:
+        pace, count = self._pace, len(self._tokens)
+        if count > pace.max_unread_tokens and not self._is_paused:
             self._is_paused = True
             self._host.pause(self._request.request_id)
         is_end = gap is None or token.finish_reason is not None
         # Not so many that a reader who is not behind would be paused.
-        enough = min(self._pace.interval * len(self._unfinished), self._pace.max_unread_tokens)
-        if is_end or len(self._tokens) >= enough:
+        if is_end or count >= pace.interval * len(self._unfinished) or count >= pace.max_unread_tokens:
             self._are_due = True
             self._wake()
 

@@ -212,23 +212,21 @@ class EngineHost:
 
     def _publish(self, output: StepOutput, started_at: float, ended_at: float) -> None:
         """Tell the listeners what a step put out; one that is gone has been aborted and hears nothing."""
+        listeners = self._listeners
         for request_id in output.first_scheduled:
-            self._listener(request_id).scheduled(started_at)
+            listeners.get(request_id, _NOBODY).scheduled(started_at)
         for ref in output.consumed:
-            self._listener(ref.request_id).consumed(ref)
+            listeners.get(ref.request_id, _NOBODY).consumed(ref)
         for wanted in output.wanted:
             self._want(wanted)
         for token in output.tokens:
-            self._listener(token.request_id, is_last=token.is_last).token(token, ended_at)
+            find = listeners.pop if token.is_last else listeners.get
+            find(token.request_id, _NOBODY).token(token, ended_at)
         for request_id, error in output.failed:
-            self._listener(request_id, is_last=True).failed(error)
+            listeners.pop(request_id, _NOBODY).failed(error)
 
     def _want(self, wanted: WantedImages) -> None:
-        self._listener(wanted.request_id).wanted(wanted)
-
-    def _listener(self, request_id: str, *, is_last: bool = False) -> Listener:
-        listeners = self._listeners
-        return (listeners.pop(request_id, None) if is_last else listeners.get(request_id)) or _NOBODY
+        self._listeners.get(wanted.request_id, _NOBODY).wanted(wanted)
 
     def _die(self) -> None:
         self._is_alive = False
@@ -243,7 +241,7 @@ class EngineHost:
             del self._listeners[request_id]
 
 
-_NOBODY = Nobody()
+_NOBODY: Listener = Nobody()
 
 
 def _ignore(_: object) -> None:

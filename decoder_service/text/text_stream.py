@@ -56,6 +56,14 @@ class TextStream:
         Tokens behind a stop text belong to nobody and are dropped. A token that ends the completion writes
         no text, whatever its bytes are, unless what stops it is to be included.
         """
+        if len(tokens) == 1 and tokens[0].finish_reason is None and self._checker.is_idle:  # As nearly always.
+            (token,) = tokens
+            return TextPiece(
+                self._detokenizer.add(token.token_id),
+                [token.token_id],
+                [] if token.logprobs is None else [token.logprobs],
+                prompt_logprobs=token.prompt_logprobs,
+            )
         text: list[str] = []
         for num_read, token in enumerate(tokens, start=1):
             checked = self._read(token)

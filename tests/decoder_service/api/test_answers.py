@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from common.errors import DeadlineExceededError, InvalidArgumentError
 from common.image.header import ImageLimits
+from common.security.principal import Principal, acting_for
 from decoder_service.api.model_info import ModelInfo
 from decoder_service.api.servicer import GenerationServicer, ServicerLimits
 from decoder_service.engine.admission import AdmissionLimits
@@ -65,6 +66,7 @@ class Caller:
         self.runner = self.bench.runner = GatedRunner(num_free=num_free)
         self.bench.host._engine._pipeline._runner = self.runner
         tokenizer = Letters()
+        self.registry = CollectorRegistry()
         self.servicer = GenerationServicer(
             host=self.bench.host,
             store=self.bench.store,
@@ -83,7 +85,7 @@ class Caller:
                 max_seconds=99,
                 max_priority=0,
             ),
-            metrics=RequestMetrics(CollectorRegistry()),
+            metrics=RequestMetrics(self.registry),
             structures=None,
         )
 
@@ -159,6 +161,15 @@ async def test_a_deadline_is_told_while_a_step_is_under_way(caller: Caller) -> N
     assert not running.done()
     caller.runner.gate.set()
     assert (await running)[-1].HasField("finish")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_every_token_is_charged_and_the_first_is_timed_once(caller: Caller, n: int) -> None:
+    charged: list[int] = []
+    with acting_for(Principal("a"), charged.append):
+        await caller.generate(asking(n=n, max_tokens=6))
+    assert (charged[0], sum(charged[1:])) == (len(PROMPT), 6 * n)
+    assert caller.registry.get_sample_value("diptych_time_to_first_token_seconds_count") == 1
 
 
 @pytest.mark.parametrize("num_messages", [0, 2])

@@ -156,6 +156,12 @@ async def test_text_gets_its_tokens(bench: Bench) -> None:
     assert await tokens_of(bench.generation("a")) == expected([2, 2, 2, 4], 5)
 
 
+async def test_a_request_is_forgotten_with_its_last_token(bench: Bench) -> None:
+    async with bench.generation("a") as generation:
+        assert [token async for tokens in generation.tokens(deadline=NEVER) for token in tokens]
+        assert bench.host.num_requests == 0
+
+
 async def test_features_are_let_go_once_their_rows_are_computed(bench: Bench) -> None:
     generation = bench.generation("a", pictures="pq", max_tokens=30)
     async with generation:

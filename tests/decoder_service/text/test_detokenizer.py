@@ -43,3 +43,8 @@ def test_valid_text_is_told_in_whole_characters_wherever_it_is_cut(text: str, da
 
 def test_an_incomplete_last_character_becomes_a_replacement_character() -> None:
     assert stream([b"a", b"\xe2\x82"], []) == ["a", "", "\ufffd"]
+
+
+def test_ids_that_only_the_models_padding_has_write_nothing_wherever_they_stand() -> None:
+    detokenizer = Detokenizer(TokenTexts(pieces=[b"a", b"b"]))
+    assert [detokenizer.add(token_id) for token_id in (2, 0, 2, 9, 1)] == ["", "a", "", "", "b"]

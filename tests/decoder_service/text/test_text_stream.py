@@ -46,6 +46,8 @@ def run_words(tokenizer: Tokenizer, words: Sequence[str], *, stop_last: bool = F
     assert "".join(piece.text for piece in pieces) == whole.text
     assert [token_id for piece in pieces for token_id in piece.token_ids] == whole.token_ids
     assert [each.logprob for each in whole.logprobs] == [-float(index) for index in range(len(whole.token_ids))]
+    assert [each for piece in pieces for each in piece.logprobs] == whole.logprobs
+    assert [len(piece.prompt_logprobs) for piece in pieces] == [3, *[0] * (len(pieces) - 1)]
     assert len(whole.prompt_logprobs) == 3
     assert pieces[-1].stop_text == whole.stop_text
     return whole
@@ -77,3 +79,8 @@ def test_no_stop_text_counts_in_the_first_tokens(run: Any, tekken: Tokenizer) ->
             assert text == "".join(WORDS)
         piece = stop(min_tokens=min_tokens)
         assert piece.stop_text is None or len(piece.token_ids) > min_tokens
+
+
+def test_without_stop_texts_every_token_is_told_at_once(run: Any) -> None:  # noqa: ANN401
+    piece = run(WORDS, stops=[])
+    assert (piece.text, piece.finish_reason) == ("".join(WORDS), FinishReason.LENGTH)
