@@ -3,9 +3,9 @@
 import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
 
 # isort: split
-import asyncio
 import sys
 
+from common.server.service_loop import run_service
 from common.server.start import read_config
 from decoder_service.config import DecoderConfig
 
@@ -21,7 +21,7 @@ def main() -> None:
     except ValueError as error:
         sys.stderr.write(f"decoder_service: {error}\n")
         sys.exit(2)
-    sys.exit(asyncio.run(service.run()))
+    sys.exit(run_service(service.run()))
 
 
 if __name__ == "__main__":

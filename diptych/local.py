@@ -6,7 +6,6 @@ Knows how the two are put together. Does not know what either does; `diptych up 
 import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
 
 # isort: split
-import asyncio
 import sys
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from common.model.settings import DtypeChoice, ModelSettings
 from common.server.process import num_threads
+from common.server.service_loop import run_service
 from common.server.start import read_config
 from common.settings.settings import setting
 from decoder_service.config import DecoderConfig
@@ -81,7 +81,7 @@ def run(config: LocalConfig) -> int:
     except ValueError as error:
         sys.stderr.write(f"diptych.local: {error}\n")
         return 2
-    status = asyncio.run(service.run(registry))
+    status = run_service(service.run(registry))
     return 1 if any(encoder.device_lost.is_set() for encoder in encoders) else status
 
 

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from common.features.shared_memory import SharedArena
 from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
+from common.server.service_loop import run_service
 from common.server.start import read_config
 from common.telemetry.tracing import make_tracer
 from vision_service.api.arena_door import ArenaDoor
@@ -32,7 +33,7 @@ def main() -> None:
     config = read_config(
         VisionConfig, prog="vision_service", description="Encodes pictures into image features, over gRPC."
     )
-    sys.exit(asyncio.run(serve(config)))
+    sys.exit(run_service(serve(config)))
 
 
 async def serve(config: VisionConfig) -> int:
