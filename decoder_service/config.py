@@ -148,7 +148,9 @@ class DecoderConfig:
         quantize, model = self.engine.quantize, self.model
         is_fp8 = quantize is Quantize.FP8 or self.engine.kv_cache_dtype is KVCacheDtype.FP8
         if quantize is Quantize.INT8 and not model.may_have_kernels:
-            raise ValueError("--quantize int8 needs the kernels: --device cpu, --dtype float32 and not --compute torch")
+            raise ValueError(
+                "--quantize int8 needs the kernels: --device cpu, no --dtype float16 and not --compute torch"
+            )
         if is_fp8 and (quantize is Quantize.INT8 or model.compute is ComputeChoice.NATIVE):
             raise ValueError(
                 "--quantize int8 and --compute native do not go with fp8: the kernels know no 8-bit floats"

@@ -15,6 +15,7 @@ from common.features.wire_types import DTYPE_SIZES
 from common.model.config import PixtralConfig, PixtralVisionConfig
 from common.model.devices import find_device, find_dtype
 from common.model.settings import KVCacheDtype, Quantize
+from common.native.opening import activation_dtype
 from common.server.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig, EngineSettings
@@ -70,15 +71,17 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     engine, kv_params = config.engine, run_config.kv_params
     # Before the weights, as kernels take them as they are stored.
     library, no_kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
+    dtype = activation_dtype(library, run_config.dtype)
     model = DecoderModel.load(
         checkpoint,
         device=run_config.device,
-        dtype=run_config.dtype,
+        dtype=dtype,
         in_fp8=engine.quantize is Quantize.FP8,
         in_halves=library is not None,
     )
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
+        dtype=dtype,
         memory_fraction=engine.memory_fraction,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_requests=engine.max_num_requests,

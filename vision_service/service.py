@@ -68,7 +68,7 @@ class VisionService:
             keeps_on_device=keeps_on_device,
         )
         checkpoint.finish_checks()
-        _warm_up(runner, checkpoint, self.info, device=device, dtype=dtype, batch=batch, cache=cache)
+        _warm_up(runner, checkpoint, self.info, device=device, batch=batch, cache=cache)
         self._decode_pool = _make_decode_pool(self.info, decode, model.compute)
         metrics = ImageMetrics(registry, max_batch_patches=batch.max_batch_patches)
         budget = ByteBudget(batch.max_pending_bytes)
@@ -168,7 +168,6 @@ def _warm_up(
     info: EncoderInfo,
     *,
     device: torch.device,
-    dtype: torch.dtype,
     batch: BatchConfig,
     cache: CacheConfig,
 ) -> None:
@@ -180,7 +179,7 @@ def _warm_up(
         checkpoint.config.vision,
         info.preprocessing,
         device=device,
-        dtype=dtype,
+        dtype=runner.activation_dtype,
         max_batch_patches=batch.max_batch_patches,
         host_bytes=batch.max_pending_bytes + (0 if on_device else cache.feature_cache_bytes),
         device_bytes=cache.feature_cache_bytes if on_device else 0,

@@ -53,7 +53,7 @@ class ModelSettings:
     dtype: DtypeChoice = setting(DtypeChoice.AUTO, help="type of weights; auto is float32 on cpu, bfloat16 on cuda")
     compute: ComputeChoice = setting(
         ComputeChoice.AUTO,
-        help="kernels of our own (native: float32 on a CPU, built at the first start) or plain torch; "
+        help="kernels of our own (native: on a CPU, built at the first start) or plain torch; "
         "auto takes the kernels where they can be had",
     )
     threads: int | None = setting(
@@ -68,13 +68,16 @@ class ModelSettings:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"--device {self.device!r} is not supported; use cpu, cuda or cuda:N")
         if self.compute is ComputeChoice.NATIVE and not self.may_have_kernels:
-            raise ValueError("--compute native needs --device cpu and --dtype float32: the kernels know no other")
+            raise ValueError(
+                "--compute native needs --device cpu and no --dtype float16, which the kernels do not know"
+            )
 
     @property
     def may_have_kernels(self) -> bool:
         """Whether our kernels for CPUs may compute this, if they can be had."""
-        knows_type = self.dtype in (DtypeChoice.AUTO, DtypeChoice.FLOAT32)
-        return self.device == "cpu" and knows_type and self.compute is not ComputeChoice.TORCH
+        return (
+            self.device == "cpu" and self.dtype is not DtypeChoice.FLOAT16 and self.compute is not ComputeChoice.TORCH
+        )
 
     @property
     def served_name(self) -> str:

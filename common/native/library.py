@@ -2,7 +2,8 @@
 
 Knows the library's interface in C and its structures. Does not know models: see
 `decoder_service.model.native_compute` and `vision_service.model.native_encoder`. Every tensor is float32 or int64,
-contiguous and on the CPU; what is not is an error of the caller. Calls release Python's lock.
+contiguous and on the CPU; what is not is an error of the caller. Weights, and keys and values, may be bfloat16. Calls
+release Python's lock.
 """
 
 import ctypes
@@ -19,7 +20,11 @@ from common.native.processor import LEVELS
 class CWeights(Structure):
     """`Weights` of weights.h."""
 
-    _fields_ = (("data", c_void_p), ("scales", c_void_p), *((name, c_int64) for name in ("columns", "depth", "bits")))
+    _fields_ = (
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        *((name, c_int64) for name in ("columns", "depth", "bits", "rounds")),
+    )
 
 
 class CShape(Structure):
@@ -27,7 +32,7 @@ class CShape(Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "feed_forward")),
-        *((name, c_int64) for name in ("vocabulary", "block_size", "window")),
+        *((name, c_int64) for name in ("vocabulary", "block_size", "window", "kv_bits")),
         ("eps", c_float),
         ("scale", c_float),
     )
@@ -83,11 +88,15 @@ class CBatch(Structure):
 class Library:
     """A loaded library with its threads. One call at a time."""
 
-    def __init__(self, path: Path, *, level: str, threads: int) -> None:
-        """Load it. Raises NativeUnavailableError."""
+    def __init__(self, path: Path, *, level: str, threads: int, rounds: bool = False) -> None:
+        """Load it. With `rounds` all weights are rounded to bfloat16, and what they are multiplied with may be, too.
+
+        Raises NativeUnavailableError.
+        """
         self.c = load(path)
         _declare(self.c)
         self.name = f"native {level}"
+        self.rounds = rounds
         self.has_tiles = LEVELS[level].has_tiles
         """Whether weights of 16 bits are multiplied in the processor's tiles."""
         self.panel: int = self.c.diptych_panel()

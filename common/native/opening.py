@@ -11,10 +11,18 @@ from common.native.library import Library
 from common.native.processor import NativeUnavailableError
 
 
-def open_library(*, threads: int) -> Library:
-    """The kernels, with so many threads. Raises NativeUnavailableError; the first time on a machine takes seconds."""
+def open_library(*, threads: int, rounds: bool = False) -> Library:
+    """The kernels, with so many threads; see `Library` for `rounds`.
+
+    Raises NativeUnavailableError; the first time on a machine takes seconds.
+    """
     path, level = best_library(default_cache())
-    return Library(path, level=level, threads=threads)
+    return Library(path, level=level, threads=threads, rounds=rounds)
+
+
+def activation_dtype(library: Library | None, dtype: torch.dtype) -> torch.dtype:
+    """Type of what passes between products where a model runs in `dtype`: the kernels keep it in float32."""
+    return dtype if library is None else torch.float32
 
 
 def choose_library(
@@ -32,9 +40,9 @@ def choose_library(
     try:
         if obstacle:
             raise NativeUnavailableError(obstacle)
-        if device.type != "cpu" or dtype != torch.float32:
-            raise NativeUnavailableError(f"the kernels are for float32 on a CPU, not {dtype} on {device}")
-        library = open_library(threads=torch.get_num_threads())
+        if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+            raise NativeUnavailableError(f"the kernels are for float32 and bfloat16 on a CPU, not {dtype} on {device}")
+        library = open_library(threads=torch.get_num_threads(), rounds=dtype == torch.bfloat16)
     except NativeUnavailableError as error:
         if settings.compute is ComputeChoice.NATIVE:
             raise ValueError(f"--compute native: {error}") from None

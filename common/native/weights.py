@@ -22,14 +22,16 @@ class PackedWeights:
         """Pack the weights of layers that share their input, below one another.
 
         The layers lose their weights, so that only this copy stays; memory peaks at one layer's more. Weights that are
-        all bfloat16, as in most checkpoints, take 16 bits each, which are the same numbers; others take 32. `in_bytes`
-        they take 8, and each column is scaled so that its largest weight is 127.
+        all bfloat16, as in most checkpoints, take 16 bits each, which are the same numbers; others take 32, unless the
+        library rounds. `in_bytes` they take 8, and each column is scaled so that its largest weight is 127.
         """
         self._library = library
         self.columns = sum(linear.weight.shape[0] for linear in linears)
         self.depth = linears[0].weight.shape[1]
         panels = -(-self.columns // library.panel)
-        are_halves = not in_bytes and all(linear.weight.dtype is torch.bfloat16 for linear in linears)
+        are_halves = not in_bytes and (
+            library.rounds or all(linear.weight.dtype is torch.bfloat16 for linear in linears)
+        )
         dtype = torch.bfloat16 if are_halves else torch.float32
         pack = library.c.diptych_pack_halves if are_halves else library.c.diptych_pack
         size = _halves_size(library, panels, self.depth) if are_halves else panels * self.depth * library.panel
@@ -47,7 +49,9 @@ class PackedWeights:
         self.bits = 8 * self._data.itemsize
         """That each weight takes."""
         # Of an empty tensor the address is 0.
-        self.c = CWeights(self._data.data_ptr(), self._scales.data_ptr(), self.columns, self.depth, self.bits)
+        self.c = CWeights(
+            self._data.data_ptr(), self._scales.data_ptr(), self.columns, self.depth, self.bits, library.rounds
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [num_rows, depth] to [num_rows, columns]."""

@@ -12,15 +12,22 @@ from decoder_service.sampling.likelihood import PROMPT_LOGITS_ROWS
 
 
 def plan_num_blocks(
-    config: RunConfig, *, memory_fraction: float, max_num_batched_tokens: int, max_num_requests: int
+    config: RunConfig,
+    *,
+    dtype: torch.dtype,
+    memory_fraction: float,
+    max_num_batched_tokens: int,
+    max_num_requests: int,
 ) -> int:
     """Blocks that the memory left after loading the weights holds, or fewer if no more can be in use.
+
+    `dtype` is that of activations.
 
     Raises ValueError where not even one request of `max_seq_len` tokens fits.
     """
     activations = activation_bytes(
         config.text,
-        dtype=config.dtype,
+        dtype=dtype,
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_requests=max_num_requests,
     )

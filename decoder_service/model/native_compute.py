@@ -1,7 +1,8 @@
 """The decoder's arithmetic in our own kernels: all layers of a step in one call.
 
 Knows how the model's weights and the KV cache are laid out for the kernels (see `common.native`). Does not know how
-they compute. float32 on a CPU only. A row's result is the same bits in any batch, so `--deterministic` costs nothing.
+they compute. On a CPU only; what passes between products is float32. A row's result is the same bits in any batch, so
+`--deterministic` costs nothing.
 """
 
 from array import array
@@ -36,9 +37,10 @@ class NativeCompute:
         decoder, config = model.decoder, model.config
         self._hidden_size, self._vocabulary = config.hidden_size, config.vocab_size
         self._layers = [_Layer(layer, library, in_bytes) for layer in decoder.decoder_layers]
-        self.name = library.name + _SUFFIXES[max(layer.bits for layer in self._layers)]
+        suffix = _SUFFIXES[max(layer.bits for layer in self._layers)]
+        self.name = library.name + (" bfloat16" if library.rounds and not in_bytes else suffix)
         self._norm = decoder.model.norm.weight.detach()
-        self._table = None if config.tie_word_embeddings else decoder.model.embed_tokens.weight.detach()
+        self._table = None if config.tie_word_embeddings else _table(decoder.model.embed_tokens, library)
         # A tied table is read by row as well as multiplied with, so it stays as exact as it is.
         head: nn.Embedding | nn.Linear = decoder.model.embed_tokens if config.tie_word_embeddings else decoder.lm_head
         self._head = PackedWeights(library, [head], in_bytes=in_bytes and not config.tie_word_embeddings)
@@ -53,6 +55,7 @@ class NativeCompute:
             vocabulary=config.vocab_size,
             block_size=kv_cache.block_size,
             window=config.sliding_window or 0,
+            kv_bits=8 * kv_cache.dtype.itemsize,
             eps=config.rms_norm_eps,
             scale=config.attention_multiplier,
         )
@@ -143,6 +146,12 @@ def _c_batch(forward: ForwardBatch) -> CBatch:
     )
     batch.lengths = lengths
     return batch
+
+
+def _table(embeddings: nn.Embedding, library: Library) -> Tensor:
+    """Rows of embeddings, as exact as all weights are."""
+    table = embeddings.weight.detach()
+    return table.bfloat16() if library.rounds else table
 
 
 class _Layer:

@@ -43,7 +43,7 @@ class RunConfig:
 
     model: PixtralConfig | MistralConfig
     dtype: torch.dtype
-    """Type of weights and activations."""
+    """Type of weights, and of activations unless kernels keep them in more bits."""
     devices: tuple[torch.device, ...]
     """Where the weights are; one device for now."""
     max_seq_len: int

@@ -15,8 +15,11 @@ from common.features.features import FeatureSpec
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from common.model.config import PixtralConfig
+from common.native.library import Library
+from common.native.opening import activation_dtype
 from decoder_service.model.batch import ForwardBatch, ImageRows
 from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.native_compute import NativeCompute
 from decoder_service.model.runner import DecoderRunner
 from decoder_service.model.weights import DecoderModel
 from decoder_service.vision.image_encoder import ImageFeatures
@@ -31,17 +34,21 @@ BLOCK_SIZE = 8
 
 
 class PlainPair:
-    """A checkpoint, loaded into both halves of the pair."""
+    """A checkpoint, loaded into both halves of the pair.
 
-    def __init__(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    With a `library` the kernels compute. They take the decoder's weights over, so that only one prompt is computed.
+    """
+
+    def __init__(self, directory: Path, *, dtype: torch.dtype = torch.float32, library: Library | None = None) -> None:
         checkpoint = open_checkpoint(directory)
-        self.model = DecoderModel.load(checkpoint, device=CPU, dtype=dtype)
-        self._dtype = dtype
+        loaded = activation_dtype(library, dtype)
+        self.model = DecoderModel.load(checkpoint, device=CPU, dtype=loaded, in_halves=library is not None)
+        self._dtype, self._library = dtype, library
         self.preprocessing: Preprocessing | None = None
         if isinstance(checkpoint.config, PixtralConfig):
             # The reference has but one way with pixels, also for Mistral's own files.
             self.preprocessing = read_preprocessing(directory, checkpoint.config.vision, PreprocessingMode.HF)
-            self.encoder = EncoderRunner.load(checkpoint, self.preprocessing, device=CPU, dtype=dtype)
+            self.encoder = EncoderRunner.load(checkpoint, self.preprocessing, device=CPU, dtype=dtype, library=library)
 
     def features(self, files: Sequence[bytes]) -> list[Tensor]:
         """Features [num_patches, vision_hidden_size] of picture files that are encoded as one batch."""
@@ -80,7 +87,8 @@ class PlainPair:
     def _runner(self, num_tokens: int) -> DecoderRunner:
         config, num_blocks = self.model.config, len(_block_table(num_tokens))
         cache = KVCache(config, num_blocks=num_blocks, block_size=BLOCK_SIZE, device=CPU, dtype=self._dtype)
-        return DecoderRunner(self.model, cache)
+        compute = None if self._library is None else NativeCompute(self.model, cache, self._library)
+        return DecoderRunner(self.model, cache, compute)
 
     def _image_features(self, files: Sequence[bytes]) -> ImageFeatures | None:
         """The features of all images, one after another, as if they were one image's."""

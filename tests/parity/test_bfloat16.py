@@ -11,6 +11,9 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm, apply_r
 
 from common.model.layers import RMSNorm
 from common.model.rope import apply_rotary, inverse_frequencies, rotary_1d
+from common.native.build import default_cache, find_or_build
+from common.native.library import Library
+from common.native.processor import cpu_levels
 from tests.parity.plain_pair import PlainPair
 from tests.parity.test_numbers import Pictures, expected, pictures, random_ids
 from tests.tiny_models import Shape, random_pixtral, save
@@ -47,11 +50,37 @@ def reference_features(model: PreTrainedModel, shown: Pictures) -> Tensor:
     return rows
 
 
+def error(rough: Tensor, exact: Tensor) -> float:
+    """Relative to what is exact."""
+    a, b = rough.double().flatten(), exact.double().flatten()
+    return float((a - b).norm() / b.norm())
+
+
 def assert_near(rough: Tensor, exact: Tensor) -> None:
     """The bounds that bfloat16's own rounding needs: a real tower's error is 2%."""
-    a, b = rough.double().flatten(), exact.double().flatten()
-    assert functional.cosine_similarity(a, b, dim=0) > 0.999
-    assert 0.001 < (a - b).norm() / b.norm() < 0.04
+    assert functional.cosine_similarity(rough.double().flatten(), exact.double().flatten(), dim=0) > 0.999
+    assert 0.001 < error(rough, exact) < 0.04
+
+
+@pytest.mark.parametrize("level", cpu_levels())
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_kernels_in_bfloat16_are_nearer_to_float32_than_transformers_is(
+    shape: Shape, level: str, tmp_path: Path
+) -> None:
+    """As they round weights, inputs of products, keys and values, and features, and nothing else."""
+    model, shown = random_pixtral(shape), pictures([(64, 64), (50, 31)])
+    token_ids = [1, *shown.token_ids[0], *random_ids(20), *shown.token_ids[1], *random_ids(20)]
+    save(model, tmp_path)
+    features, logits = reference_features(model, shown), expected(model, token_ids, **shown.inputs)
+    model.bfloat16()
+    their_features, their_logits = reference_features(model, shown), expected(model, token_ids, **shown.inputs)
+    library = Library(find_or_build(default_cache(), level), level=level, threads=1, rounds=True)
+    ours = PlainPair(tmp_path, dtype=torch.bfloat16, library=library)
+    rows = torch.cat(ours.features(shown.files))
+    assert rows.dtype is torch.bfloat16
+    assert 0.001 < error(rows, features) < 0.9 * error(their_features, features)
+    found = ours.logits(token_ids, shown.files, chunk=37)
+    assert 0.001 < error(found, logits) < 0.9 * error(their_logits, logits)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)

@@ -23,6 +23,7 @@ from common.model.config import PixtralConfig
 from common.model.graph_recorder import GraphRecorder
 from common.model.layers import Attend
 from common.native.library import Library
+from common.native.opening import activation_dtype
 from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import DeviceImage, EncodedImage, HostImage
 from vision_service.model.encoder import PixtralVisionModel, grid_positions
@@ -46,9 +47,9 @@ class EncoderRunner:
         keeps_on_device: bool = False,
         segment_attention: SegmentAttention | None = None,
     ) -> None:
-        """Run `model`, whose weights are on `device` in `dtype`; every image alone where `deterministic`.
+        """Run `model` on `device` and give features in `dtype`; every image alone where `deterministic`.
 
-        With a `library` the kernels compute; they take the model's weights over. With
+        With a `library` the kernels compute; they take the model's weights over. Without it these are in `dtype`. With
         `keeps_on_device` features stay where they were made until they are sent. `segment_attention` serves packs
         of several sizes, and passes that are recorded.
         """
@@ -60,6 +61,8 @@ class EncoderRunner:
         self._deterministic = deterministic
         self._device = device
         self._dtype = dtype
+        self.activation_dtype = activation_dtype(library, dtype)
+        """Type of what passes between the encoder's products."""
         self.feature_width = model.config.vision_hidden_size
         """Values in a row of features."""
         self._patch_size = preprocessing.patch_size
@@ -84,7 +87,8 @@ class EncoderRunner:
             raise CheckpointError("the model takes no pictures")
         with torch.device("meta"):
             model = PixtralVisionModel(checkpoint.config.vision)
-        checkpoint.load(Part.VISION, model, device=device, dtype=dtype, in_halves=library is not None)
+        loaded = activation_dtype(library, dtype)
+        checkpoint.load(Part.VISION, model, device=device, dtype=loaded, in_halves=library is not None)
         return cls(
             model.eval(),
             preprocessing,
@@ -148,7 +152,7 @@ class EncoderRunner:
         if self._graphs is not None and (size := self._graphs.size_for(lengths)) is not None:
             features = self._graphs.features(patches, rows, columns, lengths=lengths, size=size)
         elif self._native is not None:
-            features = self._native(patches, rows, columns, lengths)
+            features = self._native(patches, rows, columns, lengths).to(self._dtype)
         else:
             features = self._model(patches, rows, columns, self._attend_to(lengths))
         if self._keeps_on_device:
@@ -182,7 +186,7 @@ class EncoderRunner:
         pixels = (pixels / 255 - self._mean) / self._std
         height, width = pixels.shape[0] // self._patch_size, pixels.shape[1] // self._patch_size
         split = pixels.view(height, self._patch_size, width, self._patch_size, 3)
-        return split.permute(0, 2, 4, 1, 3).reshape(height * width, -1).to(self._dtype)
+        return split.permute(0, 2, 4, 1, 3).reshape(height * width, -1).to(self.activation_dtype)
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "attention_tile.h"
@@ -14,14 +15,15 @@
 // Rows of one part of the work: enough lanes to be worth the reading of all keys, few enough for their sums to stay near.
 static inline int64_t part_rows(int64_t group) { return std::max<int64_t>(1, 256 / group); }
 
-// Keys and values of one sequence and key-value head: token t lies in block table[t / block_size].
+// Keys and values of one sequence and key-value head, floats or bfloat16s: token t lies in block table[t / block_size].
+template <typename Stored>
 struct Tokens {
-  const float *keys, *values;
+  const Stored *keys, *values;
   const int64_t* table;  // none where all tokens lie one after another
   int64_t block_size;
-  int64_t stride;  // floats from one place to the next
+  int64_t stride;  // numbers from one place to the next
 
-  // How far from the first place `count` tokens from `start` on lie, in floats. Division is slow, so it is done once.
+  // How far from the first place `count` tokens from `start` on lie, in numbers. Division is slow, so it is done once.
   void places(int64_t start, int64_t count, int64_t* to) const {
     if (!table) {
       for (int64_t i = 0; i < count; ++i) to[i] = (start + i) * stride;
@@ -36,6 +38,14 @@ struct Tokens {
   }
 };
 
+// One token's values as floats, zeros behind them up to whole vectors.
+template <typename Stored>
+static inline const float* copy_row(const Stored* values, int64_t head_dim, float* to) {
+  copy_numbers(values, head_dim, to);
+  std::fill(to + head_dim, to + padded(head_dim), 0.0f);
+  return to;
+}
+
 // Working memory of one thread.
 struct AttentionScratch {
   std::vector<float> keys, values, sums, state;
@@ -43,8 +53,9 @@ struct AttentionScratch {
 
 // New rows of one sequence against one key-value head. Rows [rows, heads, head_dim] stand `stride` floats apart; the
 // first of them is at `position`, and there are `length` tokens.
+template <typename Stored>
 static void attend(const float* query, float* out, int64_t rows, int64_t stride, int64_t position, int64_t length,
-                   const Tokens& tokens, const Heads& heads, AttentionScratch& scratch) {
+                   const Tokens<Stored>& tokens, const Heads& heads, AttentionScratch& scratch) {
   const int64_t head_dim = heads.head_dim, width = padded(head_dim), lanes = rows * heads.group;
   scratch.keys.resize(width * kTile);
   scratch.values.resize(width * kTile);
@@ -58,7 +69,7 @@ static void attend(const float* query, float* out, int64_t rows, int64_t stride,
   const int64_t end = last_of(lanes - 1);
   // A vector must not reach behind a row; and rows far apart share few places of the first cache, so where many lanes read
   // them they stand together, unless they would fill it.
-  const bool copies = width != head_dim || (lanes > 4 * kLanes && width <= 64);
+  const bool copies = !std::is_same_v<Stored, float> || width != head_dim || (lanes > 4 * kLanes && width <= 64);
   for (int64_t start = first_of(0) / kTile * kTile; start < end; start += kTile) {
     const int64_t count = std::min<int64_t>(kTile, end - start);
     const float* value_rows[kTile];
@@ -66,13 +77,9 @@ static void attend(const float* query, float* out, int64_t rows, int64_t stride,
     tokens.places(start, count, places);
     transpose_keys(tokens.keys, places, count, head_dim, scratch.keys.data());
     for (int64_t t = 0; t < count; ++t) {
-      value_rows[t] = tokens.values + places[t];
-      if (copies) {
-        float* copy = scratch.values.data() + t * width;
-        std::memcpy(copy, value_rows[t], head_dim * sizeof(float));
-        std::memset(copy + head_dim, 0, (width - head_dim) * sizeof(float));
-        value_rows[t] = copy;
-      }
+      const Stored* values = tokens.values + places[t];
+      if (copies) value_rows[t] = copy_row(values, head_dim, scratch.values.data() + t * width);
+      else if constexpr (std::is_same_v<Stored, float>) value_rows[t] = values;
     }
     for (int64_t l = 0; l < lanes; l += kLanes) {
       const int64_t taken = std::min<int64_t>(kLanes, lanes - l);

@@ -23,10 +23,11 @@ static inline int64_t padded(int64_t head_dim) { return (head_dim + kWidth - 1) 
 
 // A tile's keys with the dimension first: to [padded head_dim][kTile]. Behind `count` tokens stands anything, which nobody
 // sees.
-static inline void transpose_keys(const float* keys, const int64_t* places, int64_t count, int64_t head_dim,
+template <typename Stored>
+static inline void transpose_keys(const Stored* keys, const int64_t* places, int64_t count, int64_t head_dim,
                                   float* to) {
   for (int64_t token = 0; token < count; token += kWidth) {
-    const float* rows[kWidth];
+    const Stored* rows[kWidth];
     for (int i = 0; i < kWidth; ++i) rows[i] = keys + places[std::min(token + i, count - 1)];
     for (int64_t d = 0; d < head_dim; d += kWidth) {
       Floats square[kWidth];
@@ -34,10 +35,7 @@ static inline void transpose_keys(const float* keys, const int64_t* places, int6
 #pragma GCC unroll 16
         for (int i = 0; i < kWidth; ++i) square[i] = load(rows[i] + d);
       } else {
-        for (int i = 0; i < kWidth; ++i) {
-          square[i] = Floats{};
-          std::memcpy(&square[i], rows[i] + d, (head_dim - d) * sizeof(float));
-        }
+        for (int i = 0; i < kWidth; ++i) square[i] = load_some(rows[i] + d, head_dim - d);
       }
       transpose(square);
 #pragma GCC unroll 16

@@ -11,7 +11,7 @@
 #include "greedy.h"
 
 struct DecoderShape {
-  int64_t hidden, layers, heads, kv_heads, head_dim, feed_forward, vocabulary, block_size, window;
+  int64_t hidden, layers, heads, kv_heads, head_dim, feed_forward, vocabulary, block_size, window, kv_bits;
   float eps, scale;
 };
 
@@ -20,7 +20,7 @@ struct LayerWeights {
   Weights qkv, output;
   const float* post_norm;
   Weights gate_up, down;
-  float *keys, *values;  // [num_blocks, block_size, kv_heads, head_dim]
+  void *keys, *values;  // [num_blocks, block_size, kv_heads, head_dim], floats or bfloat16s
 };
 
 struct Batch {
@@ -179,13 +179,28 @@ class Decoder {
     float* row = qkv + r * stride;
     float* key = row + s.heads * s.head_dim;
     rotate(row, s.heads + s.kv_heads, s.head_dim, cosines_.data() + r * half, sines_.data() + r * half);
-    std::memcpy(layer.keys + slot * width, key, width * sizeof(float));
-    std::memcpy(layer.values + slot * width, key + width, width * sizeof(float));
+    (s.kv_bits == 16 ? keep_as<uint16_t> : keep_as<float>)(layer, slot, width, key);
+  }
+
+  // Key and value stand one after another, `width` numbers each.
+  template <typename Stored>
+  static void keep_as(const LayerWeights& layer, int64_t slot, int64_t width, const float* key) {
+    copy_numbers(key, width, static_cast<Stored*>(layer.keys) + slot * width);
+    copy_numbers(key + width, width, static_cast<Stored*>(layer.values) + slot * width);
   }
 
   // The result takes the query's place.
   void attend_all(const LayerWeights& layer, const Batch& batch, const std::vector<Part>& parts, float* qkv) {
+    if (shape_.kv_bits == 16)
+      attend_to<uint16_t>(layer, batch, parts, qkv);
+    else
+      attend_to<float>(layer, batch, parts, qkv);
+  }
+
+  template <typename Stored>
+  void attend_to(const LayerWeights& layer, const Batch& batch, const std::vector<Part>& parts, float* qkv) {
     const auto& s = shape_;
+    const Stored *keys = static_cast<const Stored*>(layer.keys), *values = static_cast<const Stored*>(layer.values);
     const int64_t stride = qkv_width(), width = s.kv_heads * s.head_dim;
     const Heads heads{s.head_dim, s.heads / s.kv_heads, s.scale, true, s.window};
     pool_.run(static_cast<int64_t>(parts.size()), [&](int64_t index) {
@@ -195,7 +210,7 @@ class Decoder {
       const int64_t offset = part.kv_head * s.head_dim;
       float* query = qkv + part.row * stride + part.kv_head * heads.group * s.head_dim;
       attend(query, query, part.rows, stride, part.position, part.position + part.rows,
-             Tokens{layer.keys + offset, layer.values + offset, table, s.block_size, width}, heads, scratch);
+             Tokens<Stored>{keys + offset, values + offset, table, s.block_size, width}, heads, scratch);
     });
   }
 

@@ -11,6 +11,7 @@ struct HalfWeights {
   const uint32_t* data;
   int64_t columns;
   int64_t depth;
+  bool rounds;  // inputs may be; floats are as fast
 
   typedef uint32_t Stored;
   static constexpr int64_t kRow = kWidth;

@@ -10,7 +10,7 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 10; }
+int32_t diptych_version() { return 11; }
 
 int32_t diptych_panel() { return kPanel; }
 

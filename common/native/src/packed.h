@@ -27,6 +27,6 @@ static void attend_packed(Pool& pool, const float* query, float* out, int64_t st
     const int64_t row = (part.start + part.first) * stride + part.kv_head * heads.group * heads.head_dim;
     const int64_t offset = part.start * kv_stride + part.kv_head * heads.head_dim;
     attend(query + row, out + row, part.rows, stride, part.first, part.length,
-           Tokens{key + offset, value + offset, nullptr, 0, kv_stride}, heads, scratch);
+           Tokens<float>{key + offset, value + offset, nullptr, 0, kv_stride}, heads, scratch);
   });
 }

@@ -3,6 +3,7 @@
 
 #include "rows.h"
 #include "tile_row.h"
+#include "tile_unit.h"
 
 // Sums [rows, width] of the columns from `first` on to their places in y, where there are such columns.
 static inline void take_sums(const float* sums, int64_t rows, int64_t width, int64_t first, int64_t columns, float* y,
@@ -17,40 +18,54 @@ static inline void take_sums(const float* sums, int64_t rows, int64_t width, int
   }
 }
 
-// P panels times all rows over some steps of depth.
-template <int P>
-static void multiply_panels(const Tiles& tiles, const HalfWeights& w, int64_t panel, int64_t step, int64_t steps,
-                            const TileInputs& inputs, int64_t rows, float* y, int64_t y_stride, bool add) {
+// R tiles of rows from `tile` on, `rows` at most, times P panels over some steps of depth.
+template <int R, int P, int N>
+static void multiply_block(const Tiles<N>& tiles, const HalfWeights& w, int64_t panel, int64_t step, int64_t steps,
+                           const TileInputs<N>& inputs, int64_t tile, int64_t rows, float* y, int64_t y_stride, bool add) {
   constexpr int64_t width = P * kPanel;
-  alignas(64) float sums[kTileRows * width];
-  const int64_t column = panel * kPanel;
-  for (int64_t row = 0, tile = 0; row < rows; row += inputs.height, ++tile) {
-    float* to = y + row * y_stride;
-    if (!add && column + width <= w.columns && row + inputs.height <= rows) {
-      tiles.multiply<P>(w, panel, step, steps, inputs, tile, to + column, y_stride);
-      continue;
-    }
-    tiles.multiply<P>(w, panel, step, steps, inputs, tile, sums, width);
-    take_sums(sums, std::min(inputs.height, rows - row), width, column, w.columns, to, y_stride, add);
-  }
+  alignas(64) float sums[R * kTileRows * width];
+  const int64_t column = panel * kPanel, most = R * inputs.height;
+  if (!add && column + width <= w.columns && most <= rows)
+    return tiles.template multiply<R, P>(w, panel, step, steps, inputs, tile, y + column, y_stride);
+  tiles.template multiply<R, P>(w, panel, step, steps, inputs, tile, sums, width);
+  take_sums(sums, std::min(most, rows), width, column, w.columns, y, y_stride, add);
+}
+
+// P panels times all rows over some steps of depth, R tiles of them at once where there are so many.
+template <int R, int P, int N>
+static void multiply_panels(const Tiles<N>& tiles, const HalfWeights& w, int64_t panel, int64_t step, int64_t steps,
+                            const TileInputs<N>& inputs, int64_t rows, float* y, int64_t y_stride, bool add) {
+  int64_t tile = 0, row = 0;
+  if constexpr (R == 2)
+    for (; row + inputs.height < rows; tile += 2, row += 2 * inputs.height)
+      multiply_block<2, P>(tiles, w, panel, step, steps, inputs, tile, rows - row, y + row * y_stride, y_stride, add);
+  for (; row < rows; ++tile, row += inputs.height)
+    multiply_block<1, P>(tiles, w, panel, step, steps, inputs, tile, rows - row, y + row * y_stride, y_stride, add);
 }
 
 // The panels from `first` on, one part of a product, in blocks of depth whose weights stay in the cache for all rows.
-static void panels(const HalfWeights& w, int64_t first, int64_t last, const TileInputs& inputs, int64_t rows, float* y,
+template <int N>
+static void panels(const HalfWeights& w, int64_t first, int64_t last, const TileInputs<N>& inputs, int64_t rows, float* y,
                    int64_t y_stride, bool add) {
   constexpr int64_t block = kDepth / kDepthStep;
-  const Tiles tiles(inputs.height);
+  const bool below = N == kRounded && rows > inputs.height;  // tiles of rows below one another, not panels beside
+  const Tiles<N> tiles(inputs.height);
   for (int64_t step = 0; step < inputs.steps; step += block) {
     const int64_t steps = std::min(block, inputs.steps - step);
     const bool adds = add || step > 0;
     int64_t panel = first;
-    for (; panel + 2 <= last; panel += 2) multiply_panels<2>(tiles, w, panel, step, steps, inputs, rows, y, y_stride, adds);
-    if (panel < last) multiply_panels<1>(tiles, w, panel, step, steps, inputs, rows, y, y_stride, adds);
+    if (!below)
+      for (; panel + 2 <= last; panel += 2)
+        multiply_panels<1, 2>(tiles, w, panel, step, steps, inputs, rows, y, y_stride, adds);
+    for (; panel < last; ++panel)
+      multiply_panels<N == kRounded ? 2 : 1, 1>(tiles, w, panel, step, steps, inputs, rows, y, y_stride, adds);
   }
 }
 
 // The same for one row, by vectors.
-static void panels_of_row(const HalfWeights& w, int64_t first, int64_t last, const RowInputs& inputs, float* y, bool add) {
+template <int N>
+static void panels_of_row(const HalfWeights& w, int64_t first, int64_t last, const RowInputs<N>& inputs, float* y,
+                          bool add) {
   constexpr int64_t block = kDepth / kDepthStep, beside = 4;
   const int64_t all = steps_of(w.depth), end = 2 * last;
   for (int64_t step = 0; step < all; step += block)
@@ -64,17 +79,20 @@ static void panels_of_row(const HalfWeights& w, int64_t first, int64_t last, con
     }
 }
 
-// See `linear` of linear.h.
-static void linear(Pool& pool, const HalfWeights& w, int64_t rows, const float* x, int64_t x_stride, float* y,
-                   int64_t y_stride, bool add) {
-  if (rows == 1) {
-    static thread_local RowInputs row;
-    row.put(x, w.depth);
-    const RowInputs& shared = row;  // the pool's threads have others of that name
-    return each_part(pool, w, 1, [&](int64_t first, int64_t last) { panels_of_row(w, first, last, shared, y, add); });
-  }
-  static thread_local TileInputs inputs;
-  TileInputs& shared = inputs;
+template <int N>
+static void linear_of_row(Pool& pool, const HalfWeights& w, const float* x, float* y, bool add) {
+  static thread_local RowInputs<N> row;
+  row.put(x, w.depth);
+  const RowInputs<N>& shared = row;  // the pool's threads have others of that name
+  each_part(pool, w, 1, [&](int64_t first, int64_t last) { panels_of_row(w, first, last, shared, y, add); });
+}
+
+template <int N>
+static void linear_in_pieces(Pool& pool, const HalfWeights& w, int64_t rows, const float* x, int64_t x_stride, float* y,
+                             int64_t y_stride, bool add) {
+  if (rows == 1) return linear_of_row<N>(pool, w, x, y, add);
+  static thread_local TileInputs<N> inputs;
+  TileInputs<N>& shared = inputs;
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t row = rows * b / blocks, block = rows * (b + 1) / blocks - row;
@@ -84,4 +102,10 @@ static void linear(Pool& pool, const HalfWeights& w, int64_t rows, const float* 
       panels(w, first, last, shared, block, y + row * y_stride, y_stride, add);
     });
   }
+}
+
+// See `linear` of linear.h.
+static void linear(Pool& pool, const HalfWeights& w, int64_t rows, const float* x, int64_t x_stride, float* y,
+                   int64_t y_stride, bool add) {
+  (w.rounds ? linear_in_pieces<kRounded> : linear_in_pieces<kExact>)(pool, w, rows, x, x_stride, y, y_stride, add);
 }

@@ -18,33 +18,34 @@ class FlushToZero {
   unsigned before_;
 };
 
-// A row of inputs as floats, each piece for itself, the smallest first: [kPieces, size], filled up to whole steps with zeros.
+// A row of inputs as floats, each piece for itself, the smallest first: [N, size], filled up to whole steps with zeros.
+template <int N>
 struct RowInputs {
   int64_t size;
   std::vector<float> floats;
 
   void put(const float* x, int64_t depth) {
     size = steps_of(depth) * kDepthStep;
-    floats.assign(kPieces * size, 0.0f);
+    floats.assign(N * size, 0.0f);
     for (int64_t k = 0; k < depth; k += kWidth) {
       float rest[kWidth] = {};
       std::memcpy(rest, x + k, std::min<int64_t>(kWidth, depth - k) * sizeof(float));
-      Floats pieces[kPieces];
+      Floats pieces[N];
       split(load(rest), pieces);
-      for (int64_t piece = 0; piece < kPieces; ++piece) store(floats.data() + piece * size + k, pieces[piece]);
+      for (int piece = 0; piece < N; ++piece) store(floats.data() + piece * size + k, pieces[piece]);
     }
   }
 };
 
 // A row times T strips, of which each starts at its place, over some steps: sums [T * kStrip].
-template <int T>
-static inline void multiply_row(const uint32_t* const (&strips)[T], int64_t step, int64_t steps, const RowInputs& inputs,
-                                float* sums) {
+template <int T, int N>
+static inline void multiply_row(const uint32_t* const (&strips)[T], int64_t step, int64_t steps,
+                                const RowInputs<N>& inputs, float* sums) {
   const FlushToZero flush;
   Floats total[T] = {};
   const float* x = inputs.floats.data() + step * kDepthStep;
   for (int64_t s = 0; s < steps; ++s) {
-    Floats even[kPieces][T] = {}, odd[kPieces][T] = {};
+    Floats even[N][T] = {}, odd[N][T] = {};
 #pragma GCC unroll 2
     for (int64_t pair = 0; pair < kDepthStep / 2; ++pair, x += 2) {
 #pragma GCC unroll 4
@@ -53,14 +54,14 @@ static inline void multiply_row(const uint32_t* const (&strips)[T], int64_t step
         __builtin_prefetch(words + 2 * kTileWords);
         const Floats first = lower_half(load(words)), second = upper_half(load(words));
 #pragma GCC unroll 4
-        for (int64_t piece = 0; piece < kPieces; ++piece) {
+        for (int piece = 0; piece < N; ++piece) {
           even[piece][t] += fill(x[piece * inputs.size]) * first;
           odd[piece][t] += fill(x[piece * inputs.size + 1]) * second;
         }
       }
     }
 #pragma GCC unroll 4
-    for (int64_t piece = 0; piece < kPieces; ++piece)
+    for (int piece = 0; piece < N; ++piece)
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) total[t] += even[piece][t] + odd[piece][t];
   }

@@ -26,6 +26,7 @@ typedef float Floats __attribute__((vector_size(kWidth * 4)));
 typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t Unsigned __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t Shorts __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t HalfVector __attribute__((vector_size(kWidth * 2)));
 
 static inline Floats load(const float* p) {
   Floats v;
@@ -35,12 +36,58 @@ static inline Floats load(const float* p) {
 
 static inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
+// Less zero, not plus zero: only that is x for every x, -0 among them, and so an addition that compilers leave out.
+static inline Floats fill(float x) { return x - Floats{}; }
+
 // The bfloat16s in the halves of words, as floats; a float's own upper half is the float cut off to one.
 static inline Floats upper_half(Floats v) {
   return reinterpret_cast<Floats>(reinterpret_cast<Unsigned>(v) & 0xFFFF0000u);
 }
 
 static inline Floats lower_half(Floats v) { return reinterpret_cast<Floats>(reinterpret_cast<Unsigned>(v) << 16); }
+
+// The nearest bfloat16s, ties to even, as floats; what is too large becomes infinite, and NaN stays NaN.
+static inline Floats rounded(Floats v) {
+  const Unsigned bits = reinterpret_cast<Unsigned>(v);
+  const Floats nearest = upper_half(reinterpret_cast<Floats>(bits + 0x7FFFu + (bits >> 16 & 1u)));
+  return v == v ? nearest : fill(__builtin_nanf(""));
+}
+
+// kWidth bfloat16s as floats.
+static inline Floats load(const uint16_t* p) {
+  HalfVector halves;
+  std::memcpy(&halves, p, sizeof halves);
+  return reinterpret_cast<Floats>(__builtin_convertvector(halves, Unsigned) << 16);
+}
+
+// Floats as the nearest bfloat16s.
+static inline void store(uint16_t* p, Floats v) {
+  const HalfVector halves = __builtin_convertvector(reinterpret_cast<Unsigned>(rounded(v)) >> 16, HalfVector);
+  std::memcpy(p, &halves, sizeof halves);
+}
+
+// The first `count` numbers of a vector, zeros behind them.
+template <typename Stored>
+static inline Floats load_some(const Stored* p, int64_t count) {
+  Stored some[kWidth] = {};
+  std::memcpy(some, p, count * sizeof(Stored));
+  return load(some);
+}
+
+template <typename Stored>
+static inline void store_some(Stored* p, Floats v, int64_t count) {
+  Stored some[kWidth];
+  store(some, v);
+  std::memcpy(p, some, count * sizeof(Stored));
+}
+
+// Numbers of one type as those of another.
+template <typename From, typename To>
+static inline void copy_numbers(const From* from, int64_t count, To* to) {
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) store(to + i, load(from + i));
+  if (i < count) store_some(to + i, load_some(from + i, count - i), count - i);
+}
 
 // Whether all are numbers that bfloat16 has, too: the upper half of a float32.
 static inline bool are_halves(Floats a, Floats b) {
@@ -49,9 +96,6 @@ static inline bool are_halves(Floats a, Floats b) {
   for (int i = 0; i < kWidth; ++i) lost |= rest[i];
   return lost == 0;
 }
-
-// Less zero, not plus zero: only that is x for every x, -0 among them, and so an addition that compilers leave out.
-static inline Floats fill(float x) { return x - Floats{}; }
 
 static inline Ints lanes() {
   Ints v;

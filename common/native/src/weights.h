@@ -15,7 +15,8 @@ struct Weights {
   const void* data;
   const float* scales;  // of weights of 8 bits
   int64_t columns, depth;
-  int64_t bits;  // of each weight: 32, 16 or 8
+  int64_t bits;    // of each weight: 32, 16 or 8
+  int64_t rounds;  // inputs of weights of 16 bits may be rounded to bfloat16
 };
 
 static inline FloatWeights floats_of(const Weights& w) {
@@ -23,7 +24,7 @@ static inline FloatWeights floats_of(const Weights& w) {
 }
 
 static inline HalfWeights halves_of(const Weights& w) {
-  return {static_cast<const uint32_t*>(w.data), w.columns, w.depth};
+  return {static_cast<const uint32_t*>(w.data), w.columns, w.depth, w.rounds != 0};
 }
 
 static inline ByteWeights bytes_of(const Weights& w) {

@@ -21,7 +21,7 @@ def config_of(service: str, *flags: str) -> object:
 BOTH = [
     ("--device=tpu", "--device 'tpu' is not supported; use cpu, cuda or cuda:N"),
     ("--compute=native --device=cuda", "--compute native needs --device cpu"),
-    ("--compute=native --dtype=bfloat16", "--compute native needs --device cpu and --dtype float32"),
+    ("--compute=native --dtype=float16", "--compute native needs --device cpu and no --dtype float16"),
     ("--port=9090 --metrics-port=9090", "--port, --health-port and --metrics-port must differ"),
     ("--tls-cert=a", "--tls-cert and --tls-key go together"),
     ("--tls-client-ca=a", "--tls-client-ca needs --tls-cert"),

@@ -42,7 +42,8 @@ def test_kernels_compute_where_they_can_and_torch_where_it_is_asked_for(tmp_path
     assert choose(directory, deterministic=True).startswith("native")
     assert choose(directory, compute=ComputeChoice.TORCH) == "torch"
     assert choose(directory, compute=ComputeChoice.TORCH, deterministic=True) == "torch in tiles"
-    assert choose(directory, dtype=torch.bfloat16) == "torch"
+    assert choose(directory, dtype=torch.bfloat16).endswith("bfloat16")
+    assert choose(directory, dtype=torch.float16) == "torch"
     assert choose(directory, quantize=Quantize.INT8).endswith("int8")
     with pytest.raises(ValueError, match="--quantize int8 needs the kernels: plain torch is asked for"):
         choose(directory, compute=ComputeChoice.TORCH, quantize=Quantize.INT8)
@@ -51,7 +52,7 @@ def test_kernels_compute_where_they_can_and_torch_where_it_is_asked_for(tmp_path
 def test_without_kernels_torch_computes_and_whoever_insists_is_told_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(*, threads: int) -> None:
+    def none(*, threads: int, rounds: bool) -> None:
         raise NativeUnavailableError("there is no compiler")
 
     monkeypatch.setattr(opening, "open_library", none)

@@ -102,23 +102,53 @@ def test_a_long_prompt_is_the_same_bits_by_one_thread_and_by_several(in_halves: 
         assert all(torch.equal(mine, its) for mine, its in zip(found[0], other, strict=True))
 
 
+def test_keys_and_values_in_bfloat16_are_the_nearest_ones_of_those_in_float32(directory: Path) -> None:
+    """Those of the first layer, which depend on no others; what is read again differs by no more than their rounding."""
+    exact, cache = _hidden(directory, [20, 51])
+    found, rough = _hidden(directory, [20, 51], kv_dtype=torch.bfloat16)
+    assert torch.equal(rough.key_blocks[0], cache.key_blocks[0].bfloat16())
+    assert torch.equal(rough.value_blocks[0], cache.value_blocks[0].bfloat16())
+    error = (found - exact)[[20, 51]].norm() / exact[[20, 51]].norm()
+    assert 1e-4 < error < 4e-3
+
+
+def test_a_library_that_rounds_keeps_every_matrix_in_bfloat16(directory: Path) -> None:
+    compute = _compute(_load(directory, in_halves=True), rounds=True)[0]
+    assert compute.name.endswith(" bfloat16")
+    token_ids = torch.arange(100)
+    expected = open_checkpoint(directory)
+    table = DecoderModel.load(expected, device=torch.device("cpu"), dtype=torch.float32).decoder.model.embed_tokens
+    assert torch.equal(compute.embed(token_ids), table.weight[token_ids].bfloat16().float())
+
+
 def _load(directory: Path, *, in_halves: bool) -> DecoderModel:
     checkpoint = open_checkpoint(directory)
     return DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.float32, in_halves=in_halves)
 
 
-def _compute(model: DecoderModel, *, threads: int = 2, num_blocks: int = NUM_BLOCKS) -> tuple[NativeCompute, KVCache]:
+def _compute(
+    model: DecoderModel,
+    *,
+    threads: int = 2,
+    num_blocks: int = NUM_BLOCKS,
+    kv_dtype: torch.dtype = torch.float32,
+    rounds: bool = False,
+) -> tuple[NativeCompute, KVCache]:
     cache = KVCache(
-        model.config, num_blocks=num_blocks, block_size=BLOCK_SIZE, device=torch.device("cpu"), dtype=torch.float32
+        model.config, num_blocks=num_blocks, block_size=BLOCK_SIZE, device=torch.device("cpu"), dtype=kv_dtype
     )
     cache.clear(range(num_blocks))
-    return NativeCompute(model, cache, open_library(threads=threads)), cache
+    return NativeCompute(model, cache, open_library(threads=threads, rounds=rounds)), cache
 
 
 def _hidden(
-    directory: Path, wanted: list[int], *prompt_rows: PromptRows, in_halves: bool = False
+    directory: Path,
+    wanted: list[int],
+    *prompt_rows: PromptRows,
+    in_halves: bool = False,
+    kv_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, KVCache]:
-    compute, cache = _compute(_load(directory, in_halves=in_halves))
+    compute, cache = _compute(_load(directory, in_halves=in_halves), kv_dtype=kv_dtype)
     positions = [torch.arange(length) for length in LENGTHS]
     slots = [
         table[each // BLOCK_SIZE] * BLOCK_SIZE + each % BLOCK_SIZE

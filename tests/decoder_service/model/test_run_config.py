@@ -89,7 +89,11 @@ def test_a_decoder_runs_on_one_device() -> None:
 def plan(config: RunConfig, monkeypatch: pytest.MonkeyPatch, free: int, num_requests: int = 2) -> int:
     monkeypatch.setattr("decoder_service.model.memory.free_bytes", lambda _: free)
     return plan_num_blocks(
-        config, memory_fraction=0.5, max_num_batched_tokens=num_requests, max_num_requests=num_requests
+        config,
+        dtype=config.dtype,
+        memory_fraction=0.5,
+        max_num_batched_tokens=num_requests,
+        max_num_requests=num_requests,
     )
 
 
