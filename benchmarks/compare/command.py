@@ -6,20 +6,21 @@ Knows the command line and where results go. Does not know how cases are run.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.compare.cases import HALF_CASES, SMOKE_CASES, TEXT_CASES, TextCase
+from benchmarks.compare.conditions import Conditions
 from benchmarks.compare.picture_cases import SMOKE_PICTURE_CASES, PictureCase, picture_cases
 from benchmarks.compare.pictures import run_picture_cases
 from benchmarks.compare.results import CaseResult, table
-from benchmarks.compare.text import Quietly, run_text_cases
+from benchmarks.compare.text import run_text_cases
 from benchmarks.exclusive import exclusive
 from benchmarks.peers.environments import TEXT_PEERS, VISION_PEERS, Peer
 from benchmarks.report import save
+from common.model.settings import DtypeChoice
 from common.settings.settings import from_arguments, setting
 
 PEERS_FOLDER = Path("build/peers")
@@ -39,6 +40,7 @@ class CompareConfig:
     engines: tuple[str, ...] = setting(
         (), help="whole names of peers, such as `vllm,vllm bfloat16`; all where empty, none for `none`"
     )
+    dtype: DtypeChoice = setting(DtypeChoice.FLOAT32, help="type that we compute in; peers have their own")
     peers: Path = setting(PEERS_FOLDER, help="folder with the peers' environments, see benchmarks/peers/install")
     cores: str = setting("0", help="cores that every engine is pinned to, with commas")
     rounds: int = setting(3, minimum=1, help="how often each engine is measured")
@@ -55,11 +57,8 @@ def run(options: argparse.Namespace) -> int:
     """Compare, print the table, write the file; 1 where an engine that is installed did not run."""
     config = from_arguments(CompareConfig, options)
 
-    def quietly() -> AbstractContextManager[None]:
-        return exclusive([Path(lock) for lock in config.lock])
-
     results: list[CaseResult] = []
-    for result in _run(config, quietly):
+    for result in _run(config):
         results.append(result)
         if config.json is not None:
             save(config.json, "compare", results)  # After each, as the next may take long.
@@ -67,28 +66,20 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(_broken(result) for result in results) else 0
 
 
-def _run(config: CompareConfig, quietly: Quietly) -> Iterator[CaseResult]:
-    cores = [int(core) for core in config.cores.split(",")]
-    yield from run_text_cases(
-        chosen(TEXT_CASES + HALF_CASES + SMOKE_CASES, config.cases),
-        wanted(TEXT_PEERS, config.engines),
+def _run(config: CompareConfig) -> Iterator[CaseResult]:
+    conditions = Conditions(
         folder=config.peers,
-        cores=cores,
+        cores=[int(core) for core in config.cores.split(",")],
         rounds=config.rounds,
         niceness=config.niceness,
-        quietly=quietly,
+        quietly=lambda: exclusive([Path(lock) for lock in config.lock]),
+        our_dtype=config.dtype.value,
     )
+    text = chosen(TEXT_CASES + HALF_CASES + SMOKE_CASES, config.cases)
+    yield from run_text_cases(text, wanted(TEXT_PEERS, config.engines), conditions)
     pictures = chosen([*picture_cases(PICTURES_FOLDER), *SMOKE_PICTURE_CASES], config.cases)
     for _, cases in groupby(pictures, key=lambda case: case.model):
-        yield from run_picture_cases(
-            list(cases),
-            wanted(VISION_PEERS, config.engines),
-            folder=config.peers,
-            cores=cores,
-            rounds=config.rounds,
-            niceness=config.niceness,
-            quietly=quietly,
-        )
+        yield from run_picture_cases(list(cases), wanted(VISION_PEERS, config.engines), conditions)
 
 
 def wanted(peers: Sequence[Peer], names: Sequence[str]) -> list[Peer]:

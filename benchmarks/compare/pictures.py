@@ -8,15 +8,14 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks import checkpoints
 from benchmarks.compare.agreement import agreement
+from benchmarks.compare.conditions import Conditions
 from benchmarks.compare.picture_cases import PictureCase, encode_flops
 from benchmarks.compare.results import CaseResult, EngineResult
-from benchmarks.compare.text import Quietly
 from benchmarks.peers.environments import CEILINGS, OURS_VISION, VISION_PEERS, Peer
 from benchmarks.peers.protocol import PeerError, Worker
 from benchmarks.statistics import Spread, percentile
@@ -39,36 +38,30 @@ class _Entry:
 
 
 def run_picture_cases(
-    cases: Sequence[PictureCase],
-    peers: Sequence[Peer],
-    *,
-    folder: Path,
-    cores: Sequence[int],
-    rounds: int,
-    niceness: int,
-    quietly: Quietly,
+    cases: Sequence[PictureCase], peers: Sequence[Peer], conditions: Conditions
 ) -> Iterator[CaseResult]:
-    """All cases on these cores, measured inside `quietly`."""
+    """All cases, which are of one model."""
     if not cases:
         return
+    folder, cores, ours = conditions.folder, conditions.cores, replace(OURS_VISION, dtype=conditions.our_dtype)
     with ExitStack() as stack:
         ceilings = stack.enter_context(CEILINGS.start(folder, cores))
         rows = {_engine(row) for case in cases for row in case.peer_ops}
-        asked = [OURS_VISION, *(peer for peer in peers if peer.name in rows)]
+        asked = [ours, *(peer for peer in peers if peer.name in rows)]
         installed = [peer for peer in asked if peer.python(folder) is not None]
         not_run = {peer.name: "not installed" for peer in asked if peer not in installed}
         workers = {peer.name: stack.enter_context(peer.start(folder, cores)) for peer in installed}
         versions, failed = _load(installed, workers, cases[0].model)
         not_run |= failed
-        with quietly():
+        with conditions.quietly():
             for worker in (ceilings, *workers.values()):
-                worker.set_niceness(niceness)
+                worker.set_niceness(conditions.niceness)
             for case in cases:
                 entries = _entries(case, workers)
                 ceiling = ceilings.ask("measure")
                 for entry in entries:
                     entry.check = entry.worker.ask(entry.op, **_arguments(case, 1))["check"]
-                _measure(case, entries, rounds)
+                _measure(case, entries, conditions.rounds)
                 limit = _limit(case, workers[OURS_VISION.name], ceiling)
                 sys.stderr.write(f"{case.name} is measured\n")
                 yield _result(case, entries, versions, limit, len(cores), not_run)

@@ -5,21 +5,20 @@ Knows rounds and what is kept equal. Does not know engines (see `benchmarks.peer
 
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks import checkpoints
 from benchmarks.compare.agreement import agreement
 from benchmarks.compare.cases import TextCase, limit_seconds
+from benchmarks.compare.conditions import Conditions
 from benchmarks.compare.results import CaseResult, EngineResult
 from benchmarks.peers.environments import CEILINGS, OURS, Peer
 from benchmarks.peers.protocol import PeerError, Worker
 from benchmarks.statistics import Spread, percentile
 
-Quietly = Callable[[], AbstractContextManager[None]]
 _CHECKED_TOKENS = 16
 _ROUND_SECONDS = 0.5
 """An engine's turn in a round: short requests are repeated until so much time is measured."""
@@ -38,46 +37,39 @@ class _Running:
     """Of the prompts that every engine was asked before the rounds."""
 
 
-def run_text_cases(
-    cases: Sequence[TextCase],
-    peers: Sequence[Peer],
-    *,
-    folder: Path,
-    cores: Sequence[int],
-    rounds: int,
-    niceness: int,
-    quietly: Quietly,
-) -> Iterator[CaseResult]:
-    """All cases on these cores; engines are loaded once for each model, and measured inside `quietly`."""
+def run_text_cases(cases: Sequence[TextCase], peers: Sequence[Peer], conditions: Conditions) -> Iterator[CaseResult]:
+    """All cases; engines are loaded once for each model."""
     for model, dtypes in dict.fromkeys((case.model, case.dtypes) for case in cases):
         of_model = [case for case in cases if (case.model, case.dtypes) == (model, dtypes)]
         asked = [peer for peer in peers if peer.dtype in dtypes]
         with ExitStack() as workers:
-            ceilings = workers.enter_context(CEILINGS.start(folder, cores))
-            engines, not_run = _load(of_model, asked, folder=folder, cores=cores, workers=workers)
-            with quietly():
+            ceilings = workers.enter_context(CEILINGS.start(conditions.folder, conditions.cores))
+            engines, not_run = _load(of_model, asked, conditions, workers)
+            with conditions.quietly():
                 for worker in (ceilings, *(engine.worker for engine in engines)):
-                    worker.set_niceness(niceness)
+                    worker.set_niceness(conditions.niceness)
                 for case in of_model:
                     limits = ceilings.ask("measure")
                     failed = _check(case, engines)
-                    failed |= _measure(case, [each for each in engines if each.peer.name not in failed], rounds)
+                    failed |= _measure(
+                        case, [each for each in engines if each.peer.name not in failed], conditions.rounds
+                    )
                     alive = [engine for engine in engines if engine.peer.name not in failed]
                     sys.stderr.write(f"{case.name} is measured\n")
-                    yield _result(case, alive, limits, len(cores), not_run | failed)
+                    yield _result(case, alive, limits, len(conditions.cores), not_run | failed)
 
 
 def _load(
-    cases: Sequence[TextCase], peers: Sequence[Peer], *, folder: Path, cores: Sequence[int], workers: ExitStack
+    cases: Sequence[TextCase], peers: Sequence[Peer], conditions: Conditions, workers: ExitStack
 ) -> tuple[list[_Running], dict[str, str]]:
     """Start and load ourselves and every peer that is installed; the cases are of one model."""
     running, not_run = [], {}
     directory = checkpoints.checkpoint(cases[0].model)
-    for peer in (OURS, *peers):
-        if peer.python(folder) is None:
+    for peer in (replace(OURS, dtype=conditions.our_dtype), *peers):
+        if peer.python(conditions.folder) is None:
             not_run[peer.name] = "not installed"
             continue
-        worker = workers.enter_context(peer.start(folder, cores))
+        worker = workers.enter_context(peer.start(conditions.folder, conditions.cores))
         try:
             loaded = worker.ask(
                 "load",
@@ -122,7 +114,7 @@ def _measure(case: TextCase, engines: Sequence[_Running], rounds: int) -> dict[s
                 if engine.peer.name not in failed:
                     _take_turn(case, engine, number)
             except PeerError as error:
-                if engine.peer is OURS:
+                if engine.peer.name == OURS.name:
                     raise
                 failed[engine.peer.name] = str(error)
     return failed
@@ -145,7 +137,7 @@ def _take_turn(case: TextCase, engine: _Running, number: int) -> None:
 def _result(
     case: TextCase, engines: Sequence[_Running], limits: dict[str, float], num_cores: int, not_run: dict[str, str]
 ) -> CaseResult:
-    ours = next(engine for engine in engines if engine.peer is OURS)
+    ours = next(engine for engine in engines if engine.peer.name == OURS.name)
     seconds = limit_seconds(
         case,
         checkpoints.text_config(case.model),

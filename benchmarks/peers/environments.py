@@ -35,7 +35,7 @@ class Peer:
     wants_native: bool = False
     """Whether it runs the twin in Mistral's own format, see `checkpoints.native_twin`."""
     dtype: str = "float32"
-    """Type of weights and activations, which it is told when it loads; ours has its default whatever it is told."""
+    """Type of weights and activations, which it is told when it loads."""
 
     def python(self, folder: Path) -> Path | None:
         """Its interpreter below the folder of environments; None where it is not installed."""

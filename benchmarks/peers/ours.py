@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.peers.protocol import serve
 from common.checkpoint.checkpoint import open_checkpoint
-from common.model.settings import ModelSettings
+from common.model.settings import DtypeChoice, ModelSettings
 from common.server.config import ServerConfig
 from common.server.process import freeze_loaded, tune_allocator
 from common.version import server_version
@@ -25,7 +25,12 @@ from decoder_service.sampling.sampling_params import SamplingParams
 
 
 def in_process_engine(
-    model: Path, *, max_requests: int, max_tokens: int, settings: EngineSettings | None = None
+    model: Path,
+    *,
+    max_requests: int,
+    max_tokens: int,
+    settings: EngineSettings | None = None,
+    dtype: DtypeChoice = DtypeChoice.AUTO,
 ) -> Engine:
     """An engine with room for so many requests of so many tokens each, with the service's defaults otherwise."""
     defaults = settings or EngineSettings()
@@ -36,7 +41,10 @@ def in_process_engine(
         num_blocks=math.ceil(1.25 * max_requests * -(-max_tokens // defaults.block_size)) + 8,
     )
     config = DecoderConfig(
-        server=ServerConfig(), model=ModelSettings(model=model), engine=settings, requests=RequestSettings()
+        server=ServerConfig(),
+        model=ModelSettings(model=model, dtype=dtype),
+        engine=settings,
+        requests=RequestSettings(),
     )
     checkpoint = open_checkpoint(model)
     return build_engine(config, checkpoint, build_run_config(config, checkpoint))
@@ -66,11 +74,13 @@ class Worker:
         self._engine: Engine | None = None
         self._num_requests = 0
 
-    def load(self, model: str, max_requests: int, max_tokens: int, **_: object) -> dict[str, object]:
-        """Load a checkpoint in float32."""
+    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str) -> dict[str, object]:
+        """Load a checkpoint."""
         tune_allocator()
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self._engine = in_process_engine(Path(model), max_requests=max_requests, max_tokens=max_tokens)
+        self._engine = in_process_engine(
+            Path(model), max_requests=max_requests, max_tokens=max_tokens, dtype=DtypeChoice(dtype)
+        )
         freeze_loaded()  # As the service does.
         compute = self._engine.stats().compute
         return {"version": f"diptych {server_version()}, {compute}, torch {torch.__version__}"}

@@ -8,9 +8,7 @@ import time
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.checkpoints import PREPROCESSING
@@ -21,7 +19,8 @@ from common.checkpoint.checkpoint import open_checkpoint
 from common.features.features import FeatureSpec
 from common.image.header import ImageLimits
 from common.image.identity import ImageHash
-from common.model.settings import ModelSettings
+from common.model.devices import find_dtype
+from common.model.settings import DtypeChoice, ModelSettings
 from common.native.opening import choose_library
 from common.native.resizing import find_kernels, open_resize
 from common.server.process import freeze_loaded, tune_allocator
@@ -38,10 +37,11 @@ from vision_service.model.runner import EncoderRunner
 _LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)
 
 
-def in_process_encoder(model: Path) -> EncoderRunner:
-    """An encoder in float32, computed by what the vision service would choose."""
-    device, dtype = torch.device("cpu"), torch.float32
-    library, _ = choose_library(ModelSettings(model=model), device=device, dtype=dtype)
+def in_process_encoder(model: Path, choice: DtypeChoice = DtypeChoice.AUTO) -> EncoderRunner:
+    """An encoder on the CPU, computed by what the vision service would choose."""
+    device = torch.device("cpu")
+    dtype = find_dtype(choice, device)
+    library, _ = choose_library(ModelSettings(model=model, dtype=choice), device=device, dtype=dtype)
     checkpoint = open_checkpoint(model)
     return EncoderRunner.load(checkpoint, PREPROCESSING, device=device, dtype=dtype, library=library)
 
@@ -52,29 +52,37 @@ class Worker:
     def __init__(self) -> None:
         self._encoder: EncoderRunner | None = None
         self._engine: Engine | None = None
-        self._vocab_size = 0
+        self._vocab_size, self._dtype = 0, ""
         self._num_requests = 0
         self._kernels = find_kernels()
         self._resize = open_resize(self._kernels)
 
-    def load(self, model: str, max_requests: int, max_tokens: int, **_: object) -> dict[str, object]:
-        """Load encoder and engine in float32."""
+    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str) -> dict[str, object]:
+        """Load encoder and engine."""
         tune_allocator()
         keep_pixel_memory(_LIMITS.max_pixels, whole=self._kernels is not None)
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         checkpoint = open_checkpoint(Path(model))
-        self._encoder = in_process_encoder(Path(model))
+        self._dtype = dtype
+        self._encoder = in_process_encoder(Path(model), DtypeChoice(dtype))
         self._vocab_size = checkpoint.text_config.vocab_size
-        self._engine = in_process_engine(Path(model), max_requests=max_requests, max_tokens=max_tokens)
+        self._engine = in_process_engine(
+            Path(model), max_requests=max_requests, max_tokens=max_tokens, dtype=DtypeChoice(dtype)
+        )
         freeze_loaded()  # As the services do.
-        return {"version": f"diptych {server_version()}, torch {torch.__version__}"}
+        compute = self._engine.stats().compute
+        return {"version": f"diptych {server_version()}, {compute}, torch {torch.__version__}"}
 
     def encode(self, sizes: list[list[int]], seed: int) -> dict[str, object]:
         """Features of random pictures in one batch; the answer's check is the mean of each picture's features."""
         images: list[Pixels] = list(random_pixels(sizes, seed))
         started_at = time.perf_counter()
         features = self._features(images)
-        return {"seconds": time.perf_counter() - started_at, "check": [float(np.abs(each).mean()) for each in features]}
+        seconds, dtype = time.perf_counter() - started_at, getattr(torch, self._dtype)
+        return {
+            "seconds": seconds,
+            "check": [float(torch.frombuffer(each, dtype=dtype).abs().mean()) for each in features],
+        }
 
     def preprocess(self, path: str) -> dict[str, object]:
         """Pixels of a picture's file; the check is their mean."""
@@ -94,7 +102,7 @@ class Worker:
     def answer(self, sizes: list[list[int]], seed: int, max_tokens: int) -> dict[str, object]:
         """Greedy tokens of requests with one picture each, from its pixels on."""
         images: list[Pixels] = list(random_pixels(sizes, seed))
-        if self._engine is None:
+        if self._engine is None or self._encoder is None:
             raise ValueError("no model is loaded")
         started_at = time.perf_counter()
         tokens: dict[str, list[int]] = {}
@@ -102,8 +110,12 @@ class Worker:
             request = self._request(width, height, seed + index, max_tokens)
             tokens[request.request_id] = []
             self._engine.submit(request)
-            spec, rows = _spec(width, height, features.shape[1]), memoryview(bytearray(features.tobytes()))
-            self._engine.features_arrived(request.request_id, 0, ImageFeatures(spec=spec, data=rows))
+            grid = PREPROCESSING.patch_grid(width, height)
+            spec = FeatureSpec(
+                image_hash=ImageHash(bytes(32)), grid=grid, width=self._encoder.feature_width, dtype=self._dtype
+            )
+            arrived = ImageFeatures(spec=spec, data=memoryview(features))
+            self._engine.features_arrived(request.request_id, 0, arrived)
         while self._engine.has_work:
             for token in self._engine.step().tokens:
                 tokens[token.request_id].append(token.token_id)
@@ -122,16 +134,10 @@ class Worker:
             arrival=self._num_requests,
         )
 
-    def _features(self, images: list[Pixels]) -> list[NDArray[np.float32]]:
+    def _features(self, images: list[Pixels]) -> list[bytearray]:
         if self._encoder is None:
             raise ValueError("no model is loaded")
-        encoded = self._encoder.encode(images)
-        return [np.frombuffer(rows_of(each), np.float32).reshape(-1, self._encoder.feature_width) for each in encoded]
-
-
-def _spec(width: int, height: int, features: int) -> FeatureSpec:
-    grid = PREPROCESSING.patch_grid(width, height)
-    return FeatureSpec(image_hash=ImageHash(bytes(32)), grid=grid, width=features, dtype="float32")
+        return [bytearray(rows_of(each)) for each in self._encoder.encode(images)]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from benchmarks.report import QUICK, save
 from benchmarks.service.overhead import OverheadResult, measure_overhead
 from benchmarks.service.pictures import InterferenceResult, OpenLoopResult, PictureLoads
 from common.client.client import AsyncDiptychClient
+from common.model.settings import DtypeChoice
 from common.settings.settings import from_arguments, setting
 
 CASES = ("C10", "C11", "C12")
@@ -45,6 +46,7 @@ class ServiceConfig:
         (), help="settings of the decoder's engine to run the cases with, such as max_step_stretch=1.3"
     )
     weights: str = setting("float32", help="type of the models' weights: float32 or bfloat16")
+    dtype: DtypeChoice = setting(DtypeChoice.FLOAT32, help="type that engine and services compute in")
     quick: bool = setting(False, help="tiny models, to see that everything runs")
     json: Path | None = setting(None, help="file for the results")
     lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
@@ -101,6 +103,7 @@ def _overheads(config: ServiceConfig, engine: str) -> list[OverheadResult]:
                 "smoke" if config.quick else f"small{_SUFFIXES[config.weights]}",
                 (1, 2) if config.quick else (1, 8, 32),
                 engine_core=config.service_core,
+                dtype=config.dtype.value,
                 rounds=config.rounds,
                 folder=Path(),
                 log=_LOG,
@@ -113,7 +116,10 @@ def _overheads(config: ServiceConfig, engine: str) -> list[OverheadResult]:
 async def _pictures(config: ServiceConfig, engine: str) -> tuple[list[OpenLoopResult], InterferenceResult | None]:
     model = checkpoints.checkpoint("smoke-pixtral" if config.quick else f"pixtral{_SUFFIXES[config.weights]}")
     cores = [int(core) for core in config.cores.split(",")]
-    with _decoder_flags(engine) as flags, running_pair(model, cores=cores, log=_LOG, flags=flags) as pair:
+    with (
+        _decoder_flags(engine) as flags,
+        running_pair(model, cores=cores, log=_LOG, flags=("--dtype", config.dtype.value, *flags)) as pair,
+    ):
         async with AsyncDiptychClient(pair.address) as client:
             loads = PictureLoads(client, PromptMaker(client, await client.get_model_info(timeout=60)))
             open_loops = await loads.open_loops((0.5, 0.8), count=config.requests) if "C11" in config.cases else []

@@ -44,18 +44,22 @@ def measure_overhead(
     concurrencies: Sequence[int],
     *,
     engine_core: int,
+    dtype: str = "float32",
     rounds: int,
     folder: Path,
     log: Path,
     flags: Sequence[str] = (),
 ) -> list[OverheadResult]:
-    """Compare the two sides at each concurrency; all requests of a round are sent at once. The services get `flags`."""
+    """Compare the two sides at each concurrency; all requests of a round are sent at once. The services get `flags`.
+
+    Both sides compute in `dtype`.
+    """
     directory = checkpoints.checkpoint(model)
     with (
         OURS.start(folder, [engine_core]) as engine,
-        running_pair(directory, cores=[engine_core], log=log, flags=flags) as pair,
+        running_pair(directory, cores=[engine_core], log=log, flags=("--dtype", dtype, *flags)) as pair,
     ):
-        engine.ask("load", model=str(directory), max_requests=max(concurrencies), max_tokens=128)
+        engine.ask("load", model=str(directory), max_requests=max(concurrencies), max_tokens=128, dtype=dtype)
         return [
             asyncio.run(_compare(engine, pair.address, concurrency, rounds=rounds)) for concurrency in concurrencies
         ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.compare.cases import HALF_CASES, SMOKE_CASES, TEXT_CASES, TextCase
 from benchmarks.compare.command import wanted
+from benchmarks.compare.conditions import Conditions
 from benchmarks.compare.picture_cases import SMOKE_PICTURE_CASES
 from benchmarks.compare.pictures import run_picture_cases
 from benchmarks.compare.results import CaseResult
@@ -48,11 +49,15 @@ _PEERS = (
 )
 
 
-def _run(case: TextCase, folder: Path) -> CaseResult:
-    (found,) = run_text_cases(
-        [case], _PEERS, folder=folder, cores=[0], rounds=1, niceness=0, quietly=lambda: nullcontext()
-    )
+def _run(case: TextCase, folder: Path, our_dtype: str = "float32") -> CaseResult:
+    (found,) = run_text_cases([case], _PEERS, _conditions(folder, our_dtype))
     return found
+
+
+def _conditions(folder: Path, our_dtype: str = "float32") -> Conditions:
+    return Conditions(
+        folder=folder, cores=[0], rounds=1, niceness=0, quietly=lambda: nullcontext(), our_dtype=our_dtype
+    )
 
 
 def test_a_peer_in_bfloat16_is_told_so_and_its_other_tokens_are_counted_and_fail_nothing(tmp_path: Path) -> None:
@@ -82,13 +87,18 @@ def test_rows_in_bfloat16_are_engines_of_their_own_in_picture_cases(tmp_path: Pa
     (found,) = run_picture_cases(
         [replace(SMOKE_PICTURE_CASES[0], peer_ops=rows)],
         VISION_PEERS,
-        folder=tmp_path,
-        cores=[0],
-        rounds=1,
-        niceness=0,
-        quietly=lambda: nullcontext(),
+        _conditions(tmp_path),
     )
     assert found.not_run == dict.fromkeys(["transformers", "transformers bfloat16", "vllm bfloat16"], "not installed")
+
+
+def test_we_compute_in_the_type_that_we_are_told_and_peers_in_their_own(tmp_path: Path) -> None:
+    ours, other = _run(SMOKE_CASES[0], tmp_path, our_dtype="bfloat16").engines
+    assert "bfloat16" in ours.version
+    assert "bfloat16" not in _run(SMOKE_CASES[0], tmp_path).engines[0].version
+    assert other.version == "one that runs in float32"
+    (found,) = run_picture_cases(SMOKE_PICTURE_CASES, [], _conditions(tmp_path, "bfloat16"))
+    assert "bfloat16" in found.engines[0].version
 
 
 def test_a_peer_is_wanted_by_its_whole_name() -> None:

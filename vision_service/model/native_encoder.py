@@ -1,7 +1,8 @@
 """The patch encoder in our own kernels: all layers of a batch in one call.
 
 Knows how the encoder's weights are laid out for the kernels (see `common.native`). Does not know how they compute.
-On a CPU only; what passes between products, and comes out, is float32. A picture's features are the same bits in any batch.
+On a CPU only; what passes between products, and comes out, is float32. A picture's features are the same bits in any
+batch.
 """
 
 from array import array

@@ -103,7 +103,7 @@ def test_a_long_prompt_is_the_same_bits_by_one_thread_and_by_several(in_halves: 
 
 
 def test_keys_and_values_in_bfloat16_are_the_nearest_ones_of_those_in_float32(directory: Path) -> None:
-    """Those of the first layer, which depend on no others; what is read again differs by no more than their rounding."""
+    """Those of the first layer, which depend on no others; what is read again differs by their rounding at most."""
     exact, cache = _hidden(directory, [20, 51])
     found, rough = _hidden(directory, [20, 51], kv_dtype=torch.bfloat16)
     assert torch.equal(rough.key_blocks[0], cache.key_blocks[0].bfloat16())
