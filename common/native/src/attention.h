@@ -7,9 +7,9 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "attention_tile.h"
+#include "buffer.h"
 #include "pool.h"
 
 // Rows of one part of the work: enough lanes to be worth the reading of all keys, few enough for their sums to stay near.
@@ -48,7 +48,7 @@ static inline const float* copy_row(const Stored* values, int64_t head_dim, floa
 
 // Working memory of one thread.
 struct AttentionScratch {
-  std::vector<float> keys, values, sums, state;
+  Buffer<float> keys, values, sums, state;
 };
 
 // New rows of one sequence against one key-value head. Rows [rows, heads, head_dim] stand `stride` floats apart; the

@@ -221,7 +221,7 @@ class Decoder {
   const float* norm_;
   Weights head_;
   Embeddings table_;
-  std::vector<float> rows_, last_, logits_, qkv_, cosines_, sines_, some_, some_qkv_;
+  Buffer<float> rows_, last_, logits_, qkv_, cosines_, sines_, some_, some_qkv_;
   std::vector<Part> parts_, some_parts_;
   std::vector<int64_t> firsts_;  // row of each request's first token
 };

@@ -31,7 +31,7 @@ class Encoder {
     const int64_t width = shape_.heads * shape_.head_dim;
     const Heads heads{shape_.head_dim, 1, shape_.scale, false, 0};
     // Given back when all is done: batches of pictures may be large, and come now and then.
-    std::vector<float> qkv(rows * 3 * width);
+    Buffer<float> qkv(rows * 3 * width);
     for (const EncoderLayer& layer : layers_) {
       each_block(pool_, rows, [&](Pool& pool, int64_t first, int64_t count) {
         project(pool, layer, count, x + first * shape_.hidden, cosines + first * shape_.head_dim / 2,

@@ -2,8 +2,6 @@
 // Knows packed weights and rows. Does not know which layer they are of.
 #pragma once
 
-#include <vector>
-
 #include "rows.h"
 #include "weights.h"
 
@@ -30,7 +28,7 @@ static inline void each_block(Pool& pool, int64_t rows, const Function& function
 
 // The rows' norm, until the same thread's next call.
 static const float* normed(Pool& pool, const float* weight, float eps, int64_t size, int64_t rows, const float* x) {
-  static thread_local std::vector<float> buffer;
+  static thread_local Buffer<float> buffer;
   float* to = grow(buffer, rows * size);
   each_row(pool, rows, [&](int64_t r) { rms_norm(x + r * size, weight, eps, size, to + r * size); });
   return to;
@@ -39,7 +37,7 @@ static const float* normed(Pool& pool, const float* weight, float eps, int64_t s
 // x [rows, hidden] += down(silu(gate) * up) of its norm.
 static void feed_forward(Pool& pool, const float* norm, float eps, const Weights& gate_up, const Weights& down,
                          int64_t rows, float* x) {
-  static thread_local std::vector<float> wide_buffer, narrow_buffer;
+  static thread_local Buffer<float> wide_buffer, narrow_buffer;
   const int64_t hidden = gate_up.depth, size = down.depth;
   float* wide = grow(wide_buffer, rows * 2 * size);
   float* narrow = grow(narrow_buffer, rows * size);

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "buffer.h"
 #include "pool.h"
 #include "vectors.h"
 

@@ -18,47 +18,38 @@ static inline void take_sums(const float* sums, int64_t rows, int64_t width, int
   }
 }
 
-// R tiles of rows from `tile` on, `rows` at most, times P panels over some steps of depth.
-template <int R, int P, int N>
-static void multiply_block(const Tiles<N>& tiles, const HalfWeights& w, int64_t panel, int64_t step, int64_t steps,
-                           const TileInputs<N>& inputs, int64_t tile, int64_t rows, float* y, int64_t y_stride, bool add) {
+// P panels times all rows over some steps of depth, R tiles of them at once.
+template <int P, int R, int N>
+static void multiply_panels(const Tiles<R, N>& tiles, const HalfWeights& w, int64_t panel, int64_t step, int64_t steps,
+                            const TileInputs<N>& inputs, int64_t rows, float* y, int64_t y_stride, bool add) {
   constexpr int64_t width = P * kPanel;
   alignas(64) float sums[R * kTileRows * width];
-  const int64_t column = panel * kPanel, most = R * inputs.height;
-  if (!add && column + width <= w.columns && most <= rows)
-    return tiles.template multiply<R, P>(w, panel, step, steps, inputs, tile, y + column, y_stride);
-  tiles.template multiply<R, P>(w, panel, step, steps, inputs, tile, sums, width);
-  take_sums(sums, std::min(most, rows), width, column, w.columns, y, y_stride, add);
+  const int64_t column = panel * kPanel, height = R * inputs.height;
+  for (int64_t row = 0, tile = 0; row < rows; row += height, tile += R) {
+    float* to = y + row * y_stride;
+    if (!add && column + width <= w.columns && row + height <= rows) {
+      tiles.template multiply<P>(w, panel, step, steps, inputs, tile, to + column, y_stride);
+      continue;
+    }
+    tiles.template multiply<P>(w, panel, step, steps, inputs, tile, sums, width);
+    take_sums(sums, std::min(height, rows - row), width, column, w.columns, to, y_stride, add);
+  }
 }
 
-// P panels times all rows over some steps of depth, R tiles of them at once where there are so many.
-template <int R, int P, int N>
-static void multiply_panels(const Tiles<N>& tiles, const HalfWeights& w, int64_t panel, int64_t step, int64_t steps,
-                            const TileInputs<N>& inputs, int64_t rows, float* y, int64_t y_stride, bool add) {
-  int64_t tile = 0, row = 0;
-  if constexpr (R == 2)
-    for (; row + inputs.height < rows; tile += 2, row += 2 * inputs.height)
-      multiply_block<2, P>(tiles, w, panel, step, steps, inputs, tile, rows - row, y + row * y_stride, y_stride, add);
-  for (; row < rows; ++tile, row += inputs.height)
-    multiply_block<1, P>(tiles, w, panel, step, steps, inputs, tile, rows - row, y + row * y_stride, y_stride, add);
-}
-
-// The panels from `first` on, one part of a product, in blocks of depth whose weights stay in the cache for all rows.
-template <int N>
+// The panels from `first` on, one part of a product, in blocks of depth whose weights stay in the cache for all rows. A
+// single tile of inputs takes two panels beside one another, else two tiles below one another take one.
+template <int R, int N>
 static void panels(const HalfWeights& w, int64_t first, int64_t last, const TileInputs<N>& inputs, int64_t rows, float* y,
                    int64_t y_stride, bool add) {
-  constexpr int64_t block = kDepth / kDepthStep;
-  const bool below = N == kRounded && rows > inputs.height;  // tiles of rows below one another, not panels beside
-  const Tiles<N> tiles(inputs.height);
+  constexpr int64_t block = kDepth / kDepthStep, beside = 2 / R;
+  const Tiles<R, N> tiles(inputs.height);
   for (int64_t step = 0; step < inputs.steps; step += block) {
     const int64_t steps = std::min(block, inputs.steps - step);
     const bool adds = add || step > 0;
     int64_t panel = first;
-    if (!below)
-      for (; panel + 2 <= last; panel += 2)
-        multiply_panels<1, 2>(tiles, w, panel, step, steps, inputs, rows, y, y_stride, adds);
-    for (; panel < last; ++panel)
-      multiply_panels<N == kRounded ? 2 : 1, 1>(tiles, w, panel, step, steps, inputs, rows, y, y_stride, adds);
+    for (; panel + beside <= last; panel += beside)
+      multiply_panels<beside>(tiles, w, panel, step, steps, inputs, rows, y, y_stride, adds);
+    if (panel < last) multiply_panels<1>(tiles, w, panel, step, steps, inputs, rows, y, y_stride, adds);
   }
 }
 
@@ -98,8 +89,9 @@ static void linear_in_pieces(Pool& pool, const HalfWeights& w, int64_t rows, con
     const int64_t row = rows * b / blocks, block = rows * (b + 1) / blocks - row;
     shared.lay_out(block, w.depth);
     each_row(pool, block, [&](int64_t r) { shared.put(r, x + (row + r) * x_stride, w.depth); });
+    const auto part = block > kTileRows ? panels<2, N> : panels<1, N>;
     each_part(pool, w, block, [&](int64_t first, int64_t last) {
-      panels(w, first, last, shared, block, y + row * y_stride, y_stride, add);
+      part(w, first, last, shared, block, y + row * y_stride, y_stride, add);
     });
   }
 }

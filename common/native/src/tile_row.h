@@ -22,7 +22,7 @@ class FlushToZero {
 template <int N>
 struct RowInputs {
   int64_t size;
-  std::vector<float> floats;
+  Buffer<float> floats;
 
   void put(const float* x, int64_t depth) {
     size = steps_of(depth) * kDepthStep;

@@ -4,28 +4,25 @@
 
 #include "tiles.h"
 
-// A tile of inputs, in three pieces or in one, times a tile of weights, added to a tile of sums. Macros, as tiles have no
-// names but numbers that are written out.
-#define DIPTYCH_ADD_EXACT(sums, weights) \
-  do {                                   \
-    _tile_loadd(7, weights, 64);         \
-    _tile_dpbf16ps(sums, 4, 7);          \
-    _tile_dpbf16ps(sums, 5, 7);          \
-    _tile_dpbf16ps(sums, 6, 7);          \
-  } while (false)
-#define DIPTYCH_ADD_ROUNDED(sums, weights) \
-  do {                                     \
-    _tile_loadd(7, weights, 64);           \
-    _tile_dpbf16ps(sums, 4, 7);            \
+// All pieces of a tile of inputs times a tile of weights, added to a tile of sums. A macro, as tiles have no names but
+// numbers that are written out.
+#define DIPTYCH_ADD(sums, weights)                     \
+  do {                                                 \
+    _tile_loadd(7, weights, 64);                       \
+    _tile_dpbf16ps(sums, 4, 7);                        \
+    if constexpr (N == kExact) {                       \
+      _tile_dpbf16ps(sums, 5, 7);                      \
+      _tile_dpbf16ps(sums, 6, 7);                      \
+    }                                                  \
   } while (false)
 
-// The tiles while a thread computes: 0 to 3 are of sums, 7 of weights, 4 of inputs in N pieces. Of three pieces the others
-// are in 5 and 6; of one there is room for a second tile of inputs in 5, and of weights in 6.
-template <int N>
+// The tiles while a thread computes: 0 to 3 are of sums, the others of inputs, R of them below one another and each in N
+// pieces, and of weights.
+template <int R, int N>
 class Tiles {
  public:
   explicit Tiles(int64_t height) : height_(height) {
-    constexpr int first_of_weights = N == kExact ? 7 : 6;
+    constexpr int first_of_weights = R == 2 ? 6 : 7;
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t bytes_of_row[16] = {};
@@ -44,10 +41,10 @@ class Tiles {
 
   // R tiles of inputs from `tile` on times P neighbouring panels over some steps: sums [R * height, P * kPanel], rows
   // `stride` floats apart.
-  template <int R, int P>
+  template <int P>
   void multiply(const HalfWeights& w, int64_t panel, int64_t step, int64_t steps, const TileInputs<N>& inputs, int64_t tile,
                 float* sums, int64_t stride) const {
-    static_assert(R * P <= 2 && (R == 1 || N == kRounded), "there are eight tiles");
+    static_assert(R * P <= 2, "there are four tiles of sums");
     const uint32_t* strips[2 * P];
     for (int i = 0; i < 2 * P; ++i) strips[i] = w.strip(2 * panel + i, step);
     _tile_zero(0);
@@ -60,53 +57,47 @@ class Tiles {
         for (const uint32_t* strip : strips) ask_ahead(strip + at);
       const uint16_t* x = inputs.tile(tile, step + s);
       if constexpr (R == 2)
-        add_two(x, inputs.tile(tile + 1, step + s), strips[0] + at, strips[1] + at);
-      else if constexpr (N == kExact)
-        add_exact(x, inputs.piece_size(), strips, at);
+        add_two(x, inputs.tile(tile + 1, step + s), inputs.piece_size(), strips[0] + at, strips[1] + at);
       else
-        add_rounded(x, strips, at);
+        add_one(x, inputs.piece_size(), strips, at);
     }
-    put<R, P>(sums, stride);
+    put<P>(sums, stride);
   }
 
  private:
+  // Inputs are read once for all strips of weights.
   template <int S>
-  static void add_exact(const uint16_t* x, int64_t piece_size, const uint32_t* const (&strips)[S], int64_t at) {
+  static void add_one(const uint16_t* x, int64_t piece_size, const uint32_t* const (&strips)[S], int64_t at) {
     _tile_loadd(4, x, 64);
-    _tile_loadd(5, x + piece_size, 64);
-    _tile_loadd(6, x + 2 * piece_size, 64);
-    DIPTYCH_ADD_EXACT(0, strips[0] + at);
-    DIPTYCH_ADD_EXACT(1, strips[1] + at);
+    if constexpr (N == kExact) {
+      _tile_loadd(5, x + piece_size, 64);
+      _tile_loadd(6, x + 2 * piece_size, 64);
+    }
+    DIPTYCH_ADD(0, strips[0] + at);
+    DIPTYCH_ADD(1, strips[1] + at);
     if constexpr (S == 4) {
-      DIPTYCH_ADD_EXACT(2, strips[2] + at);
-      DIPTYCH_ADD_EXACT(3, strips[3] + at);
+      DIPTYCH_ADD(2, strips[2] + at);
+      DIPTYCH_ADD(3, strips[3] + at);
     }
   }
 
-  template <int S>
-  static void add_rounded(const uint16_t* x, const uint32_t* const (&strips)[S], int64_t at) {
-    _tile_loadd(4, x, 64);
-    DIPTYCH_ADD_ROUNDED(0, strips[0] + at);
-    DIPTYCH_ADD_ROUNDED(1, strips[1] + at);
-    if constexpr (S == 4) {
-      DIPTYCH_ADD_ROUNDED(2, strips[2] + at);
-      DIPTYCH_ADD_ROUNDED(3, strips[3] + at);
-    }
-  }
-
-  // Every tile that is read is multiplied twice.
-  static void add_two(const uint16_t* x, const uint16_t* below, const uint32_t* weights, const uint32_t* beside) {
-    _tile_loadd(4, x, 64);
+  // Every tile that is read is multiplied twice. Weights stay in the nearest cache for the rows below, so that inputs are not
+  // to drive them out.
+  static void add_two(const uint16_t* x, const uint16_t* below, int64_t piece_size, const uint32_t* weights,
+                      const uint32_t* beside) {
     _tile_loadd(6, weights, 64);
     _tile_loadd(7, beside, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, below, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    for (int piece = 0; piece < N; ++piece) {
+      _tile_stream_loadd(4, x + piece * piece_size, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_stream_loadd(5, below + piece * piece_size, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
   }
 
-  template <int R, int P>
+  template <int P>
   void put(float* sums, int64_t stride) const {
     const int64_t bytes = stride * sizeof(float);
     _tile_stored(0, sums, bytes);

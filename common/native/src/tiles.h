@@ -90,11 +90,12 @@ static inline void unpack(const HalfWeights& w, int64_t column, float* to) {
 template <int N>
 struct TileInputs {
   int64_t height, steps;
-  std::vector<uint16_t> halves;
+  Buffer<uint16_t> halves;
 
-  // Room for a block of rows, in tiles that are as high as each other; rows that fill up the last are zero.
+  // Room for a block of rows, in one tile or an even number of tiles that are as high as each other; rows that fill up the
+  // last are zero.
   void lay_out(int64_t rows, int64_t depth) {
-    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+    const int64_t tiles = rows > kTileRows ? (rows + 2 * kTileRows - 1) / (2 * kTileRows) * 2 : 1;
     height = (rows + tiles - 1) / tiles;
     steps = steps_of(depth);
     const int64_t size = tiles * steps * step_size();

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstring>
-#include <vector>
 
 #if defined(__AMX_BF16__)
 #include "tile_product.h"
@@ -67,9 +66,3 @@ struct Embeddings {
     }
   }
 };
-
-// Room for so many floats, which stays for the next time.
-static inline float* grow(std::vector<float>& buffer, int64_t size) {
-  if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
-  return buffer.data();
-}
