@@ -131,7 +131,7 @@ def _declare(c: ctypes.CDLL) -> None:
         "diptych_pack_halves": (None, (p, n, n, n, p)),
         "diptych_halve": (i, (p, n, n, p)),
         "diptych_linear": (None, (p, weights, n, p, p)),
-        "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, f, p)),
+        "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, i, f, p)),
         "diptych_encoder_new": (p, (p, POINTER(CEncoderShape), POINTER(CEncoderLayer))),
         "diptych_encoder_run": (None, (p, n, p, p, p, p)),
         "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights, p, n)),

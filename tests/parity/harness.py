@@ -44,6 +44,11 @@ def native(model: DecoderModel, kv_cache: KVCache) -> Compute:
     return NativeCompute(model, kv_cache, open_library(threads=2))
 
 
+def native_bfloat16(model: DecoderModel, kv_cache: KVCache) -> Compute:
+    """The kernels where they may round; keys and values of theirs are bfloat16, too."""
+    return NativeCompute(model, kv_cache, open_library(threads=2, rounds=True))
+
+
 COMPUTES = [pytest.param(TorchCompute, id="torch"), pytest.param(native, id="native")]
 """What every test of arithmetic runs over."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.tiled_compute import TiledCompute
-from tests.parity.harness import Harness, MakeCompute, native
+from tests.parity.harness import Harness, MakeCompute, native, native_bfloat16
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, random_text_model, reference_logits, save
 
 NEW_TOKENS = 9
@@ -20,9 +20,10 @@ SHAPES = [
 ]
 PICTURE = Shape(name="pixtral-like", hidden=160, heads=6, kv_heads=2, head_dim=32, vision_heads=4, vision_head_dim=32)
 BATCH_FREE = [pytest.param(TiledCompute, id="tiled"), pytest.param(native, id="native")]
+ROUNDING = pytest.param(native_bfloat16, id="native-bfloat16")
 
 
-@pytest.mark.parametrize("make_compute", BATCH_FREE)
+@pytest.mark.parametrize("make_compute", [*BATCH_FREE, ROUNDING])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_a_request_has_the_same_logits_bit_by_bit_in_any_company(
     shape: Shape, make_compute: MakeCompute, tmp_path: Path
@@ -35,7 +36,7 @@ def test_a_request_has_the_same_logits_bit_by_bit_in_any_company(
     assert all(torch.equal(each, seen[0]) for each in seen)
 
 
-@pytest.mark.parametrize("make_compute", BATCH_FREE)
+@pytest.mark.parametrize("make_compute", [*BATCH_FREE, ROUNDING])
 def test_a_request_with_pictures_too(make_compute: MakeCompute, tmp_path: Path) -> None:
     model = random_pixtral(PICTURE)
     generator = torch.Generator().manual_seed(3)
@@ -84,6 +85,7 @@ def _logits_in_random_company(
             token_budget=draw.randint(7, 90),
             make_compute=make_compute,
             new_tokens=NEW_TOKENS,
+            kv_dtype=torch.bfloat16 if make_compute is native_bfloat16 else torch.float32,
         )
         prompts = [asked] if seed == 0 else [*company[:place], asked, *company[place:]]
         for _ in range(2):  # the second time with its beginning in the prefix cache

@@ -1,25 +1,13 @@
-// Attention of a few queries over one tile of keys and values: the inside of attention.h.
+// Attention of a few queries over one tile of keys and values, by vectors.
 // Knows registers and one tile. Does not know sequences, or where keys and values lie.
 #pragma once
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "heads.h"
 
-constexpr int kTile = 64;                        // tokens
-constexpr float kLog2E = 1.44269504088896341f;  // scores are taken to the base of 2, which is what powers are computed to
 constexpr int kLanes = kWidth == 16 ? 6 : 4;    // (row, head) pairs that share the reading of a tile
 constexpr int kVectors = kWidth == 16 ? 4 : 2;  // of each of them, in registers
-
-struct Heads {
-  int64_t head_dim;
-  int64_t group;   // query heads that share the key-value head
-  float scale;
-  bool causal;
-  int64_t window;  // tokens that a row sees, itself included; 0 for all
-};
-
-static inline int64_t padded(int64_t head_dim) { return (head_dim + kWidth - 1) / kWidth * kWidth; }
 
 // A tile's keys with the dimension first: to [padded head_dim][kTile]. Behind `count` tokens stands anything, which nobody
 // sees.

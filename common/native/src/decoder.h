@@ -202,7 +202,7 @@ class Decoder {
     const auto& s = shape_;
     const Stored *keys = static_cast<const Stored*>(layer.keys), *values = static_cast<const Stored*>(layer.values);
     const int64_t stride = qkv_width(), width = s.kv_heads * s.head_dim;
-    const Heads heads{s.head_dim, s.heads / s.kv_heads, s.scale, true, s.window};
+    const Heads heads{s.head_dim, s.heads / s.kv_heads, s.scale, true, s.window, layer.qkv.rounds != 0};
     pool_.run(static_cast<int64_t>(parts.size()), [&](int64_t index) {
       static thread_local AttentionScratch scratch;
       const Part& part = parts[index];

@@ -29,7 +29,6 @@ class Encoder {
     int64_t rows = 0;
     for (int64_t i = 0; i < sequences; ++i) rows += lengths[i];
     const int64_t width = shape_.heads * shape_.head_dim;
-    const Heads heads{shape_.head_dim, 1, shape_.scale, false, 0};
     // Given back when all is done: batches of pictures may be large, and come now and then.
     Buffer<float> qkv(rows * 3 * width);
     for (const EncoderLayer& layer : layers_) {
@@ -37,6 +36,7 @@ class Encoder {
         project(pool, layer, count, x + first * shape_.hidden, cosines + first * shape_.head_dim / 2,
                 sines + first * shape_.head_dim / 2, qkv.data() + first * 3 * width);
       });
+      const Heads heads{shape_.head_dim, 1, shape_.scale, false, 0, layer.qkv.rounds != 0};
       attend_packed(pool_, qkv.data(), qkv.data(), 3 * width, qkv.data() + width, qkv.data() + 2 * width, 3 * width,
                     shape_.heads, heads, sequences, lengths);
       each_block(pool_, rows, [&](Pool& pool, int64_t first, int64_t count) {

@@ -37,8 +37,8 @@ void diptych_linear(void* pool, const Weights* w, int64_t rows, const float* x, 
 
 void diptych_packed_attention(void* pool, const float* query, const float* key, const float* value, int64_t heads,
                               int64_t kv_heads, int64_t head_dim, int64_t sequences, const int64_t* lengths,
-                              int32_t causal, float scale, float* out) {
-  const Heads shape{head_dim, heads / kv_heads, scale, causal != 0, 0};
+                              int32_t causal, int32_t rounds, float scale, float* out) {
+  const Heads shape{head_dim, heads / kv_heads, scale, causal != 0, 0, rounds != 0};
   attend_packed(*static_cast<Pool*>(pool), query, out, heads * head_dim, key, value, kv_heads * head_dim, kv_heads,
                 shape, sequences, lengths);
 }

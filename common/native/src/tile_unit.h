@@ -4,25 +4,29 @@
 
 #include "tiles.h"
 
-// All pieces of a tile of inputs times a tile of weights, added to a tile of sums. A macro, as tiles have no names but
-// numbers that are written out.
-#define DIPTYCH_ADD(sums, weights)                     \
-  do {                                                 \
-    _tile_loadd(7, weights, 64);                       \
-    _tile_dpbf16ps(sums, 4, 7);                        \
-    if constexpr (N == kExact) {                       \
-      _tile_dpbf16ps(sums, 5, 7);                      \
-      _tile_dpbf16ps(sums, 6, 7);                      \
-    }                                                  \
+// A tile of inputs times a tile of weights, added to a tile of sums. Macros, as tiles have no names but numbers that are
+// written out.
+#define DIPTYCH_ADD_TILE(sums, inputs, weights) \
+  do {                                          \
+    _tile_loadd(7, weights, 64);                \
+    _tile_dpbf16ps(sums, inputs, 7);            \
   } while (false)
 
-// The tiles while a thread computes: 0 to 3 are of sums, the others of inputs, R of them below one another and each in N
-// pieces, and of weights.
-template <int R, int N>
-class Tiles {
+// All pieces of a tile of inputs times a tile of weights, added to a tile of sums.
+#define DIPTYCH_ADD(sums, weights)      \
+  do {                                  \
+    DIPTYCH_ADD_TILE(sums, 4, weights); \
+    if constexpr (N == kExact) {        \
+      _tile_dpbf16ps(sums, 5, 7);       \
+      _tile_dpbf16ps(sums, 6, 7);       \
+    }                                   \
+  } while (false)
+
+// The shapes of tiles while this lives, on the thread that made it: those from `first_of_weights` on are of weights, the
+// others of `height` rows.
+class TileShapes {
  public:
-  explicit Tiles(int64_t height) : height_(height) {
-    constexpr int first_of_weights = R == 2 ? 6 : 7;
+  explicit TileShapes(int64_t height, int first_of_weights = 7) {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t bytes_of_row[16] = {};
@@ -36,8 +40,16 @@ class Tiles {
     __asm__ volatile("" ::"r"(&shapes) : "memory");
     _tile_loadconfig(&shapes);
   }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
+  ~TileShapes() { _tile_release(); }
+  TileShapes(const TileShapes&) = delete;
+};
+
+// The tiles while a thread computes: 0 to 3 are of sums, the others of inputs, R of them below one another and each in N
+// pieces, and of weights.
+template <int R, int N>
+class Tiles {
+ public:
+  explicit Tiles(int64_t height) : shapes_(height, R == 2 ? 6 : 7), height_(height) {}
 
   // R tiles of inputs from `tile` on times P neighbouring panels over some steps: sums [R * height, P * kPanel], rows
   // `stride` floats apart.
@@ -116,5 +128,6 @@ class Tiles {
     for (int64_t at = 0; at < static_cast<int64_t>(kTileWords * sizeof(uint32_t)); at += 64) __builtin_prefetch(p + at);
   }
 
+  TileShapes shapes_;
   int64_t height_;
 };

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from ctypes import c_int64
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from common.native.build import best_library, default_cache, find_or_build, libr
 from common.native.library import Library
 from common.native.processor import NativeUnavailableError, cpu_levels
 from common.native.weights import PackedWeights
+from tests.common.native.attention import native_attention
 
 LEVELS = ["x86-64-v3", "x86-64-v4", "x86-64-v4-amx"]
 
@@ -159,40 +159,14 @@ def test_packed_attention_is_that_of_torch(
     query = torch.randn(sum(lengths), heads, head_dim, generator=generator)
     key, value = torch.randn(2, sum(lengths), kv_heads, head_dim, generator=generator)
     options: Any = {"lengths": lengths, "causal": causal, "scale": head_dim**-0.5}
-    found = _attention(library, query, key, value, **options)
+    found = native_attention(library, query, key, value, **options)
     expected = packed_attention(query, key, value, **options)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
     # What is not a number must not get lost, and must stay in its own sequence.
     value[3, 0, 0] = torch.nan
-    touched = _attention(library, query, key, value, **options)
+    touched = native_attention(library, query, key, value, **options)
     assert touched[7].isnan().any()
     assert torch.equal(touched[8:], found[8:])
-
-
-def _attention(
-    library: Library,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    lengths: list[int],
-    causal: bool,
-    scale: float,
-) -> torch.Tensor:
-    """`common.model.attention.packed_attention` by what encoder and decoder call inside of the library."""
-    out = torch.empty_like(query)
-    library.c.diptych_packed_attention(
-        library.pool,
-        *(x.data_ptr() for x in (query, key, value)),
-        query.shape[1],
-        *key.shape[1:],
-        len(lengths),
-        (c_int64 * len(lengths))(*lengths),
-        causal,
-        scale,
-        out.data_ptr(),
-    )
-    return out
 
 
 def test_greedy_choice_is_the_first_of_the_largest_and_says_what_is_wrong(library: Library) -> None:

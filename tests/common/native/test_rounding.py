@@ -1,13 +1,17 @@
 """Kernels that may round: what is rounded, how, and that a row does not depend on its company."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from common.model.attention import packed_attention
 from common.native.build import default_cache, find_or_build
 from common.native.library import Library
 from common.native.processor import cpu_levels
 from common.native.weights import PackedWeights
+from tests.common.native.attention import native_attention
 
 
 @pytest.fixture(scope="module", params=cpu_levels())
@@ -69,3 +73,25 @@ def test_what_is_not_finite_or_becomes_so_stays_in_its_row(library: Library, val
 def test_weights_in_bytes_stay_so(library: Library) -> None:
     layer = nn.Linear(64, 40, bias=False)
     assert PackedWeights(library, [layer], in_bytes=True).bits == 8
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(4, 2, 20), (6, 2, 32), (3, 3, 64), (8, 1, 128), (5, 1, 40)]
+)
+def test_attention_is_that_of_torch_but_for_rounding(
+    library: Library, heads: int, kv_heads: int, head_dim: int, *, causal: bool
+) -> None:
+    lengths = [1, 7, 64, 65, 200]
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(sum(lengths), heads, head_dim, generator=generator)
+    key, value = torch.randn(2, sum(lengths), kv_heads, head_dim, generator=generator)
+    options: Any = {"lengths": lengths, "causal": causal, "scale": head_dim**-0.5}
+    found = native_attention(library, query, key, value, **options)
+    expected = packed_attention(query, key, value, **options)
+    error = (found - expected).norm() / expected.norm()
+    assert 1e-3 < error < 6e-3 if library.has_tiles else error < 1e-6
+    value[3, 0, 0] = torch.nan
+    touched = native_attention(library, query, key, value, **options)
+    assert touched[7].isnan().any()
+    assert torch.equal(touched[8:], found[8:])
