@@ -15,7 +15,11 @@
 #endif
 
 // Rows of one part of the work: enough lanes to be worth the reading of all keys, few enough for their sums to stay near.
-static inline int64_t part_rows(int64_t group) { return std::max<int64_t>(1, 256 / group); }
+// Tiles compute so much faster that reading weighs more.
+static inline int64_t part_rows(const Heads& heads) {
+  constexpr int64_t by_tiles = 512, by_vectors = 256;
+  return std::max<int64_t>(1, (heads.rounds ? by_tiles : by_vectors) / heads.group);
+}
 
 // Keys and values of one sequence and key-value head, floats or bfloat16s: token t lies in block table[t / block_size].
 template <typename Stored>

@@ -101,6 +101,11 @@ class Decoder {
     int64_t request, row, rows, position, kv_head;
   };
 
+  Heads heads_of(const LayerWeights& layer) const {
+    const auto& s = shape_;
+    return {s.head_dim, s.heads / s.kv_heads, s.scale, true, s.window, layer.qkv.rounds != 0};
+  }
+
   int64_t qkv_width() const { return (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim; }
 
   // Query, key and value of each row, the latter two in the cache.
@@ -160,7 +165,7 @@ class Decoder {
   void plan(const Batch& batch) {
     parts_.clear();
     firsts_.clear();
-    const int64_t chunk = part_rows(shape_.heads / shape_.kv_heads);
+    const int64_t chunk = part_rows(heads_of(layers_.front()));
     int64_t row = 0;
     for (int64_t i = 0; i < batch.requests; ++i) {
       const int64_t length = batch.query_lengths[i], start = batch.seq_lens[i] - length;
@@ -202,7 +207,7 @@ class Decoder {
     const auto& s = shape_;
     const Stored *keys = static_cast<const Stored*>(layer.keys), *values = static_cast<const Stored*>(layer.values);
     const int64_t stride = qkv_width(), width = s.kv_heads * s.head_dim;
-    const Heads heads{s.head_dim, s.heads / s.kv_heads, s.scale, true, s.window, layer.qkv.rounds != 0};
+    const Heads heads = heads_of(layer);
     pool_.run(static_cast<int64_t>(parts.size()), [&](int64_t index) {
       static thread_local AttentionScratch scratch;
       const Part& part = parts[index];

@@ -15,7 +15,7 @@ static void attend_packed(Pool& pool, const float* query, float* out, int64_t st
     int64_t start, first, rows, length, kv_head;
   };
   std::vector<Part> parts;
-  const int64_t chunk = part_rows(heads.group);
+  const int64_t chunk = part_rows(heads);
   int64_t start = 0;
   for (int64_t i = 0; i < sequences; start += lengths[i++])
     for (int64_t first = 0; first < lengths[i]; first += chunk)
