@@ -50,7 +50,10 @@ class ModelSettings:
     model: Path = setting(help="checkpoint directory")
     model_name: str = setting("", help="name to serve it under; the directory's name where empty")
     device: str = setting("cpu", help="cpu, cuda or cuda:N")
-    dtype: DtypeChoice = setting(DtypeChoice.AUTO, help="type of weights; auto is float32 on cpu, bfloat16 on cuda")
+    dtype: DtypeChoice = setting(
+        DtypeChoice.AUTO,
+        help="type of weights, and of what is multiplied with them; auto is float32 on cpu, bfloat16 on cuda",
+    )
     compute: ComputeChoice = setting(
         ComputeChoice.AUTO,
         help="kernels of our own (native: on a CPU, built at the first start) or plain torch; "
