@@ -1,6 +1,6 @@
 """Image features on the wire: what they must be, and how they are checked as they arrive.
 
-    EncodeResponse stream:   header, chunk(offset 0)   chunk(offset 1 MiB)   ...   chunk(offset n MiB), end
+    EncodeResponse stream:   header, chunk(offset 0)   chunk(offset 2 MiB)   ...   chunk(offset 2n MiB), end
 
 Knows bytes and protobuf messages. Does not know tensors, channels or calls. The sender is not trusted: the
 size of everything follows from the `FeatureSpec` that the receiver worked out by itself, a header that

@@ -14,7 +14,7 @@ from common.features.features import EncodeTimings, FeatureSpec
 from common.features.wire_types import dtype_to_proto, grid_to_proto
 from diptych.v1 import vision_pb2
 
-CHUNK_SIZE = 1 << 20
+CHUNK_SIZE = 2 << 20
 """Bytes in every chunk but the last; `benchmarks.transport` says why."""
 
 

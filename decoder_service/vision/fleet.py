@@ -21,8 +21,8 @@ from decoder_service.vision.resolver import VisionResolver
 
 _PROBE_EVERY = 1.0
 """Seconds between two questions to a ready replica for its load."""
-_CHUNKS_AT_ONCE = 4
-"""Chunks of features that are put in their place in one turn of the event loop: less than a millisecond's work."""
+_CHUNKS_AT_ONCE = 2
+"""Chunks of features that are put in their place in one turn of the event loop: some 2 ms, with gRPC's own part."""
 _LOOK_EVERY = 3.0
 """Seconds between two looks at the files of certificates."""
 _FIRST_PAUSE = 0.1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.errors import InternalError
 from common.features.chunk_copy import CopyChunk, copy_plainly
-from common.features.features import MIN_CHUNK_SIZE, EncodeTimings, FeatureReceiver, FeatureSpec
+from common.features.features import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, EncodeTimings, FeatureReceiver, FeatureSpec
 from common.features.packing import (
     CHUNK_SIZE,
     feature_header,
@@ -25,9 +25,9 @@ from common.image.preprocessing import PatchGrid
 from common.native.chunks import open_copy
 from diptych.v1 import types_pb2, vision_pb2
 
-SPEC = FeatureSpec(image_hash=ImageHash(b"h" * 32), grid=PatchGrid(30, 30), width=1024, dtype="float32")
+SPEC = FeatureSpec(image_hash=ImageHash(b"h" * 32), grid=PatchGrid(40, 45), width=1024, dtype="float32")
 """Three chunks and a half."""
-ROWS = np.random.default_rng(0).normal(size=(900, 1024)).astype("<f4").tobytes()
+ROWS = np.random.default_rng(0).normal(size=(1800, 1024)).astype("<f4").tobytes()
 TIMINGS = EncodeTimings(queue=0.1, preprocess=0.2, encode=0.3)
 GUARD = 64
 
@@ -120,7 +120,7 @@ def reason(messages: Sequence[Message | bytes], spec: FeatureSpec = SPEC) -> str
 def test_rows_arrive_as_they_were_sent() -> None:
     messages = sent()
     assert receive(sent_bytes()) == receive(messages) == ROWS
-    assert messages[0].header.rows == 900
+    assert messages[0].header.rows == 1800
     assert messages[-1].end.num_chunks == len(messages) == 4
     assert messages[-1].end.encode_seconds == 0.3
     assert {len(message.chunk.data) + message.chunk.shared_size for message in messages[:-1]} == {CHUNK_SIZE}
@@ -165,7 +165,7 @@ def test_rows_of_any_shape_and_type_arrive(grid: PatchGrid, width: int, dtype: s
     assert receive(sent(spec, rows), spec) == rows
 
 
-@pytest.mark.parametrize("split", [MIN_CHUNK_SIZE, 3 * MIN_CHUNK_SIZE, 2 * CHUNK_SIZE])
+@pytest.mark.parametrize("split", [MIN_CHUNK_SIZE, 3 * MIN_CHUNK_SIZE, 1 << 20, MAX_CHUNK_SIZE])
 def test_any_allowed_size_of_chunk_will_do(split: int) -> None:
     header = sent()[0].header
     chunks = [chunk(offset, ROWS[offset : offset + split]) for offset in range(0, len(ROWS), split)]
@@ -238,7 +238,7 @@ def test_a_flipped_bit_is_found(place: int, bit: int, index: int) -> None:
     assert reason(messages) == "EMBED_CORRUPT"
 
 
-@pytest.mark.parametrize("size", [0, 1, 4, MIN_CHUNK_SIZE - 4, 2 * CHUNK_SIZE + 4], ids=lambda size: f"{size} bytes")
+@pytest.mark.parametrize("size", [0, 1, 4, MIN_CHUNK_SIZE - 4, MAX_CHUNK_SIZE + 4], ids=lambda size: f"{size} bytes")
 def test_chunks_that_are_too_small_or_too_large_are_refused(size: int) -> None:
     assert reason([first(chunk(0, ROWS[:size]))]) == "EMBED_CORRUPT"
 
@@ -281,7 +281,7 @@ def test_a_chunk_that_splits_a_value_is_refused() -> None:
 WRONG_HEADERS: dict[str, Callable[[vision_pb2.FeaturesHeader], None]] = {
     "another image": lambda header: setattr(header, "image_hash", b"x" * 32),
     "no image": lambda header: header.ClearField("image_hash"),
-    "transposed grid": lambda header: header.grid.CopyFrom(types_pb2.PatchGrid(height=15, width=60)),
+    "transposed grid": lambda header: header.grid.CopyFrom(types_pb2.PatchGrid(height=45, width=40)),
     "huge grid": lambda header: header.grid.CopyFrom(types_pb2.PatchGrid(height=2**32 - 1, width=2**32 - 1)),
     "rows": lambda header: setattr(header, "rows", 2**32 - 1),
     "width": lambda header: setattr(header, "width", 5120),

@@ -39,7 +39,7 @@ from vision_service.api.arena_door import ArenaDoor
 
 DIGEST = b"d" * 32
 WIDTH = 1024
-GRID = PatchGrid(30, 30)
+GRID = PatchGrid(40, 45)
 """Three chunks and a half."""
 SMALL = PatchGrid(2, 2)
 TIMINGS = EncodeTimings(queue=0, preprocess=0, encode=0)
