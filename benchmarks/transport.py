@@ -30,6 +30,7 @@ from common.features.shared_memory import SharedArena
 from common.native.chunks import open_copy
 from common.server.config import ServerConfig
 from common.server.process import tune_allocator
+from common.server.service_loop import run_service
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from diptych.v1 import vision_pb2
@@ -229,9 +230,9 @@ def main() -> None:
     options = parser.parse_args()
     tune_allocator()
     if options.serve:
-        asyncio.run(serve())
+        run_service(serve())
     else:
-        sys.exit(asyncio.run(run(rounds=options.rounds, seconds=options.seconds)))
+        sys.exit(run_service(run(rounds=options.rounds, seconds=options.seconds)))
 
 
 if __name__ == "__main__":

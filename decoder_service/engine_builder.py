@@ -15,7 +15,7 @@ from common.features.wire_types import DTYPE_SIZES
 from common.model.config import PixtralConfig, PixtralVisionConfig
 from common.model.devices import find_device, find_dtype
 from common.model.settings import KVCacheDtype, Quantize
-from common.native.opening import activation_dtype
+from common.native.opening import activation_dtype, matrices_for
 from common.server.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig, EngineSettings
@@ -77,7 +77,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         device=run_config.device,
         dtype=dtype,
         in_fp8=engine.quantize is Quantize.FP8,
-        in_halves=library is not None,
+        matrices=matrices_for(library),
     )
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,

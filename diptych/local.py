@@ -28,7 +28,9 @@ class LocalConfig(DecoderConfig):
     batch: BatchConfig
     cache: CacheConfig
     vision_device: str | None = setting(None, help="device of the encoder; the decoder's where unset")
-    vision_dtype: DtypeChoice | None = setting(None, help="type of the encoder's weights; the decoder's where unset")
+    vision_dtype: DtypeChoice | None = setting(
+        None, help="type that the encoder computes in; the decoder's where unset"
+    )
 
     def __post_init__(self) -> None:
         if self.vision_addresses:

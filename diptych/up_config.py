@@ -30,7 +30,10 @@ class UpConfig:
     vision_replicas: int = setting(1, help="vision services to start", minimum=1, maximum=64)
     local_vision: bool = setting(False, help="encode pictures in the decoder's own process, for one GPU or few cores")
     device: str | None = setting(None, help="device of all services, or vision=DEVICE,decoder=DEVICE")
-    dtype: str | None = setting(None, help="type of weights of all services, or vision=TYPE,decoder=TYPE")
+    dtype: str | None = setting(
+        None,
+        help="type that all services compute in, such as bfloat16, or vision=TYPE,decoder=TYPE",
+    )
     deterministic: bool = setting(
         False, help="the same answer, bit for bit, whatever else is computed beside it; slower"
     )

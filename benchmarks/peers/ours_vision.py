@@ -52,7 +52,7 @@ class Worker:
     def __init__(self) -> None:
         self._encoder: EncoderRunner | None = None
         self._engine: Engine | None = None
-        self._vocab_size, self._dtype = 0, ""
+        self._vocab_size, self._dtype = 0, torch.float32
         self._num_requests = 0
         self._kernels = find_kernels()
         self._resize = open_resize(self._kernels)
@@ -63,7 +63,7 @@ class Worker:
         keep_pixel_memory(_LIMITS.max_pixels, whole=self._kernels is not None)
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         checkpoint = open_checkpoint(Path(model))
-        self._dtype = dtype
+        self._dtype = find_dtype(DtypeChoice(dtype), torch.device("cpu"))
         self._encoder = in_process_encoder(Path(model), DtypeChoice(dtype))
         self._vocab_size = checkpoint.text_config.vocab_size
         self._engine = in_process_engine(
@@ -78,11 +78,9 @@ class Worker:
         images: list[Pixels] = list(random_pixels(sizes, seed))
         started_at = time.perf_counter()
         features = self._features(images)
-        seconds, dtype = time.perf_counter() - started_at, getattr(torch, self._dtype)
-        return {
-            "seconds": seconds,
-            "check": [float(torch.frombuffer(each, dtype=dtype).abs().mean()) for each in features],
-        }
+        seconds = time.perf_counter() - started_at
+        values = [torch.frombuffer(each, dtype=self._dtype).float() for each in features]
+        return {"seconds": seconds, "check": [float(each.abs().mean()) for each in values]}
 
     def preprocess(self, path: str) -> dict[str, object]:
         """Pixels of a picture's file; the check is their mean."""
@@ -112,7 +110,10 @@ class Worker:
             self._engine.submit(request)
             grid = PREPROCESSING.patch_grid(width, height)
             spec = FeatureSpec(
-                image_hash=ImageHash(bytes(32)), grid=grid, width=self._encoder.feature_width, dtype=self._dtype
+                image_hash=ImageHash(bytes(32)),
+                grid=grid,
+                width=self._encoder.feature_width,
+                dtype=str(self._dtype).removeprefix("torch."),
             )
             arrived = ImageFeatures(spec=spec, data=memoryview(features))
             self._engine.features_arrived(request.request_id, 0, arrived)

@@ -21,6 +21,7 @@ from common.checkpoint.rotary_order import half_split
 from common.checkpoint.safetensors_file import StoredTensor, read_header
 from common.checkpoint.shapes import tensor_shapes
 from common.model.config import MistralConfig, PixtralConfig
+from common.model.devices import Matrices
 
 _log = logging.getLogger(__name__)
 
@@ -66,28 +67,36 @@ class Checkpoint:
         return [entry for entry in self._entries if entry.place.part is part]
 
     def load(
-        self, part: Part, module: nn.Module, *, device: torch.device, dtype: torch.dtype, in_halves: bool = False
+        self,
+        part: Part,
+        module: nn.Module,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        matrices: Matrices = Matrices.ALIKE,
     ) -> None:
         """Give every parameter of a module that was built on the meta device its tensor.
 
         Memory peaks at the part's weights plus one tensor. Raises CheckpointError.
         """
-        state = dict(self.tensors(part, module, device=device, dtype=dtype, in_halves=in_halves))
+        state = dict(self.tensors(part, module, device=device, dtype=dtype, matrices=matrices))
         module.load_state_dict(state, strict=True, assign=True)
 
     def tensors(
-        self, part: Part, module: nn.Module, *, device: torch.device, dtype: torch.dtype, in_halves: bool = False
+        self,
+        part: Part,
+        module: nn.Module,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        matrices: Matrices = Matrices.ALIKE,
     ) -> Iterator[tuple[str, Tensor]]:
-        """Read a tensor for every parameter of a module, one at a time. Raises CheckpointError.
-
-        With `in_halves` matrices that are stored in bfloat16 stay so, for those who can do with half the memory.
-        """
+        """Read a tensor for every parameter of a module, one at a time. Raises CheckpointError."""
         self._check_fit(part, module)
 
         def read(entry: Entry) -> Tensor:
             tensor = self._read(entry)
-            stays = in_halves and tensor.dtype is torch.bfloat16 and tensor.ndim == 2
-            return tensor.to(device=device, dtype=tensor.dtype if stays else dtype)
+            return tensor.to(device=device, dtype=matrices.dtype_of(tensor.dtype, dtype) if tensor.ndim == 2 else dtype)
 
         return ((entry.place.name, read(entry)) for entry in self.entries(part))
 

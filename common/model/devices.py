@@ -3,11 +3,25 @@
 Knows torch. Does not know services.
 """
 
+from enum import Enum
 from pathlib import Path
 
 import torch
 
 from common.model.settings import DtypeChoice
+
+
+class Matrices(Enum):
+    """What a model's matrices are loaded as, where its other tensors are of one type."""
+
+    ALIKE = "of that type, too"
+    STORED = "bfloat16 where they are stored so"
+    ROUNDED = "bfloat16"
+
+    def dtype_of(self, stored: torch.dtype, other: torch.dtype) -> torch.dtype:
+        """Type of a matrix that is `stored` so, where tensors of other shapes are `other`."""
+        stays = self is Matrices.STORED and stored is torch.bfloat16
+        return torch.bfloat16 if stays or self is Matrices.ROUNDED else other
 
 
 def find_device(name: str) -> torch.device:
@@ -24,7 +38,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
-    """The number type; `auto` is bfloat16 on CUDA and float32 on a CPU, where 16 bits are rarely faster."""
+    """The number type; `auto` is bfloat16 on CUDA and float32, which rounds nothing, on a CPU."""
     if choice is DtypeChoice.AUTO:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {

@@ -95,8 +95,9 @@ class Library:
         """
         self.c = load(path)
         _declare(self.c)
-        self.name = f"native {level}"
+        self.name = f"native {level}{' bfloat16' if rounds else ''}"
         self.rounds = rounds
+        """Whether weights are bfloat16, and what they are multiplied with may be rounded to that."""
         self.has_tiles = LEVELS[level].has_tiles
         """Whether weights of 16 bits are multiplied in the processor's tiles."""
         self.panel: int = self.c.diptych_panel()

@@ -5,6 +5,7 @@ Knows when they can be used, and sets how many threads compute. Who asks does wi
 
 import torch
 
+from common.model.devices import Matrices
 from common.model.settings import ComputeChoice, ModelSettings
 from common.native.build import best_library, default_cache
 from common.native.library import Library
@@ -23,6 +24,13 @@ def open_library(*, threads: int, rounds: bool = False) -> Library:
 def activation_dtype(library: Library | None, dtype: torch.dtype) -> torch.dtype:
     """Type of what passes between products where a model runs in `dtype`: the kernels keep it in float32."""
     return dtype if library is None else torch.float32
+
+
+def matrices_for(library: Library | None) -> Matrices:
+    """What matrices are loaded as for whatever computes."""
+    if library is None:
+        return Matrices.ALIKE
+    return Matrices.ROUNDED if library.rounds else Matrices.STORED
 
 
 def choose_library(

@@ -51,16 +51,11 @@ def current_principal() -> Principal:
     return _call.get().principal
 
 
-def charge_tokens(count: int) -> None:
-    """Count tokens, of the prompt or generated, against what the caller may use in a minute.
+def token_charge() -> Callable[[int], None]:
+    """What counts tokens, of the prompt or generated, against what the caller may use in a minute.
 
     Never refuses: what is used above the limit delays the caller's next call.
     """
-    token_charge()(count)
-
-
-def token_charge() -> Callable[[int], None]:
-    """What counts tokens as `charge_tokens` does, for a task that does so many times."""
     return _call.get().charge
 
 

@@ -34,7 +34,6 @@ class Answer:
         self._prompt = prompt
         self._generation = generation
         self._watch = watch
-        self._has_tokens = False
 
     @property
     def is_complete(self) -> bool:
@@ -50,10 +49,8 @@ class Answer:
         )
 
     def messages(self, tokens: Sequence[TokenOutput]) -> Iterable[pb.GenerateResponse]:
-        """What is due after these tokens; those of a completion that has ended belong to nobody."""
-        if not self._has_tokens:
-            self._has_tokens = True
-            self._watch.first_token()
+        """What is due after these tokens, one at least; those of a completion that has ended belong to nobody."""
+        self._watch.first_token()
         if len(tokens) > 1:
             return self._of_several(tokens)
         index = tokens[0].index

@@ -23,9 +23,6 @@ from decoder_service.model.near_ties import MARGIN
 from decoder_service.model.projector import Projector
 from decoder_service.model.weights import DecoderModel
 
-_SUFFIXES = {8: " int8", 16: " bfloat16 weights", 32: ""}
-"""What a name says of the bits that layers' weights take."""
-
 
 class NativeCompute:
     """`Compute` by the kernels. It takes the model's weights over: the modules are of no use afterwards."""
@@ -37,10 +34,9 @@ class NativeCompute:
         decoder, config = model.decoder, model.config
         self._hidden_size, self._vocabulary = config.hidden_size, config.vocab_size
         self._layers = [_Layer(layer, library, in_bytes) for layer in decoder.decoder_layers]
-        suffix = _SUFFIXES[max(layer.bits for layer in self._layers)]
-        self.name = library.name + (" bfloat16" if library.rounds and not in_bytes else suffix)
+        self.name = library.name + _suffix(max(layer.bits for layer in self._layers), library)
         self._norm = decoder.model.norm.weight.detach()
-        self._table = None if config.tie_word_embeddings else _table(decoder.model.embed_tokens, library)
+        self._table = None if config.tie_word_embeddings else decoder.model.embed_tokens.weight.detach()
         # A tied table is read by row as well as multiplied with, so it stays as exact as it is.
         head: nn.Embedding | nn.Linear = decoder.model.embed_tokens if config.tie_word_embeddings else decoder.lm_head
         self._head = PackedWeights(library, [head], in_bytes=in_bytes and not config.tie_word_embeddings)
@@ -148,10 +144,11 @@ def _c_batch(forward: ForwardBatch) -> CBatch:
     return batch
 
 
-def _table(embeddings: nn.Embedding, library: Library) -> Tensor:
-    """Rows of embeddings, as exact as all weights are."""
-    table = embeddings.weight.detach()
-    return table.bfloat16() if library.rounds else table
+def _suffix(bits: int, library: Library) -> str:
+    """What a name says of the bits that layers' weights take."""
+    if bits == 8:
+        return " int8"
+    return " bfloat16 weights" if bits == 16 and not library.rounds else ""
 
 
 class _Layer:

@@ -10,6 +10,7 @@ import torch
 from common.checkpoint.checkpoint import Checkpoint
 from common.checkpoint.layout import Part
 from common.model.config import MistralConfig, PixtralConfig
+from common.model.devices import Matrices
 from decoder_service.model.fp8 import load_rounded
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector
@@ -32,23 +33,23 @@ class DecoderModel:
         device: torch.device,
         dtype: torch.dtype,
         in_fp8: bool = False,
-        in_halves: bool = False,
+        matrices: Matrices = Matrices.ALIKE,
     ) -> "DecoderModel":
         """Load the weights. Raises CheckpointError.
 
-        With `in_fp8` those of layers' products are rounded; with `in_halves` matrices that are stored in bfloat16 stay
-        so, for the kernels, which compute in `dtype` with them.
+        With `in_fp8` those of layers' products are rounded. The kernels may take `matrices` of another type, and
+        compute in `dtype` with them.
         """
         with torch.device("meta"):
             decoder = MistralForCausalLM(checkpoint.text_config)
             projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
-        tensors = checkpoint.tensors(Part.DECODER, decoder, device=device, dtype=dtype, in_halves=in_halves)
+        tensors = checkpoint.tensors(Part.DECODER, decoder, device=device, dtype=dtype, matrices=matrices)
         if in_fp8:
             load_rounded(decoder, tensors)
         else:
             decoder.load_state_dict(dict(tensors), strict=True, assign=True)
         if projector is not None:
-            checkpoint.load(Part.PROJECTOR, projector, device=device, dtype=dtype, in_halves=in_halves)
+            checkpoint.load(Part.PROJECTOR, projector, device=device, dtype=dtype, matrices=matrices)
         return DecoderModel(
             config=checkpoint.text_config, device=device, dtype=dtype, decoder=decoder, projector=projector
         )

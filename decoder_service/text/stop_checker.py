@@ -42,14 +42,14 @@ class StopChecker:
         self._state = 0
         self._held = ""
         self._stopped: str | None = None
-        self.is_idle = len(self._next) == 1
-        """Whether there is nothing to look for, so that whatever is fed may be told."""
+        self.looks_for_nothing = len(self._next) == 1
+        """Whether there is no stop text, so that whatever is fed may be told."""
 
     def feed(self, text: str) -> Checked:
         """Add text; returns what may be told. Once a stop text was found there is nothing more to tell."""
         if self._stopped is not None:
             return Checked("", self._stopped)
-        if self.is_idle:
+        if self.looks_for_nothing:
             return Checked(text, None)
         known = self._held + text
         for end, character in enumerate(text, start=len(self._held) + 1):

@@ -56,7 +56,8 @@ class TextStream:
         Tokens behind a stop text belong to nobody and are dropped. A token that ends the completion writes
         no text, whatever its bytes are, unless what stops it is to be included.
         """
-        if len(tokens) == 1 and tokens[0].finish_reason is None and self._checker.is_idle:  # As nearly always.
+        if len(tokens) == 1 and tokens[0].finish_reason is None and self._checker.looks_for_nothing:
+            # As nearly always. Tokens need not be counted, which is done for stop texts alone.
             (token,) = tokens
             return TextPiece(
                 self._detokenizer.add(token.token_id),

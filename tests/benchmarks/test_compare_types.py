@@ -6,6 +6,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
+from benchmarks import checkpoints
 from benchmarks.compare.cases import HALF_CASES, SMOKE_CASES, TEXT_CASES, TextCase
 from benchmarks.compare.command import wanted
 from benchmarks.compare.conditions import Conditions
@@ -13,7 +16,7 @@ from benchmarks.compare.picture_cases import SMOKE_PICTURE_CASES
 from benchmarks.compare.pictures import run_picture_cases
 from benchmarks.compare.results import CaseResult
 from benchmarks.compare.text import run_text_cases
-from benchmarks.peers.environments import TEXT_PEERS, VISION_PEERS, Peer
+from benchmarks.peers.environments import OURS_VISION, TEXT_PEERS, VISION_PEERS, Peer
 from benchmarks.peers.protocol import Worker
 
 _SCRIPT = """
@@ -99,6 +102,17 @@ def test_we_compute_in_the_type_that_we_are_told_and_peers_in_their_own(tmp_path
     assert other.version == "one that runs in float32"
     (found,) = run_picture_cases(SMOKE_PICTURE_CASES, [], _conditions(tmp_path, "bfloat16"))
     assert "bfloat16" in found.engines[0].version
+
+
+def test_features_are_checked_alike_in_any_type(tmp_path: Path) -> None:
+    model, found = str(checkpoints.checkpoint("smoke-pixtral")), {}
+    with OURS_VISION.start(tmp_path, [0]) as worker:
+        for dtype in ("float32", "bfloat16", "auto"):
+            worker.ask("load", model=model, max_requests=1, max_tokens=8, dtype=dtype)
+            found[dtype] = worker.ask("encode", sizes=[[64, 32], [32, 32]], seed=1)["check"]
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=1e-3)
+    assert found["bfloat16"] != found["float32"]
+    assert found["auto"] == found["float32"]
 
 
 def test_a_peer_is_wanted_by_its_whole_name() -> None:

@@ -23,7 +23,7 @@ from common.model.config import PixtralConfig
 from common.model.graph_recorder import GraphRecorder
 from common.model.layers import Attend
 from common.native.library import Library
-from common.native.opening import activation_dtype
+from common.native.opening import activation_dtype, matrices_for
 from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import DeviceImage, EncodedImage, HostImage
 from vision_service.model.encoder import PixtralVisionModel, grid_positions
@@ -88,7 +88,7 @@ class EncoderRunner:
         with torch.device("meta"):
             model = PixtralVisionModel(checkpoint.config.vision)
         loaded = activation_dtype(library, dtype)
-        checkpoint.load(Part.VISION, model, device=device, dtype=loaded, in_halves=library is not None)
+        checkpoint.load(Part.VISION, model, device=device, dtype=loaded, matrices=matrices_for(library))
         return cls(
             model.eval(),
             preprocessing,

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from common.calls.observer import Context
 from common.errors import DiptychError, PermissionDeniedError, ResourceExhaustedError, UnauthenticatedError
 from common.security.access import AccessSettings, Gate
-from common.security.principal import charge_tokens, current_principal
+from common.security.principal import current_principal, token_charge
 from common.security.refusal_log import MAX_LINES_PER_SECOND
 from common.security.token_file import hash_token
 from common.server.config import ServerConfig
@@ -45,7 +45,7 @@ class Everything(FakeGeneration):
         return await super().GetModelInfo(request, context)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        charge_tokens(len(request.text.text))
+        token_charge()(len(request.text.text))
         return await super().Tokenize(request, context)
 
 

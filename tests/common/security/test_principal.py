@@ -1,6 +1,6 @@
 import asyncio
 
-from common.security.principal import ANONYMOUS, Principal, acting_for, charge_tokens, current_principal
+from common.security.principal import ANONYMOUS, Principal, acting_for, current_principal, token_charge
 
 
 def test_an_anonymous_callers_salt_is_the_requests_own() -> None:
@@ -31,11 +31,11 @@ async def test_each_task_has_its_own_caller() -> None:
     async def call(name: str) -> str:
         with acting_for(Principal(name), lambda count: charged.append((name, count))):
             await asyncio.sleep(0)
-            charge_tokens(len(name))
+            token_charge()(len(name))
             await asyncio.sleep(0)
             return current_principal().name
 
     assert list(await asyncio.gather(call("a"), call("bb"))) == ["a", "bb"]
     assert charged == [("a", 1), ("bb", 2)]
     assert current_principal() is ANONYMOUS
-    charge_tokens(1)
+    token_charge()(1)

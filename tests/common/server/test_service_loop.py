@@ -56,9 +56,8 @@ def after_one_turn(
             loop.add_reader(source, partial(reader.handle_events, loop))
         target.send(b"12345")
         await asyncio.sleep(0)
-        await asyncio.sleep(
-            0
-        )  # The turn that ends the first sleep runs the reader behind it, and the next one ends this.
+        # The turn that ends the first sleep runs the reader behind it, and the next one ends this.
+        await asyncio.sleep(0)
         loop.remove_reader(source)
         assert errors == []
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint.checkpoint import open_checkpoint
+from common.model.devices import Matrices
 from common.native import weights
 from common.native.opening import open_library
 from decoder_service.model.batch import ForwardBatch, PromptRows
@@ -54,7 +55,7 @@ def test_a_checkpoint_in_bfloat16_gives_the_same_in_half_the_memory(
 ) -> None:
     """The same bits, but for tiles, which add up in another order."""
     directory = save(random_text_model(replace(SHAPE, tied=tied)).bfloat16(), tmp_path)
-    halves, cache_of_halves = _hidden(directory, [20, 51], in_halves=True)
+    halves, cache_of_halves = _hidden(directory, [20, 51], matrices=Matrices.STORED)
     packed_later, _ = _hidden(directory, [20, 51])
     monkeypatch.setattr(weights, "_in_halves", lambda *_: None)
     whole, cache = _hidden(directory, [20, 51])
@@ -67,20 +68,20 @@ def test_a_checkpoint_in_bfloat16_gives_the_same_in_half_the_memory(
 
 def test_matrices_stay_in_bfloat16_and_nothing_else_does(tmp_path: Path) -> None:
     directory = save(random_text_model(SHAPE).bfloat16(), tmp_path)
-    model = _load(directory, in_halves=True)
+    model = _load(directory, matrices=Matrices.STORED)
     kinds = {(tensor.ndim, tensor.dtype) for tensor in model.decoder.state_dict().values()}
     assert kinds == {(1, torch.float32), (2, torch.bfloat16)}
     compute = _compute(model)[0]
     assert compute.name.endswith("bfloat16 weights")
-    whole = _load(save(random_text_model(SHAPE), tmp_path / "whole"), in_halves=True)
+    whole = _load(save(random_text_model(SHAPE), tmp_path / "whole"), matrices=Matrices.STORED)
     assert not _compute(whole)[0].name.endswith("bfloat16 weights")
 
 
-@pytest.mark.parametrize("in_halves", [False, True])
-def test_a_long_prompt_is_the_same_bits_by_one_thread_and_by_several(in_halves: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("matrices", [Matrices.ALIKE, Matrices.STORED])
+def test_a_long_prompt_is_the_same_bits_by_one_thread_and_by_several(matrices: Matrices, tmp_path: Path) -> None:
     """Where there are rows enough each thread takes some of them alone."""
     model = random_text_model(SHAPE)
-    directory = save(model.bfloat16() if in_halves else model, tmp_path)
+    directory = save(model.bfloat16() if matrices is Matrices.STORED else model, tmp_path)
     rows = torch.arange(300)
     forward = ForwardBatch(
         token_ids=rows * 7 % 90 + 3,
@@ -96,7 +97,7 @@ def test_a_long_prompt_is_the_same_bits_by_one_thread_and_by_several(in_halves: 
     )
     found = []
     for threads in (1, 2, 3):
-        compute, cache = _compute(_load(directory, in_halves=in_halves), threads=threads, num_blocks=38)
+        compute, cache = _compute(_load(directory, matrices=matrices), threads=threads, num_blocks=38)
         found.append((compute.hidden(compute.embed(forward.token_ids), forward), *cache.key_blocks))
     for other in found[1:]:
         assert all(torch.equal(mine, its) for mine, its in zip(found[0], other, strict=True))
@@ -112,18 +113,26 @@ def test_keys_and_values_in_bfloat16_are_the_nearest_ones_of_those_in_float32(di
     assert 1e-4 < error < 4e-3
 
 
-def test_a_library_that_rounds_keeps_every_matrix_in_bfloat16(directory: Path) -> None:
-    compute = _compute(_load(directory, in_halves=True), rounds=True)[0]
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_matrices_that_are_rounded_are_never_held_in_more(stored: torch.dtype, tmp_path: Path) -> None:
+    model = random_text_model(SHAPE)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(stored)
+    directory = save(model, tmp_path)
+    loaded = _load(directory, matrices=Matrices.ROUNDED)
+    kinds = {(tensor.ndim, tensor.dtype) for tensor in loaded.decoder.state_dict().values()}
+    assert kinds == {(1, torch.float32), (2, torch.bfloat16)}
+    table = loaded.decoder.model.embed_tokens.weight
+    exact = _load(directory, matrices=Matrices.ALIKE).decoder.model.embed_tokens.weight
+    assert torch.equal(table, exact.bfloat16())
+    compute = _compute(loaded, rounds=True)[0]
     assert compute.name.endswith(" bfloat16")
-    token_ids = torch.arange(100)
-    expected = open_checkpoint(directory)
-    table = DecoderModel.load(expected, device=torch.device("cpu"), dtype=torch.float32).decoder.model.embed_tokens
-    assert torch.equal(compute.embed(token_ids), table.weight[token_ids].bfloat16().float())
+    assert torch.equal(compute.embed(torch.arange(100)), table[:100].float())
 
 
-def _load(directory: Path, *, in_halves: bool) -> DecoderModel:
+def _load(directory: Path, *, matrices: Matrices) -> DecoderModel:
     checkpoint = open_checkpoint(directory)
-    return DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.float32, in_halves=in_halves)
+    return DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.float32, matrices=matrices)
 
 
 def _compute(
@@ -145,10 +154,10 @@ def _hidden(
     directory: Path,
     wanted: list[int],
     *prompt_rows: PromptRows,
-    in_halves: bool = False,
+    matrices: Matrices = Matrices.ALIKE,
     kv_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, KVCache]:
-    compute, cache = _compute(_load(directory, in_halves=in_halves), kv_dtype=kv_dtype)
+    compute, cache = _compute(_load(directory, matrices=matrices), kv_dtype=kv_dtype)
     positions = [torch.arange(length) for length in LENGTHS]
     slots = [
         table[each // BLOCK_SIZE] * BLOCK_SIZE + each % BLOCK_SIZE
