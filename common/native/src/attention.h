@@ -15,10 +15,10 @@
 #endif
 
 // Rows of one part of the work: enough lanes to be worth the reading of all keys, few enough for their sums to stay near.
-// Tiles compute so much faster that reading weighs more.
+// Where they may round they may be computed in tiles, so much faster that reading weighs more.
 static inline int64_t part_rows(const Heads& heads) {
-  constexpr int64_t by_tiles = 512, by_vectors = 256;
-  return std::max<int64_t>(1, (heads.rounds ? by_tiles : by_vectors) / heads.group);
+  const int64_t lanes = heads.rounds ? 512 : 256;
+  return std::max<int64_t>(1, lanes / heads.group);
 }
 
 // Keys and values of one sequence and key-value head, floats or bfloat16s: token t lies in block table[t / block_size].
@@ -51,6 +51,13 @@ struct AttentionScratch {
   TileLanes tiles;
 #endif
 };
+
+// In a function of this file alone: what is static inside of a template or a class is one for all libraries that a process
+// has loaded, and those for other processors have another scratch.
+static AttentionScratch& scratch_of_thread() {
+  static thread_local AttentionScratch scratch;
+  return scratch;
+}
 
 // New rows of one sequence against one key-value head. Rows [rows, heads, head_dim] stand `stride` floats apart; the
 // first of them is at `position`, and there are `length` tokens. The result may take the queries' place.
@@ -87,7 +94,8 @@ static void attend_by(Inside& inside, const float* query, float* out, int64_t ro
 
 template <typename Stored>
 static void attend(const float* query, float* out, int64_t rows, int64_t stride, int64_t position, int64_t length,
-                   const Tokens<Stored>& tokens, const Heads& heads, AttentionScratch& scratch) {
+                   const Tokens<Stored>& tokens, const Heads& heads) {
+  AttentionScratch& scratch = scratch_of_thread();
 #if defined(__AMX_BF16__)
   if (heads.rounds) return attend_by(scratch.tiles, query, out, rows, stride, position, length, tokens, heads);
 #endif

@@ -33,8 +33,9 @@ struct LineAllocator {
 template <typename T>
 using Buffer = std::vector<T, LineAllocator<T>>;
 
-// Room for so many floats, which stays for the next time.
-static inline float* grow(Buffer<float>& buffer, int64_t size) {
+// Room for so many numbers, which stays for the next time, as does what is there.
+template <typename T>
+static inline T* grow(Buffer<T>& buffer, int64_t size) {
   if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
   return buffer.data();
 }

@@ -209,13 +209,12 @@ class Decoder {
     const int64_t stride = qkv_width(), width = s.kv_heads * s.head_dim;
     const Heads heads = heads_of(layer);
     pool_.run(static_cast<int64_t>(parts.size()), [&](int64_t index) {
-      static thread_local AttentionScratch scratch;
       const Part& part = parts[index];
       const int64_t* table = batch.tables + part.request * batch.max_blocks;
       const int64_t offset = part.kv_head * s.head_dim;
       float* query = qkv + part.row * stride + part.kv_head * heads.group * s.head_dim;
       attend(query, query, part.rows, stride, part.position, part.position + part.rows,
-             Tokens<Stored>{keys + offset, values + offset, table, s.block_size, width}, heads, scratch);
+             Tokens<Stored>{keys + offset, values + offset, table, s.block_size, width}, heads);
     });
   }
 

@@ -22,11 +22,10 @@ static void attend_packed(Pool& pool, const float* query, float* out, int64_t st
       for (int64_t head = 0; head < kv_heads; ++head)
         parts.push_back({start, first, std::min(chunk, lengths[i] - first), lengths[i], head});
   pool.run(static_cast<int64_t>(parts.size()), [&](int64_t index) {
-    static thread_local AttentionScratch scratch;
     const Part& part = parts[index];
     const int64_t row = (part.start + part.first) * stride + part.kv_head * heads.group * heads.head_dim;
     const int64_t offset = part.start * kv_stride + part.kv_head * heads.head_dim;
     attend(query + row, out + row, part.rows, stride, part.first, part.length,
-           Tokens<float>{key + offset, value + offset, nullptr, 0, kv_stride}, heads, scratch);
+           Tokens<float>{key + offset, value + offset, nullptr, 0, kv_stride}, heads);
   });
 }

@@ -26,7 +26,7 @@ class TileLanes {
     state_.resize(2 * rows);
     for (int64_t l = 0; l < lanes; ++l) {
       state_[2 * l] = -1e30f, state_[2 * l + 1] = 0.0f;
-      ask(queries[l], heads.scale * kLog2E, l);
+      put_query(queries[l], heads.scale * kLog2E, l);
     }
     shapes_.emplace(std::min(lanes, kTileRows));
   }
@@ -54,8 +54,8 @@ class TileLanes {
       }
   }
 
-  // `taken` lanes from `lane` on over the tile's first `count` tokens, of which each sees those from `first` to `last`.
-  void attend(int64_t lane, int taken, int64_t, const int64_t* first, const int64_t* last) {
+  // `taken` lanes from `lane` on over the tile's tokens, of which each sees those from `first` to `last`.
+  void attend(int64_t lane, int taken, int64_t /* behind which values are zero */, const int64_t* first, const int64_t* last) {
     alignas(64) float weights[kTileRows * kTile];
     alignas(64) uint16_t rounded_weights[kTileRows * kTile];
     float corrections[kTileRows];
@@ -82,7 +82,7 @@ class TileLanes {
   int64_t left(int64_t d) const { return head_dim_ - d; }
 
   // A lane's query at its place in tiles; scaled, so that scores are.
-  void ask(const float* query, float scale, int64_t lane) {
+  void put_query(const float* query, float scale, int64_t lane) {
     for (int64_t d = 0; d < head_dim_; ++d) scaled_[d] = query[d] * scale;
     uint16_t* to = queries_.data() + lane / kTileRows * steps_ * kTileRows * kDepthStep + lane % kTileRows * kDepthStep;
     for (int64_t step = 0; step < steps_; ++step)
@@ -110,6 +110,7 @@ class TileLanes {
   // Scores [kTileRows, kTile] of the lanes from `lane` on.
   void score(int64_t lane, float* to) const {
     const uint16_t* queries = queries_.data() + lane * steps_ * kDepthStep;
+    finish_writing();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -142,6 +143,7 @@ class TileLanes {
   // sums [kTileRows, width] += weights . values.
   void mix(const uint16_t* weights, float* sums) const {
     const int64_t stride = width_ * sizeof(float), strips = width_ / kStrip;
+    finish_writing();
     _tile_loadd(4, weights, 64);
     _tile_loadd(5, weights + kTileRows * kDepthStep, 64);
     for (int64_t strip = 0; strip < strips; ++strip, sums += kStrip) {

@@ -4,6 +4,9 @@
 
 #include "tiles.h"
 
+// GCC does not know that tiles read memory: what has been written before this is there after it.
+static inline void finish_writing() { __asm__ volatile("" ::: "memory"); }
+
 // A tile of inputs times a tile of weights, added to a tile of sums. Macros, as tiles have no names but numbers that are
 // written out.
 #define DIPTYCH_ADD_TILE(sums, inputs, weights) \
@@ -36,8 +39,7 @@ class TileShapes {
       shapes.bytes_of_row[tile] = 64;
       shapes.rows[tile] = static_cast<uint8_t>(tile < first_of_weights ? height : kTileRows);
     }
-    // GCC does not know that tiles read memory: what has been written is to be there.
-    __asm__ volatile("" ::"r"(&shapes) : "memory");
+    __asm__ volatile("" ::"r"(&shapes) : "memory");  // as `finish_writing`, of what has no other use
     _tile_loadconfig(&shapes);
   }
   ~TileShapes() { _tile_release(); }
@@ -59,6 +61,7 @@ class Tiles {
     static_assert(R * P <= 2, "there are four tiles of sums");
     const uint32_t* strips[2 * P];
     for (int i = 0; i < 2 * P; ++i) strips[i] = w.strip(2 * panel + i, step);
+    finish_writing();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

@@ -3,8 +3,8 @@
 //
 // Nothing need be rounded for that. A float's 24 bits are those of three bfloat16s, and a bfloat16 times a bfloat16 is exact
 // in float32: three products in tiles add up the same numbers as one of floats, in another order. Where inputs may be rounded
-// to bfloat16, one product does. Only numbers and sums that are smaller than any normal float32 count as zero. Each row is
-// summed up for itself and in one order, whatever else is in its tile.
+// to bfloat16, one product does. Only numbers, their pieces and sums that are smaller than any normal float32 count as
+// zero. Each row is summed up for itself and in one order, whatever else is in its tile.
 //
 // Weights lie in strips of 16 columns, two of them in a panel, and a strip in steps of kDepthStep depths, each of them one
 // tile. A tile's rows are two depths of all its columns: W[c][k] W[c][k+1] W[c+1][k] W[c+1][k+1] ... The last step is
@@ -99,7 +99,7 @@ struct TileInputs {
     height = (rows + tiles - 1) / tiles;
     steps = steps_of(depth);
     const int64_t size = tiles * steps * step_size();
-    if (static_cast<int64_t>(halves.size()) < size) halves.resize(size);
+    grow(halves, size);
     for (int64_t row = rows; row < tiles * height; ++row)
       for (int64_t piece = 0; piece < steps * N; ++piece)
         std::memset(place(row) + piece * piece_size(), 0, kDepthStep * sizeof(uint16_t));
