@@ -1,11 +1,11 @@
 """Who attends in tiles, where they may round; and libraries for several processors in one process."""
 
 import subprocess
-import sys
 from array import array
 from collections.abc import Callable
 from ctypes import byref
 from pathlib import Path
+from struct import unpack_from
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from common.native.processor import cpu_levels
 from common.native.weights import PackedWeights
 from tests.common.native.attention import native_attention
 
-ROOT = Path(__file__).parents[3]
+_DYNSYM, _GNU_UNIQUE, _SYMBOL_SIZE = 11, 10, 24
 ROWS, SIZE, HEADS, HEAD_DIM, INNER = 40, 64, 4, 16, 32
 
 
@@ -106,20 +106,27 @@ def test_weights_of_values_are_rounded_to_the_nearest_so_that_they_add_up_to_one
     assert abs(float(found.double().mean()) - 1) < 2e-4
 
 
-def test_libraries_for_several_processors_do_not_meet_in_one_process() -> None:
-    """In a fresh one, and those for the oldest first: what a thread keeps for one is of no use to another."""
-    script = """
-from common.native.build import default_cache, find_or_build
-from common.native.library import Library
-from common.native.processor import cpu_levels
-from tests.common.native.test_tile_attention import Layer, decoded
-for level in reversed(cpu_levels()):
-    library = Library(find_or_build(default_cache(), level), level=level, threads=1, rounds=True)
-    layer = Layer(library)
-    for _ in range(3):
-        print(bool(decoded(library, layer, attends_rounded=True).isfinite().all()))
-"""
-    path = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'build/gen')!r}]\n"
-    done = subprocess.run([sys.executable, "-c", path + script], capture_output=True, text=True, check=False)  # noqa: S603
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["True"] * (3 * len(cpu_levels()))
+@pytest.mark.parametrize("level", cpu_levels())
+def test_a_library_shares_nothing_with_those_for_other_processors_in_one_process(level: str) -> None:
+    """What is static inside of a template or a class is by default, and they differ in its size."""
+    assert _unique_symbols(find_or_build(default_cache(), level).read_bytes()) == []
+
+
+def test_what_would_be_shared_is_found(tmp_path: Path) -> None:
+    """The negative control: a compiler makes such a symbol of this."""
+    source, built = tmp_path / "shared.cpp", tmp_path / "shared.so"
+    source.write_text(
+        "template <typename T> struct A { static int& f() { static thread_local int kept; return kept; } };\n"
+        'extern "C" int* g() { return &A<int>::f(); }\n'
+    )
+    subprocess.run(["c++", "-shared", "-fPIC", str(source), "-o", str(built)], check=True)  # noqa: S603, S607
+    assert len(_unique_symbols(built.read_bytes())) == 1
+
+
+def _unique_symbols(elf: bytes) -> list[int]:
+    """Numbers of the dynamic symbols that a process has but once, whatever libraries bring them (STB_GNU_UNIQUE)."""
+    (offset,) = unpack_from("<Q", elf, 0x28)
+    entry_size, count = unpack_from("<HH", elf, 0x3A)
+    sections = [unpack_from("<IIQQQQ", elf, offset + number * entry_size) for number in range(count)]
+    ((start, size),) = [(section[4], section[5]) for section in sections if section[1] == _DYNSYM]
+    return [at for at in range(start, start + size, _SYMBOL_SIZE) if elf[at + 4] >> 4 == _GNU_UNIQUE]
