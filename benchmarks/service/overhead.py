@@ -44,7 +44,7 @@ def measure_overhead(
     concurrencies: Sequence[int],
     *,
     engine_core: int,
-    dtype: str = "float32",
+    dtype: str,
     rounds: int,
     folder: Path,
     log: Path,

@@ -4,10 +4,29 @@
 
 #include <algorithm>
 
+#include "buffer.h"
 #include "heads.h"
 
 constexpr int kLanes = kWidth == 16 ? 6 : 4;    // (row, head) pairs that share the reading of a tile
 constexpr int kVectors = kWidth == 16 ? 4 : 2;  // of each of them, in registers
+
+// What lanes have seen so far: of each its weighed values, [lanes, width], and its highest score and sum of weights.
+struct Seen {
+  Buffer<float> sums, state;
+
+  void begin(int64_t lanes, int64_t width) {
+    sums.assign(lanes * width, 0.0f);
+    state.resize(2 * lanes);
+    for (int64_t l = 0; l < lanes; ++l) state[2 * l] = -1e30f, state[2 * l + 1] = 0.0f;
+  }
+
+  void finish(int64_t lanes, int64_t width, const Lanes<float>& results) const {
+    for (int64_t l = 0; l < lanes; ++l) {
+      const float share = 1.0f / state[2 * l + 1];
+      for (int64_t d = 0; d < results.head_dim; ++d) results[l][d] = sums[l * width + d] * share;
+    }
+  }
+};
 
 // A tile's keys with the dimension first: to [padded head_dim][kTile]. Behind `count` tokens stands anything, which nobody
 // sees.

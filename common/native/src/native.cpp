@@ -1,6 +1,6 @@
 // The library's interface in C: what ctypes calls. Pointers are to float32 and int64 unless they say otherwise; who calls
-// answers for their sizes. Nothing here allocates for the caller or
-// keeps what is not named; where memory runs out the process ends, unless a function says otherwise.
+// answers for their sizes. Nothing here allocates for the caller or keeps what is not named; where memory runs out the
+// process ends, unless a function says otherwise.
 
 #include <new>
 

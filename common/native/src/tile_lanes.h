@@ -8,7 +8,6 @@
 #include <optional>
 
 #include "attention_tile.h"
-#include "buffer.h"
 #include "tile_unit.h"
 
 class TileLanes {
@@ -22,12 +21,8 @@ class TileLanes {
     keys_.resize(kTile / kStrip * steps_ * kTileWords);
     values_.resize(kTile / kDepthStep * width_ / kStrip * kTileWords);
     scaled_.resize(head_dim_);
-    sums_.assign(rows * width_, 0.0f);
-    state_.resize(2 * rows);
-    for (int64_t l = 0; l < lanes; ++l) {
-      state_[2 * l] = -1e30f, state_[2 * l + 1] = 0.0f;
-      put_query(queries[l], heads.scale * kLog2E, l);
-    }
+    seen_.begin(rows, width_);
+    for (int64_t l = 0; l < lanes; ++l) put_query(queries[l], heads.scale * kLog2E, l);
     shapes_.emplace(std::min(lanes, kTileRows));
   }
 
@@ -55,13 +50,14 @@ class TileLanes {
   }
 
   // `taken` lanes from `lane` on over the tile's tokens, of which each sees those from `first` to `last`.
-  void attend(int64_t lane, int taken, int64_t /* behind which values are zero */, const int64_t* first, const int64_t* last) {
+  void attend(int64_t lane, int taken, int64_t /* behind which values are zero */, const int64_t* first,
+              const int64_t* last) {
     alignas(64) float weights[kTileRows * kTile];
     alignas(64) uint16_t rounded_weights[kTileRows * kTile];
     float corrections[kTileRows];
     score(lane, weights);
-    weigh(taken, first, last, weights, state_.data() + 2 * lane, corrections);
-    float* sums = sums_.data() + lane * width_;
+    weigh(taken, first, last, weights, seen_.state.data() + 2 * lane, corrections);
+    float* sums = seen_.sums.data() + lane * width_;
     for (int i = 0; i < taken; ++i) {
       for (int64_t t = 0; t < kTile; t += kDepthStep)
         copy_numbers(weights + i * kTile + t, kDepthStep, rounded_weights + t * kTileRows + i * kDepthStep);
@@ -72,10 +68,7 @@ class TileLanes {
 
   void finish(const Lanes<float>& results) {
     shapes_.reset();
-    for (int64_t l = 0; l < lanes_; ++l) {
-      const float share = 1.0f / state_[2 * l + 1];
-      for (int64_t d = 0; d < head_dim_; ++d) results[l][d] = sums_[l * width_ + d] * share;
-    }
+    seen_.finish(lanes_, width_, results);
   }
 
  private:
@@ -158,5 +151,6 @@ class TileLanes {
   int64_t lanes_, head_dim_, steps_, width_;
   std::optional<TileShapes> shapes_;
   Buffer<uint16_t> queries_;
-  Buffer<float> keys_, values_, scaled_, sums_, state_;
+  Buffer<float> keys_, values_, scaled_;
+  Seen seen_;
 };

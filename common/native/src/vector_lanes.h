@@ -5,7 +5,6 @@
 #include <type_traits>
 
 #include "attention_tile.h"
-#include "buffer.h"
 
 class VectorLanes {
  public:
@@ -15,9 +14,7 @@ class VectorLanes {
     queries_ = queries, lanes_ = lanes, heads_ = heads, width_ = padded(heads.head_dim);
     keys_.resize(width_ * kTile);
     values_.resize(width_ * kTile);
-    sums_.assign(lanes * width_, 0.0f);
-    state_.resize(2 * lanes);
-    for (int64_t l = 0; l < lanes; ++l) state_[2 * l] = -1e30f, state_[2 * l + 1] = 0.0f;
+    seen_.begin(lanes, width_);
   }
 
   // A tile of so many tokens, whose rows lie at `places`.
@@ -40,16 +37,11 @@ class VectorLanes {
   void attend(int64_t lane, int taken, int64_t count, const int64_t* first, const int64_t* last) {
     const float* queries[kLanes];
     for (int i = 0; i < taken; ++i) queries[i] = queries_[lane + i];
-    attend_lanes<kLanes>(taken, queries, keys_.data(), value_rows_, count, first, last, heads_, state_.data() + 2 * lane,
-                         sums_.data() + lane * width_);
+    attend_lanes<kLanes>(taken, queries, keys_.data(), value_rows_, count, first, last, heads_, seen_.state.data() + 2 * lane,
+                         seen_.sums.data() + lane * width_);
   }
 
-  void finish(const Lanes<float>& results) const {
-    for (int64_t l = 0; l < lanes_; ++l) {
-      const float share = 1.0f / state_[2 * l + 1];
-      for (int64_t d = 0; d < heads_.head_dim; ++d) results[l][d] = sums_[l * width_ + d] * share;
-    }
-  }
+  void finish(const Lanes<float>& results) const { seen_.finish(lanes_, width_, results); }
 
  private:
   // One token's values as floats, zeros behind them up to whole vectors.
@@ -64,5 +56,6 @@ class VectorLanes {
   int64_t lanes_, width_;
   Heads heads_;
   const float* value_rows_[kTile];
-  Buffer<float> keys_, values_, sums_, state_;
+  Buffer<float> keys_, values_;
+  Seen seen_;
 };

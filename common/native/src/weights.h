@@ -59,10 +59,6 @@ struct Embeddings {
       std::memcpy(to, static_cast<const float*>(rows) + row * size, size * sizeof(float));
       return;
     }
-    const uint16_t* halves = static_cast<const uint16_t*>(rows) + row * size;
-    for (int64_t i = 0; i < size; ++i) {
-      const uint32_t word = static_cast<uint32_t>(halves[i]) << 16;
-      std::memcpy(to + i, &word, sizeof word);
-    }
+    copy_numbers(static_cast<const uint16_t*>(rows) + row * size, size, to);
   }
 };

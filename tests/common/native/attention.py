@@ -6,6 +6,15 @@ import torch
 
 from common.native.library import Library
 
+LENGTHS = [1, 7, 64, 65, 200]
+
+
+def random_rows(heads: int, kv_heads: int, head_dim: int) -> list[torch.Tensor]:
+    """Query, key and value of sequences of `LENGTHS`."""
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(sum(LENGTHS), heads, head_dim, generator=generator)
+    return [query, *torch.randn(2, sum(LENGTHS), kv_heads, head_dim, generator=generator)]
+
 
 def native_attention(
     library: Library,

@@ -16,7 +16,7 @@ from common.native.build import best_library, default_cache, find_or_build, libr
 from common.native.library import Library
 from common.native.processor import NativeUnavailableError, cpu_levels
 from common.native.weights import PackedWeights
-from tests.common.native.attention import native_attention
+from tests.common.native.attention import LENGTHS, native_attention, random_rows
 
 LEVELS = ["x86-64-v3", "x86-64-v4", "x86-64-v4-amx"]
 
@@ -154,11 +154,8 @@ def test_weights_of_8_bits_are_off_by_half_a_step_at_most(library: Library) -> N
 def test_packed_attention_is_that_of_torch(
     library: Library, heads: int, kv_heads: int, head_dim: int, *, causal: bool
 ) -> None:
-    lengths = [1, 7, 64, 65, 200]
-    generator = torch.Generator().manual_seed(2)
-    query = torch.randn(sum(lengths), heads, head_dim, generator=generator)
-    key, value = torch.randn(2, sum(lengths), kv_heads, head_dim, generator=generator)
-    options: Any = {"lengths": lengths, "causal": causal, "scale": head_dim**-0.5}
+    query, key, value = random_rows(heads, kv_heads, head_dim)
+    options: Any = {"lengths": LENGTHS, "causal": causal, "scale": head_dim**-0.5}
     found = native_attention(library, query, key, value, **options)
     expected = packed_attention(query, key, value, **options)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)

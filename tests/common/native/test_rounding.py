@@ -11,7 +11,7 @@ from common.native.build import default_cache, find_or_build
 from common.native.library import Library
 from common.native.processor import cpu_levels
 from common.native.weights import PackedWeights
-from tests.common.native.attention import native_attention
+from tests.common.native.attention import LENGTHS, native_attention, random_rows
 
 
 @pytest.fixture(scope="module", params=cpu_levels())
@@ -82,11 +82,8 @@ def test_weights_in_bytes_stay_so(library: Library) -> None:
 def test_attention_is_that_of_torch_but_for_rounding(
     library: Library, heads: int, kv_heads: int, head_dim: int, *, causal: bool
 ) -> None:
-    lengths = [1, 7, 64, 65, 200]
-    generator = torch.Generator().manual_seed(2)
-    query = torch.randn(sum(lengths), heads, head_dim, generator=generator)
-    key, value = torch.randn(2, sum(lengths), kv_heads, head_dim, generator=generator)
-    options: Any = {"lengths": lengths, "causal": causal, "scale": head_dim**-0.5}
+    query, key, value = random_rows(heads, kv_heads, head_dim)
+    options: Any = {"lengths": LENGTHS, "causal": causal, "scale": head_dim**-0.5}
     found = native_attention(library, query, key, value, **options)
     expected = packed_attention(query, key, value, **options)
     error = (found - expected).norm() / expected.norm()

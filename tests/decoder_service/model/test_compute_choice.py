@@ -10,6 +10,7 @@ import torch
 from common.checkpoint.checkpoint import open_checkpoint
 from common.model.settings import ComputeChoice, ModelSettings, Quantize
 from common.native import opening
+from common.native.opening import activation_dtype, matrices_for
 from common.native.processor import NativeUnavailableError
 from decoder_service.model.compute_choice import choose_compute, choose_kernels
 from decoder_service.model.kv_cache import KVCache
@@ -23,13 +24,15 @@ CPU = torch.device("cpu")
 def choose(
     directory: Path, *, dtype: torch.dtype = torch.float32, quantize: Quantize = Quantize.NONE, **settings: object
 ) -> str:
-    model = DecoderModel.load(open_checkpoint(directory), device=CPU, dtype=dtype)
-    cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=dtype)
+    checkpoint = open_checkpoint(directory)
     threads = torch.get_num_threads()
     try:
         wanted = ModelSettings(model=directory, **settings)  # type: ignore[arg-type]
-        run_config = make_run_config(model.config, dtype=dtype, device=CPU, max_seq_len=8, block_size=4)
+        run_config = make_run_config(checkpoint.text_config, dtype=dtype, device=CPU, max_seq_len=8, block_size=4)
         kernels = choose_kernels(wanted, run_config, quantize=quantize)
+        loaded, matrices = activation_dtype(kernels[0], dtype), matrices_for(kernels[0])
+        model = DecoderModel.load(checkpoint, device=CPU, dtype=loaded, matrices=matrices)
+        cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=dtype)
         compute = choose_compute(model, cache, wanted, kernels, max_num_requests=2, max_model_len=8, quantize=quantize)
         return compute.name
     finally:
