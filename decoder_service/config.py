@@ -6,7 +6,7 @@ Knows names, defaults and bounds. Does not know the model: what is bounded by it
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.model.settings import ComputeChoice, DtypeChoice, KVCacheDtype, ModelSettings, Quantize
+from common.model.settings import AttentionBackend, ComputeChoice, DtypeChoice, KVCacheDtype, ModelSettings, Quantize
 from common.server.config import ServerConfig, check_image_fits
 from common.settings.settings import setting
 from common.telemetry.logs import LogSettings
@@ -57,6 +57,11 @@ class EngineSettings:
     kv_cache_dtype: KVCacheDtype = setting(
         KVCacheDtype.AUTO,
         help="type of keys and values; auto is that of the weights, fp8 takes a byte each and so holds more tokens",
+    )
+    attention_backend: AttentionBackend = setting(
+        AttentionBackend.AUTO,
+        help="what computes attention on CUDA: a Triton kernel of our own (auto), torch's where FlashAttention 3 is "
+        "installed, or FlashInfer where it is; each is tried at start",
     )
     block_size: int = setting(16, minimum=1, help="tokens in a KV block")
     num_blocks: int | None = setting(None, minimum=1, help="KV blocks; as many as memory holds where unset")
@@ -143,6 +148,15 @@ class DecoderConfig:
                 f"{self.engine.max_picture_bytes}"
             )
         self._check_number_types()
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        backend, model = self.engine.attention_backend, self.model
+        has_choice = model.device != "cpu" and model.compute is ComputeChoice.AUTO and not model.deterministic
+        if backend is not AttentionBackend.AUTO and not has_choice:
+            raise ValueError(
+                f"--attention-backend {backend.value} is for --device cuda, without --compute torch or --deterministic"
+            )
 
     def _check_number_types(self) -> None:
         quantize, model = self.engine.quantize, self.model

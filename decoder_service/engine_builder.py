@@ -112,6 +112,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
         quantize=engine.quantize,
+        attention=engine.attention_backend,
     )
     give_memory_back()
     is_cpu = run_config.device.type == "cpu"

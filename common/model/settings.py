@@ -43,6 +43,15 @@ class KVCacheDtype(Enum):
     FP8 = "fp8"
 
 
+class AttentionBackend(Enum):
+    """What computes the decoder's attention on CUDA."""
+
+    AUTO = "auto"
+    TRITON = "triton"
+    TORCH = "torch"
+    FLASHINFER = "flashinfer"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
     """What is served, and on what."""

@@ -6,7 +6,7 @@ Knows every implementation of `Compute` and what each asks for. Says in the log 
 import logging
 from importlib.util import find_spec
 
-from common.model.settings import ModelSettings, Quantize
+from common.model.settings import AttentionBackend, ComputeChoice, ModelSettings, Quantize
 from common.native.library import Library
 from common.native.opening import choose_library
 from decoder_service.model.compute import Compute, TorchCompute
@@ -40,16 +40,22 @@ def choose_compute(
     max_num_requests: int,
     max_model_len: int,
     quantize: Quantize = Quantize.NONE,
+    attention: AttentionBackend = AttentionBackend.AUTO,
 ) -> Compute:
-    """What a service with these settings runs with; `kernels` are what `choose_kernels` found."""
+    """What a service with these settings runs with; `kernels` are what `choose_kernels` found.
+
+    Raises ValueError where what is to compute attention cannot.
+    """
     compute: Compute
     library, reason = kernels
     if library is not None:
         compute = NativeCompute(model, kv_cache, library, in_bytes=quantize is Quantize.INT8)
     elif settings.deterministic:
         compute = TiledCompute(model, kv_cache)
-    elif model.device.type == "cuda" and find_spec("triton") is not None:
-        compute = _cuda_compute(model, kv_cache, max_num_requests=max_num_requests, max_model_len=max_model_len)
+    elif model.device.type == "cuda" and settings.compute is not ComputeChoice.TORCH and find_spec("triton"):
+        compute = _cuda_compute(
+            model, kv_cache, attention, max_num_requests=max_num_requests, max_model_len=max_model_len
+        )
     else:
         compute = TorchCompute(model, kv_cache)
     extra = {
@@ -62,14 +68,24 @@ def choose_compute(
     return compute
 
 
-def _cuda_compute(model: DecoderModel, kv_cache: KVCache, *, max_num_requests: int, max_model_len: int) -> Compute:
+def _cuda_compute(
+    model: DecoderModel,
+    kv_cache: KVCache,
+    attention: AttentionBackend,
+    *,
+    max_num_requests: int,
+    max_model_len: int,
+) -> Compute:
     # Imported here: triton comes only with torch's CUDA builds, and takes its time.
     from common.model.graph_recorder import CudaGraphRecorder
+    from decoder_service.model.cuda.attention import AttentionShape
+    from decoder_service.model.cuda.attention_choice import choose_attention
     from decoder_service.model.cuda.compute import CudaCompute
 
     return CudaCompute(
         model,
         kv_cache,
+        attention=choose_attention(attention, AttentionShape.of(model.config, kv_cache, model.dtype), model.device),
         recorder=CudaGraphRecorder(model.device),
         max_num_requests=max_num_requests,
         max_model_len=max_model_len,

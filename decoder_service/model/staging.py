@@ -95,17 +95,22 @@ class _Slot:
 
     def __init__(self, memory: Tensor) -> None:
         self.memory = memory
-        self.wait: Callable[[], None] = _nothing
+        self.wait: Callable[[], None] = wait_for_nothing
         """Waits until what was put here last is on the device."""
 
 
-def _nothing() -> None:
+def wait_for_nothing() -> None:
     """There is nothing to wait for."""
 
 
 def staging_for(device: torch.device) -> Staging:
     """What carries numbers to and from a device."""
-    return PinnedStaging(device, lambda: _mark_stream(device)) if device.type == "cuda" else HostStaging()
+    return PinnedStaging(device, mark_for(device)) if device.type == "cuda" else HostStaging()
+
+
+def mark_for(device: torch.device) -> Mark:
+    """What marks places in the work of a device; a CPU's is done when it is given."""
+    return (lambda: _mark_stream(device)) if device.type == "cuda" else lambda: wait_for_nothing
 
 
 def _mark_stream(device: torch.device) -> Callable[[], None]:

@@ -12,10 +12,11 @@ from torch import Tensor
 from common.model.graph_recorder import GraphRecorder
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
+from decoder_service.model.cuda.attention import AttentionShape, PagedAttention, Spans
 from decoder_service.model.cuda.decode_graphs import DecodeGraphs, batch_sizes
 from decoder_service.model.cuda.layer_weights import LayerWeights
-from decoder_service.model.cuda.layers import CudaLayers, Places, num_processors
-from decoder_service.model.cuda.tiles import AttentionTiles, num_splits_for
+from decoder_service.model.cuda.layers import CudaLayers, Places
+from decoder_service.model.cuda.triton_attention import TritonAttention
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
 
@@ -33,12 +34,16 @@ class CudaCompute:
         recorder: GraphRecorder | None,
         max_num_requests: int,
         max_model_len: int,
+        attention: PagedAttention | None = None,
     ) -> None:
-        """Join the model's weights, and record passes for up to `max_num_requests` requests."""
+        """Join the model's weights, and record passes for up to `max_num_requests` requests.
+
+        Attention is computed by our own kernel where none is given.
+        """
         self._plain = TorchCompute(model, kv_cache)
-        self._config = model.config
         self._device = model.device
-        self._num_processors = num_processors(model.device)
+        shape = AttentionShape.of(model.config, kv_cache, model.dtype)
+        self._attention = attention or TritonAttention(shape, model.device)
         weights = [LayerWeights.of(layer) for layer in model.decoder.decoder_layers]
         self._layers = CudaLayers(model.config, weights, kv_cache)
         self._graphs: DecodeGraphs | None = None
@@ -46,11 +51,12 @@ class CudaCompute:
             with torch.inference_mode():
                 self._graphs = DecodeGraphs(
                     self._layers,
+                    self._attention,
                     recorder,
                     sizes=batch_sizes(max_num_requests),
-                    max_blocks=-(-max_model_len // kv_cache.block_size),
+                    max_model_len=max_model_len,
+                    block_size=kv_cache.block_size,
                     hidden_size=model.config.hidden_size,
-                    choose_splits=lambda size: self._num_splits(size, max_model_len),
                     device=model.device,
                     dtype=model.dtype,
                 )
@@ -76,8 +82,6 @@ class CudaCompute:
         return self._plain.logits(hidden)
 
     def _places(self, forward: ForwardBatch) -> Places:
-        groups = self._config.num_attention_heads // self._config.num_key_value_heads
-        tiles = AttentionTiles.for_lengths(forward.query_lengths, num_groups=groups, device=self._device)
         starts = [*accumulate(forward.query_lengths, initial=0)]
         is_single = starts[-1] == len(forward.query_lengths)  # Then the device can count by itself.
         query_starts = (
@@ -85,20 +89,13 @@ class CudaCompute:
             if is_single
             else torch.tensor(starts, dtype=torch.int32).to(self._device, non_blocking=True)
         )
-        return Places(
-            positions=forward.positions,
-            slot_mapping=forward.slot_mapping,
-            block_tables=forward.block_tables,
+        spans = Spans(
+            block_tables=forward.block_tables.int(),
             query_starts=query_starts,
             seq_lens=forward.seq_lens_there.int(),
-            tiles=tiles,
-            num_splits=self._num_splits(len(tiles.requests), max(forward.seq_lens)),
+            query_lengths=forward.query_lengths,
+            most_tokens=forward.seq_lens,
         )
-
-    def _num_splits(self, num_tiles: int, max_seq_len: int) -> int:
-        return num_splits_for(
-            num_tiles=num_tiles,
-            num_key_value_heads=self._config.num_key_value_heads,
-            num_processors=self._num_processors,
-            max_seq_len=max_seq_len,
+        return Places(
+            positions=forward.positions, slot_mapping=forward.slot_mapping, attend=self._attention.plan(spans)
         )

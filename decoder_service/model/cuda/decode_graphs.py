@@ -11,14 +11,11 @@ from torch import Tensor
 
 from common.model.graph_recorder import GraphRecorder, Run, record_sizes
 from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.cuda.attention import PagedAttention, RecordedAttention, Spans
 from decoder_service.model.cuda.layers import Places
-from decoder_service.model.cuda.tiles import AttentionTiles
 
 Layers = Callable[[Tensor, Places], Tensor]
 """See `CudaLayers`."""
-
-ChooseSplits = Callable[[int], int]
-"""Parts to split the keys into for a batch of so many requests."""
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
@@ -33,25 +30,28 @@ class DecodeGraphs:
     def __init__(
         self,
         layers: Layers,
+        attention: PagedAttention,
         recorder: GraphRecorder,
         *,
         sizes: Sequence[int],
-        max_blocks: int,
+        max_model_len: int,
+        block_size: int,
         hidden_size: int,
-        choose_splits: ChooseSplits,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Record a pass for each of `sizes` that there is memory for, over block tables of up to `max_blocks`."""
-        most = max(sizes)
+        """Record a pass for each of `sizes` that there is memory for, of requests of up to `max_model_len` tokens."""
+        most, max_blocks = max(sizes), -(-max_model_len // block_size)
         self._embeds = torch.zeros(most, hidden_size, device=device, dtype=dtype)
         self._positions = torch.zeros(most, device=device, dtype=torch.long)
         self._slots = torch.full((most,), -1, device=device, dtype=torch.long)
-        self._tables = torch.zeros(most, max_blocks, device=device, dtype=torch.long)
+        self._tables = torch.zeros(most, max_blocks, device=device, dtype=torch.int32)
         self._seq_lens = torch.zeros(most, device=device, dtype=torch.int32)
         self._starts = torch.arange(most + 1, device=device, dtype=torch.int32)
         self._layers = layers
-        self._choose_splits = choose_splits
+        self._attention = attention
+        self._max_model_len = max_model_len
+        self._planned: dict[int, RecordedAttention] = {}
         self._recorded = record_sizes(recorder, sizes, self._make_work)
 
     def fits(self, forward: ForwardBatch) -> bool:
@@ -70,20 +70,21 @@ class DecodeGraphs:
         self._tables[:num_requests, : forward.block_tables.shape[1]].copy_(forward.block_tables)
         self._seq_lens[:num_requests].copy_(forward.seq_lens_there)
         self._seq_lens[num_requests:size].fill_(0)
+        self._planned[size].prepare((*forward.seq_lens, *[0] * (size - num_requests)))
         recorded = self._recorded[size]
         recorded.run()
         return recorded.out[:num_requests]
 
     def _make_work(self, size: int) -> tuple[Run, Tensor]:
-        places = Places(
-            positions=self._positions[:size],
-            slot_mapping=self._slots[:size],
+        spans = Spans(
             block_tables=self._tables[:size],
             query_starts=self._starts[: size + 1],
             seq_lens=self._seq_lens[:size],
-            tiles=AttentionTiles.for_lengths([1] * size, num_groups=1, device=self._starts.device),
-            num_splits=self._choose_splits(size),
+            query_lengths=[1] * size,
+            most_tokens=[self._max_model_len] * size,
         )
+        planned = self._planned[size] = self._attention.plan_recorded(spans)
+        places = Places(positions=self._positions[:size], slot_mapping=self._slots[:size], attend=planned.attend)
         hidden = torch.zeros_like(self._embeds[:size])
 
         def work() -> None:

@@ -7,35 +7,26 @@ nothing depends on values that only the device has, so a pass can be recorded.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from common.model.config import MistralConfig
 from common.model.rope import inverse_frequencies
+from decoder_service.model.cuda.attention import Attend
 from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, silu_and_multiply
 from decoder_service.model.cuda.layer_weights import LayerWeights
-from decoder_service.model.cuda.paged_attention import triton_paged_attention
-from decoder_service.model.cuda.tiles import AttentionTiles
 from decoder_service.model.kv_cache import KVCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Where the rows of one pass stand and what they see."""
+    """Where the rows of one pass stand, and what they see."""
 
     positions: Tensor
     """[num_tokens], counted from 0 in each request"""
     slot_mapping: Tensor
     """[num_tokens]; a negative slot stores nothing"""
-    block_tables: Tensor
-    """[num_requests, max_blocks]"""
-    query_starts: Tensor
-    """int32 [num_requests + 1], where each request's rows begin"""
-    seq_lens: Tensor
-    """int32 [num_requests], tokens with the new ones; 0 for a row that fills up"""
-    tiles: AttentionTiles
-    num_splits: int
-    """Parts that the keys of a tile are split into"""
+    attend: Attend
+    """What they see, and who computes it"""
 
 
 class CudaLayers:
@@ -65,24 +56,8 @@ class CudaLayers:
         query = rotate_and_store(
             qkv, cos, sin, places.slot_mapping, key_blocks, value_blocks, num_heads=config.num_attention_heads
         )
-        mixed = triton_paged_attention(
-            query,
-            key_blocks,
-            value_blocks,
-            block_tables=places.block_tables,
-            query_starts=places.query_starts,
-            seq_lens=places.seq_lens,
-            tiles=places.tiles,
-            num_splits=places.num_splits,
-            scale=config.attention_multiplier,
-            sliding_window=config.sliding_window,
-        )
+        mixed = places.attend(query, key_blocks, value_blocks)
         return self._weights[layer].o(mixed.flatten(1))
 
     def _blocks(self, layer: int) -> tuple[Tensor, Tensor]:
         return self._kv_cache.key_blocks[layer], self._kv_cache.value_blocks[layer]
-
-
-def num_processors(device: torch.device) -> int:
-    """Multiprocessors of a device; 1 for a CPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

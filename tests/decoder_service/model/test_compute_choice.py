@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.checkpoint.checkpoint import open_checkpoint
-from common.model.settings import ComputeChoice, ModelSettings, Quantize
+from common.model.settings import AttentionBackend, ComputeChoice, ModelSettings, Quantize
 from common.native import opening
 from common.native.opening import activation_dtype, matrices_for
 from common.native.processor import NativeUnavailableError
+from decoder_service.model import compute_choice
+from decoder_service.model.compute import TorchCompute
 from decoder_service.model.compute_choice import choose_compute, choose_kernels
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.run_config import make_run_config
@@ -64,6 +67,37 @@ def test_without_kernels_torch_computes_and_whoever_insists_is_told_why(
     assert choose(directory, deterministic=True) == "torch in tiles"
     with pytest.raises(ValueError, match="--compute native: there is no compiler"):
         choose(directory, compute=ComputeChoice.NATIVE)
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"), [(ComputeChoice.AUTO, "our kernels"), (ComputeChoice.TORCH, "torch")], ids=str
+)
+def test_plain_torch_is_to_be_had_on_a_gpu_too(
+    compute: ComputeChoice, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(save_text(tmp_path))
+    model = DecoderModel.load(checkpoint, device=CPU, dtype=torch.float32)
+    cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=torch.float32)
+    chosen: list[AttentionBackend] = []
+
+    def cuda_compute(model: DecoderModel, cache: KVCache, attention: AttentionBackend, **_: int) -> TorchCompute:
+        chosen.append(attention)
+        ours = TorchCompute(model, cache)
+        ours.name = "our kernels"
+        return ours
+
+    monkeypatch.setattr(compute_choice, "_cuda_compute", cuda_compute)
+    found = choose_compute(
+        replace(model, device=torch.device("cuda")),
+        cache,
+        ModelSettings(model=tmp_path, device="cuda", compute=compute),
+        (None, "this is no CPU"),
+        max_num_requests=2,
+        max_model_len=8,
+        attention=AttentionBackend.FLASHINFER,
+    )
+    assert found.name == expected
+    assert chosen == [AttentionBackend.FLASHINFER] * (compute is ComputeChoice.AUTO)
 
 
 def test_loading_a_model_imports_no_compiler() -> None:

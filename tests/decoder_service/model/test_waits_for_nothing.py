@@ -17,7 +17,10 @@ from decoder_service.engine.request import Request
 from decoder_service.engine.step import Launched, NoToken, ScheduledBatch, ScheduledRequest
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
+from decoder_service.model.cuda.attention import AttentionShape, PagedAttention
 from decoder_service.model.cuda.decode_graphs import DecodeGraphs
+from decoder_service.model.cuda.flashinfer_attention import FlashInferAttention
+from decoder_service.model.cuda.triton_attention import TritonAttention
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.runner import DecoderRunner
@@ -69,18 +72,36 @@ class NoWaits(TorchFunctionMode):
         return result
 
 
+class NoWrapper:
+    """Takes FlashInfer's plans."""
+
+    def plan(self, *numbers: object, **options: object) -> None:
+        """Note nothing."""
+
+    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
+        """Compute nothing."""
+        return q
+
+
+ATTENTION: dict[str, Callable[[AttentionShape], PagedAttention]] = {
+    "triton": lambda shape: TritonAttention(shape, META),
+    "flashinfer": lambda shape: FlashInferAttention(shape, lambda places: NoWrapper(), lambda: lambda: None),
+}
+
+
 class Recorded(TorchCompute):
     """Layers that do nothing, recorded."""
 
-    def __init__(self, model: DecoderModel, kv_cache: KVCache) -> None:
+    def __init__(self, model: DecoderModel, kv_cache: KVCache, attention: str) -> None:
         super().__init__(model, kv_cache)
         self._graphs = DecodeGraphs(
             lambda embeds, places: embeds,
+            ATTENTION[attention](AttentionShape.of(CONFIG, kv_cache, torch.float32)),
             Replayer(),
             sizes=(4,),
-            max_blocks=4,
+            max_model_len=64,
+            block_size=16,
             hidden_size=CONFIG.hidden_size,
-            choose_splits=lambda size: 1,
             device=META,
             dtype=torch.float32,
         )
@@ -103,12 +124,12 @@ class MetaStaging:
         return lambda: [-1] * (len(tensor) - 1) + [0]
 
 
-def make_runner() -> DecoderRunner:
+def make_runner(attention: str = "triton") -> DecoderRunner:
     with META:
         decoder = MistralForCausalLM(CONFIG)
     model = DecoderModel(config=CONFIG, device=META, dtype=torch.float32, decoder=decoder, projector=None)
     cache = KVCache(CONFIG, num_blocks=8, block_size=16, device=META, dtype=torch.float32)
-    return DecoderRunner(model, cache, Recorded(model, cache), staging=MetaStaging())
+    return DecoderRunner(model, cache, Recorded(model, cache, attention), staging=MetaStaging())
 
 
 def requests_with(*params: SamplingParams) -> list[Request]:
@@ -128,9 +149,10 @@ def two_steps(runner: DecoderRunner, requests: Sequence[Request]) -> Launched:
         return runner.launch(ScheduledBatch(ahead, sources=tuple(range(len(requests)))), first)
 
 
+@pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_a_step_ahead_is_begun_without_waiting_for_the_device(mixture: Sequence[str]) -> None:
-    launched = two_steps(make_runner(), requests_with(*(PARAMS[name] for name in mixture)))
+def test_a_step_ahead_is_begun_without_waiting_for_the_device(mixture: Sequence[str], attention: str) -> None:
+    launched = two_steps(make_runner(attention), requests_with(*(PARAMS[name] for name in mixture)))
     assert launched.result().token_ids == [NoToken.NOT_FINITE] * len(mixture)
 
 

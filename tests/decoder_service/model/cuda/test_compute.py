@@ -8,6 +8,7 @@ import torch
 from common.model.graph_recorder import Run
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import Compute, TorchCompute
+from decoder_service.model.cuda.attention import Attend, RecordedAttention, Spans
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.cuda.decode_graphs import DecodeGraphs, batch_sizes
 from decoder_service.model.cuda.layers import Places
@@ -83,11 +84,12 @@ def test_steps_that_cannot_be_recorded_are_left_to_run_kernel_by_kernel(
 ) -> None:
     graphs = DecodeGraphs(
         lambda embeds, places: embeds,
+        Seen(),
         Full(passes_left),
         sizes=batch_sizes(4),
-        max_blocks=2,
+        max_model_len=2,
+        block_size=1,
         hidden_size=8,
-        choose_splits=lambda size: 1,
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
@@ -96,25 +98,50 @@ def test_steps_that_cannot_be_recorded_are_left_to_run_kernel_by_kernel(
 
 def test_rows_that_fill_a_batch_up_store_nothing_and_see_nothing() -> None:
     """Whatever an earlier and larger batch left in their places."""
-    seen: list[tuple[list[int], list[int]]] = []
+    slots: list[list[int]] = []
+    attention = Seen()
 
     def layers(embeds: torch.Tensor, places: Places) -> torch.Tensor:
-        seen.append((places.slot_mapping.tolist(), places.seq_lens.tolist()))
+        slots.append(places.slot_mapping.tolist())
+        places.attend(embeds, embeds, embeds)
         return embeds
 
     graphs = DecodeGraphs(
         layers,
+        attention,
         Replayer(),
         sizes=(4,),
-        max_blocks=2,
+        max_model_len=2,
+        block_size=1,
         hidden_size=8,
-        choose_splits=lambda size: 1,
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
     for count in (4, 1):
         graphs.hidden(torch.zeros(count, 8), single_tokens(count))
-    assert seen[-2:] == [([0, 0, 0, 0], [1, 1, 1, 1]), ([0, -1, -1, -1], [1, 0, 0, 0])]
+    assert slots[-2:] == [[0, 0, 0, 0], [0, -1, -1, -1]]
+    assert attention.lengths[-2:] == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    assert attention.prepared == [(1, 1, 1, 1), (1, 0, 0, 0)]
+
+
+class Seen:
+    """Attention that notes the lengths that it is given, by tensors and by numbers."""
+
+    name = "seen"
+
+    def __init__(self) -> None:
+        self.lengths: list[list[int]] = []
+        self.prepared: list[tuple[int, ...]] = []
+
+    def plan(self, spans: Spans) -> Attend:
+        def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            self.lengths.append(spans.seq_lens.tolist())
+            return query
+
+        return attend
+
+    def plan_recorded(self, spans: Spans) -> RecordedAttention:
+        return RecordedAttention(self.plan(spans), lambda lengths: self.prepared.append(tuple(lengths)))
 
 
 class Full(Replayer):
