@@ -98,4 +98,6 @@ def _cut(text: str) -> str:
 
 def _escape(text: str) -> str:
     # A newline would start a line of its own, and an escape character would command the terminal.
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
