@@ -5,12 +5,14 @@ Knows which part needs which. Does not know gRPC, tokens or pictures; whoever wa
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from common.checkpoint.checkpoint import Checkpoint
+from common.checkpoint.layout import Part
 from common.features.wire_types import DTYPE_SIZES
 from common.model.config import PixtralConfig, PixtralVisionConfig
 from common.model.devices import find_device, find_dtype
@@ -34,6 +36,7 @@ from decoder_service.scheduling.scheduler_config import SchedulerConfig
 
 _log = logging.getLogger(__name__)
 
+_PARTS = (Part.DECODER, Part.PROJECTOR)
 _CUDA_DOUBLING_TOKENS = 200
 """How many tokens a GPU computes, about, in the time in which it reads all weights."""
 _CPU_SHARE, _CPU_LEAST = 0.3, 8
@@ -72,6 +75,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     # Before the weights, as kernels take them as they are stored.
     library, no_kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
     dtype = activation_dtype(library, run_config.dtype)
+    begin = time.monotonic()
     model = DecoderModel.load(
         checkpoint,
         device=run_config.device,
@@ -79,6 +83,8 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         in_fp8=engine.quantize is Quantize.FP8,
         matrices=matrices_for(library),
     )
+    num_bytes = sum(entry.stored.num_bytes for part in _PARTS for entry in checkpoint.entries(part))
+    _log.info("weights loaded", extra={"gigabytes": num_bytes / 1e9, "seconds": round(time.monotonic() - begin, 3)})
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
         dtype=dtype,
