@@ -22,7 +22,7 @@ from common.server.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig, EngineSettings
 from decoder_service.engine.engine import Engine
-from decoder_service.model.compute_choice import choose_compute, choose_kernels
+from decoder_service.model.compute_choice import choose_compute, choose_kernels, log_compute
 from decoder_service.model.device_guard import GuardedRunner
 from decoder_service.model.fp8 import FP8, check_fp8
 from decoder_service.model.kv_cache import KVCache
@@ -85,6 +85,15 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     )
     num_bytes = sum(entry.stored.num_bytes for part in _PARTS for entry in checkpoint.entries(part))
     _log.info("weights loaded", extra={"gigabytes": num_bytes / 1e9, "seconds": round(time.monotonic() - begin, 3)})
+    # Before the memory that is left is looked at, as weights may move once more.
+    make_compute = choose_compute(
+        model,
+        config.model,
+        (library, no_kernels),
+        max_num_requests=engine.max_num_requests,
+        max_model_len=run_config.max_seq_len,
+        quantize=engine.quantize,
+    )
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
         dtype=dtype,
@@ -110,15 +119,8 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
             "dtype": str(kv_params.dtype).removeprefix("torch."),
         },
     )
-    compute = choose_compute(
-        model,
-        kv_cache,
-        config.model,
-        (library, no_kernels),
-        max_num_requests=engine.max_num_requests,
-        max_model_len=run_config.max_seq_len,
-        quantize=engine.quantize,
-    )
+    compute = make_compute(kv_cache)
+    log_compute(compute, kv_cache, config.model, quantize=engine.quantize, no_kernels=no_kernels)
     give_memory_back()
     is_cpu = run_config.device.type == "cpu"
     overlap = engine.overlap if engine.overlap is not None else not is_cpu

@@ -152,7 +152,8 @@ def _pinned(cores: list[int]) -> Iterator[None]:
 
 
 def _name(load_config: LoadConfig) -> str:
-    return f"{load_config.text_tokens} tokens and {load_config.images} pictures"
+    plural = "" if load_config.images == "1" else "s"
+    return f"{load_config.text_tokens} tokens and {load_config.images} picture{plural}"
 
 
 def _start_line(mode: str, start: Start) -> str:

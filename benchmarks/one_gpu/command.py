@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
 def build_kernels() -> None:
     """Build the kernels for the processor, which both halves use beside a GPU too, so that no start waits for it."""
-    subprocess.run([sys.executable, "-m", "common.native"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "common.native"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
 
 
 def prepared_checkpoint(config: OneGpuConfig) -> Path:

@@ -4,6 +4,8 @@ Knows every implementation of `Compute` and what each asks for. Says in the log 
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 from common.model.settings import ModelSettings, Quantize
@@ -17,6 +19,8 @@ from decoder_service.model.tiled_compute import TiledCompute
 from decoder_service.model.weights import DecoderModel
 
 _log = logging.getLogger(__name__)
+
+MakeCompute = Callable[[KVCache], Compute]
 
 
 def choose_kernels(
@@ -33,44 +37,60 @@ def choose_kernels(
 
 def choose_compute(
     model: DecoderModel,
-    kv_cache: KVCache,
     settings: ModelSettings,
     kernels: tuple[Library | None, str],
     *,
     max_num_requests: int,
     max_model_len: int,
     quantize: Quantize = Quantize.NONE,
-) -> Compute:
-    """What a service with these settings runs with; `kernels` are what `choose_kernels` found."""
-    compute: Compute
-    library, reason = kernels
+) -> MakeCompute:
+    """What makes what a service with these settings runs with; `kernels` are what `choose_kernels` found.
+
+    On CUDA the model's weights have their last places when this returns, so that the memory that is left then is what
+    the KV cache can have.
+    """
+    library, _ = kernels
+    make: MakeCompute
     if library is not None:
-        compute = NativeCompute(model, kv_cache, library, in_bytes=quantize is Quantize.INT8)
+        make = partial(NativeCompute, model, library=library, in_bytes=quantize is Quantize.INT8)
     elif settings.deterministic:
-        compute = TiledCompute(model, kv_cache)
+        make = partial(TiledCompute, model)
     elif model.device.type == "cuda" and find_spec("triton") is not None:
-        compute = _cuda_compute(model, kv_cache, max_num_requests=max_num_requests, max_model_len=max_model_len)
+        make = _cuda_compute(model, max_num_requests=max_num_requests, max_model_len=max_model_len)
     else:
-        compute = TorchCompute(model, kv_cache)
+        make = partial(TorchCompute, model)
+    return make
+
+
+def log_compute(
+    compute: Compute, kv_cache: KVCache, settings: ModelSettings, *, quantize: Quantize, no_kernels: str
+) -> None:
+    """Say what was taken, and why not the kernels."""
     extra = {
         "implementation": compute.name,
         "quantize": quantize.value,
         "kv_dtype": str(kv_cache.dtype).removeprefix("torch."),
         "deterministic": settings.deterministic,
     }
-    _log.info("compute", extra=extra | ({"no_kernels": reason} if reason else {}))
-    return compute
+    _log.info("compute", extra=extra | ({"no_kernels": no_kernels} if no_kernels else {}))
 
 
-def _cuda_compute(model: DecoderModel, kv_cache: KVCache, *, max_num_requests: int, max_model_len: int) -> Compute:
+def _cuda_compute(model: DecoderModel, *, max_num_requests: int, max_model_len: int) -> MakeCompute:
     # Imported here: triton comes only with torch's CUDA builds, and takes its time.
     from common.model.graph_recorder import CudaGraphRecorder
     from decoder_service.model.cuda.compute import CudaCompute
+    from decoder_service.model.cuda.layer_weights import join_layers
 
-    return CudaCompute(
-        model,
-        kv_cache,
-        recorder=CudaGraphRecorder(model.device),
-        max_num_requests=max_num_requests,
-        max_model_len=max_model_len,
-    )
+    weights = join_layers(model.decoder)
+
+    def make(kv_cache: KVCache) -> Compute:
+        return CudaCompute(
+            model,
+            kv_cache,
+            recorder=CudaGraphRecorder(model.device),
+            max_num_requests=max_num_requests,
+            max_model_len=max_model_len,
+            weights=weights,
+        )
+
+    return make

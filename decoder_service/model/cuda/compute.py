@@ -3,6 +3,7 @@
 Knows the model's weights, the KV cache and one batch's tensors. Does not know requests, queues or sampling.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import accumulate
 
@@ -13,7 +14,7 @@ from common.model.graph_recorder import GraphRecorder
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.cuda.decode_graphs import DecodeGraphs, batch_sizes
-from decoder_service.model.cuda.layer_weights import LayerWeights
+from decoder_service.model.cuda.layer_weights import LayerWeights, join_layers
 from decoder_service.model.cuda.layers import CudaLayers, Places, num_processors
 from decoder_service.model.cuda.tiles import AttentionTiles, num_splits_for
 from decoder_service.model.kv_cache import KVCache
@@ -33,14 +34,14 @@ class CudaCompute:
         recorder: GraphRecorder | None,
         max_num_requests: int,
         max_model_len: int,
+        weights: Sequence[LayerWeights] | None = None,
     ) -> None:
-        """Join the model's weights, and record passes for up to `max_num_requests` requests."""
+        """Record passes for up to `max_num_requests` requests. The model's weights are joined where none are given."""
         self._plain = TorchCompute(model, kv_cache)
         self._config = model.config
         self._device = model.device
         self._num_processors = num_processors(model.device)
-        weights = [LayerWeights.of(layer) for layer in model.decoder.decoder_layers]
-        self._layers = CudaLayers(model.config, weights, kv_cache)
+        self._layers = CudaLayers(model.config, weights or join_layers(model.decoder), kv_cache)
         self._graphs: DecodeGraphs | None = None
         if recorder is not None:
             with torch.inference_mode():

@@ -33,8 +33,8 @@ def choose(
         loaded, matrices = activation_dtype(kernels[0], dtype), matrices_for(kernels[0])
         model = DecoderModel.load(checkpoint, device=CPU, dtype=loaded, matrices=matrices)
         cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=dtype)
-        compute = choose_compute(model, cache, wanted, kernels, max_num_requests=2, max_model_len=8, quantize=quantize)
-        return compute.name
+        make = choose_compute(model, wanted, kernels, max_num_requests=2, max_model_len=8, quantize=quantize)
+        return make(cache).name
     finally:
         torch.set_num_threads(threads)
 
