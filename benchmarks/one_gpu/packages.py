@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from benchmarks.peers.protocol import ROOT
 
 _STUBS = ("diptych.v1.generation_pb2_grpc", "diptych.v1.vision_pb2_grpc")
+_WHOLE = ("tokenizers", "torch")
+"""Not looked into: torch came with what it needs, and the one package that tokenizers asks for is to fetch files."""
 _README = "benchmarks/one_gpu/README.md"
 
 
@@ -74,8 +76,7 @@ def look_at(wanted: Sequence[str], find: Find) -> Found:
         if not requirement.specifier.contains(package.version, prereleases=True):
             found.unfit.append(f"{name} is {package.version}, asked for is {requirement.specifier}")
         for each in {"", *requirement.extras}:
-            # What torch asks for came with it, whoever built it.
-            if (name, each) not in seen and name != "torch":
+            if (name, each) not in seen and name not in _WHOLE:
                 seen.add((name, each))
                 todo += [(Requirement(text), each) for text in package.requires or ()]
     found.missing.sort()
