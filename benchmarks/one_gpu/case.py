@@ -20,12 +20,14 @@ from benchmarks.load.figures import figures
 from benchmarks.load.pair import running_pair
 from benchmarks.one_gpu.comparison import Measured, compare
 from benchmarks.one_gpu.starting import Start, forget, read_rate, weights_loaded
+from benchmarks.peers.protocol import ROOT
 from benchmarks.report import save
 
 if TYPE_CHECKING:
     from benchmarks.one_gpu.command import OneGpuConfig
 
-_LOGS = Path("build/benchmarks/logs")
+_LOGS = ROOT / "build/benchmarks/logs"
+_LOG_LINES = 30
 _WARM_UP = 4
 _START_SECONDS = "240"
 
@@ -49,7 +51,9 @@ class Case:
         try:
             self._measure(mode, flags, forget_files=forget_files)
         except RuntimeError as error:
-            self._failed(f"{mode}: {error}")
+            # With the figures, as the log itself may stay on another machine.
+            log = _log_file(mode)
+            self._failed(f"{mode}: {error}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:]))
 
     def _measure(self, mode: str, flags: tuple[str, ...], *, forget_files: bool) -> None:
         if forget_files:
@@ -57,7 +61,7 @@ class Case:
         plain = read_rate(self._files[-1:])
         if forget_files:
             forget(self._files)
-        log = _LOGS / f"one_gpu_{mode.replace(' ', '_')}.log"
+        log = _log_file(mode)
         flags = ("--device", self._config.device, "--start-seconds", _START_SECONDS, *flags)
         begin = time.monotonic()
         with running_pair(self._model, cores=self._services, log=log, flags=flags) as pair:
@@ -149,6 +153,10 @@ def _pinned(cores: list[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def _log_file(mode: str) -> Path:
+    return _LOGS / f"one_gpu_{mode.replace(' ', '_')}.log"
 
 
 def _name(load_config: LoadConfig) -> str:

@@ -28,7 +28,7 @@ class OneGpuConfig:
     """Which loads to put on, how long, and on what."""
 
     device: str = setting("cuda", help="device of both halves: cuda, cuda:N or cpu")
-    small: bool = setting(False, help="four of the model's forty layers, 5 GB in place of 25")
+    small: bool = setting(False, help="four of the model's forty layers, 6 GB in place of 25")
     quick: bool = setting(False, help="a tiny model and tiny pictures, to see that everything runs; best with a CPU")
     folder: Path = setting(ROOT / "build/benchmarks/checkpoints", help="where the checkpoint is written, once")
     images: tuple[str, ...] = setting(("4", "1"), help="pictures in a request, a workload each")

@@ -242,12 +242,14 @@ def test_no_two_loads_have_a_text_or_a_picture_in_common(tmp_path: Path) -> None
 def test_a_way_to_run_that_does_not_start_is_written_down_and_the_run_is_no_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(*_: object, **__: object) -> NoReturn:
+    def failing(*_: object, log: Path, **__: object) -> NoReturn:
+        log.write_text("first line\n" + "the GPU is gone\n" * 30)
         raise RuntimeError("the services did not start; see somewhere")
 
     monkeypatch.setattr(case_module, "running_pair", failing)
+    monkeypatch.setattr(case_module, "_LOGS", tmp_path)
     case = new_case(tmp_path)
     case.measure("pair", (), forget_files=False)
     assert case.finish() == 1
     failures = json.loads((tmp_path / "found.json").read_text())["results"]["failures"]
-    assert failures == ["pair: the services did not start; see somewhere"]
+    assert failures == ["pair: the services did not start; see somewhere\n" + "\n".join(["the GPU is gone"] * 30)]
