@@ -3,12 +3,16 @@
 Knows torch. Does not know services.
 """
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
 import torch
 
 from common.model.settings import DtypeChoice
+
+Mark = Callable[[], Callable[[], None]]
+"""Notes the place that a device's work has reached; what it returns waits until the device is there."""
 
 
 class Matrices(Enum):
@@ -46,6 +50,13 @@ def find_dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
         DtypeChoice.BFLOAT16: torch.bfloat16,
         DtypeChoice.FLOAT16: torch.float16,
     }[choice]
+
+
+def mark_stream(device: torch.device) -> Callable[[], None]:
+    """See `Mark`: of a CUDA device's current stream."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize
 
 
 def free_bytes(device: torch.device) -> int:

@@ -6,19 +6,19 @@ are. A copy from or to any other memory of the host waits for all that the devic
 
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from common.model.devices import Mark, mark_stream
 
 NUM_SLOTS = 4
 """Two steps are under way at most, and each brings the device two lots of numbers."""
 _FIRST_SIZE = 1 << 14
 """Numbers that a slot has room for at first; a prompt of some thousand tokens makes it grow."""
 _DTYPES = {"q": torch.int64, "d": torch.float64}
-
-Mark = Callable[[], Callable[[], None]]
-"""Notes the place that the device's work has reached; what it returns waits until the device is there."""
 
 
 class Staging(Protocol):
@@ -105,10 +105,4 @@ def _nothing() -> None:
 
 def staging_for(device: torch.device) -> Staging:
     """What carries numbers to and from a device."""
-    return PinnedStaging(device, lambda: _mark_stream(device)) if device.type == "cuda" else HostStaging()
-
-
-def _mark_stream(device: torch.device) -> Callable[[], None]:
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
-    return event.synchronize
+    return PinnedStaging(device, partial(mark_stream, device)) if device.type == "cuda" else HostStaging()
