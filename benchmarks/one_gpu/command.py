@@ -34,7 +34,7 @@ class OneGpuConfig:
     images: tuple[str, ...] = setting(("4", "1"), help="pictures in a request, a workload each")
     text_tokens: tuple[str, ...] = setting(("400",), help="tokens of text in a request, a workload each")
     output_tokens: int = setting(150, minimum=2, help="tokens of an answer")
-    rates: tuple[str, ...] = setting(("1", "2", "4"), help="requests a second, a load each, in this order")
+    rates: tuple[str, ...] = setting(("1", "2", "3"), help="requests a second, a load each, in this order")
     requests: int = setting(20, minimum=1, help="requests of a load")
     mode_seconds: float = setting(140.0, minimum=0, help="no load of a way to run begins after so many seconds of it")
     slo_ttft: float = setting(5000.0, minimum=0, help="longest time to first token of a good request, in ms")
