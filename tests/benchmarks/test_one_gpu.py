@@ -188,6 +188,8 @@ def test_a_rate_that_only_one_of_them_had_does_not_count() -> None:
     assert compare([late]) == []
     nothing = replace(both[1], figures=load_figures(20, num_good=0))
     assert compare([both[0], nothing])[0].goodput_ratio is None
+    at_once = replace(both[1], figures=load_figures(0))
+    assert compare([both[0], at_once])[0].tpot_ratios == {}
 
 
 def test_the_decoder_says_how_long_its_weights_took(tmp_path: Path) -> None:
