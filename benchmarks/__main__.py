@@ -18,6 +18,7 @@ _COMMANDS = {
     "served": ("benchmarks.served.command", "ServedConfig", "goodput beside the peers' HTTP servers, in turns"),
     "restarts": ("benchmarks.restarts.command", "RestartsConfig", "rolling restarts under load, and what callers saw"),
     "components": ("benchmarks.components.command", "ComponentsConfig", "what every part costs by itself"),
+    "one-gpu": ("benchmarks.one_gpu.command", "OneGpuConfig", "both services on one GPU beside one process; starts"),
     "capacity": ("benchmarks.capacity.command", "CapacityConfig", "what a fleet needs, from measured components"),
 }
 _PROGRAMS = {

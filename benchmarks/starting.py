@@ -6,7 +6,6 @@ random weights, which is made before. Knows processes and the kernel's counts. D
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.checkpoints import checkpoint
 from benchmarks.free_port import free_port
+from benchmarks.load.pair import environment
 from benchmarks.load.workload import random_picture
 from benchmarks.peers.processor_time import process_tree
 from benchmarks.peers.protocol import ROOT
@@ -161,8 +161,7 @@ def resident(pid: int) -> int:
 def running(arguments: list[str], port: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """A service as a process; what it says goes to a log."""
     command = [sys.executable, "-m", *arguments, "--port", str(port)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)  # noqa: S603
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)  # noqa: S603
     try:
         yield process
     finally:

@@ -5,12 +5,14 @@ Knows which part needs which. Does not know gRPC, tokens or pictures; whoever wa
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from common.checkpoint.checkpoint import Checkpoint
+from common.checkpoint.layout import Part
 from common.features.wire_types import DTYPE_SIZES
 from common.model.config import PixtralConfig, PixtralVisionConfig
 from common.model.devices import find_device, find_dtype
@@ -20,7 +22,7 @@ from common.server.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig, EngineSettings
 from decoder_service.engine.engine import Engine
-from decoder_service.model.compute_choice import choose_compute, choose_kernels
+from decoder_service.model.compute_choice import choose_compute, choose_kernels, log_compute
 from decoder_service.model.device_guard import GuardedRunner
 from decoder_service.model.fp8 import FP8, check_fp8
 from decoder_service.model.kv_cache import KVCache
@@ -34,6 +36,7 @@ from decoder_service.scheduling.scheduler_config import SchedulerConfig
 
 _log = logging.getLogger(__name__)
 
+_PARTS = (Part.DECODER, Part.PROJECTOR)
 _CUDA_DOUBLING_TOKENS = 200
 """How many tokens a GPU computes, about, in the time in which it reads all weights."""
 _CPU_SHARE, _CPU_LEAST = 0.3, 8
@@ -72,12 +75,25 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     # Before the weights, as kernels take them as they are stored.
     library, no_kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
     dtype = activation_dtype(library, run_config.dtype)
+    begin = time.monotonic()
     model = DecoderModel.load(
         checkpoint,
         device=run_config.device,
         dtype=dtype,
         in_fp8=engine.quantize is Quantize.FP8,
         matrices=matrices_for(library),
+    )
+    num_bytes = sum(entry.stored.num_bytes for part in _PARTS for entry in checkpoint.entries(part))
+    _log.info("weights loaded", extra={"gigabytes": num_bytes / 1e9, "seconds": round(time.monotonic() - begin, 3)})
+    # Before the memory that is left is looked at, as weights may move once more.
+    make_compute = choose_compute(
+        model,
+        config.model,
+        (library, no_kernels),
+        max_num_requests=engine.max_num_requests,
+        max_model_len=run_config.max_seq_len,
+        quantize=engine.quantize,
+        attention=engine.attention_backend,
     )
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
@@ -104,16 +120,8 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
             "dtype": str(kv_params.dtype).removeprefix("torch."),
         },
     )
-    compute = choose_compute(
-        model,
-        kv_cache,
-        config.model,
-        (library, no_kernels),
-        max_num_requests=engine.max_num_requests,
-        max_model_len=run_config.max_seq_len,
-        quantize=engine.quantize,
-        attention=engine.attention_backend,
-    )
+    compute = make_compute(kv_cache)
+    log_compute(compute, kv_cache, config.model, quantize=engine.quantize, no_kernels=no_kernels)
     give_memory_back()
     is_cpu = run_config.device.type == "cpu"
     overlap = engine.overlap if engine.overlap is not None else not is_cpu

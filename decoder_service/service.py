@@ -73,7 +73,9 @@ class DecoderService:
         run_config = build_run_config(config, checkpoint)
         self._engine = build_engine(config, checkpoint, run_config)
         self._tokenizer = tokenizer
-        self._vision = _image_source(config, checkpoint, make_encoder, tls=self._vision_tls)
+        # Once: it reads all of the encoder's weights.
+        digest = checkpoint.digest(Part.VISION) if image_token_id is not None else b""
+        self._vision = _image_source(config, checkpoint, make_encoder, digest=digest, tls=self._vision_tls)
         checkpoint.finish_checks()
         self._prompts = PromptBuilder(
             tokenizer,
@@ -96,7 +98,7 @@ class DecoderService:
             max_message_bytes=config.server.max_message_bytes,
             image_token_id=image_token_id,
             end_token_ids=checkpoint.end_token_ids | {tokenizer.eos_id},
-            vision_weights_digest=checkpoint.digest(Part.VISION) if image_token_id is not None else b"",
+            vision_weights_digest=digest,
         )
 
     async def run(self, registry: CollectorRegistry | None = None) -> int:
@@ -210,12 +212,13 @@ def _image_source(
     checkpoint: Checkpoint,
     make_encoder: EncoderFactory | None,
     *,
+    digest: bytes,
     tls: ChannelTlsFiles | None,
 ) -> ImageSource | None:
     if not isinstance(checkpoint.config, PixtralConfig):
         return None
     expected = Expected(
-        weights_digest=checkpoint.digest(Part.VISION),
+        weights_digest=digest,
         feature_width=checkpoint.config.vision.vision_hidden_size,
         api_version=VISION_API_VERSION,
     )

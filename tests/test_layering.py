@@ -77,6 +77,7 @@ TENSOR_FILES = (
     "common.model.attention",
     "common.model.graph_recorder",
     "common.checkpoint.checkpoint",
+    "common.checkpoint.pinned_reading",
     "vision_service.model.encoder",
     "vision_service.model.encoder_graphs",
     "vision_service.model.segment_attention",

@@ -31,7 +31,6 @@ def running_pair(model: Path, *, cores: Sequence[int], log: Path, flags: Sequenc
     """Both services of a model; what they say goes to the file `log`. Raises RuntimeError where they do not start."""
     log.parent.mkdir(parents=True, exist_ok=True)
     command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "diptych.cli", "up"]
-    paths = f"{ROOT}:{ROOT / 'build/gen'}"
     with log.open("wb") as errors:
         process = subprocess.Popen(  # noqa: S603
             [*command, "--model", str(model), "--port", "0", *flags],
@@ -39,7 +38,7 @@ def running_pair(model: Path, *, cores: Sequence[int], log: Path, flags: Sequenc
             stderr=errors,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": paths},
+            env=environment(),
         )
     try:
         line = process.stdout.readline() if process.stdout else ""
@@ -55,3 +54,9 @@ def running_pair(model: Path, *, cores: Sequence[int], log: Path, flags: Sequenc
             process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+def environment() -> dict[str, str]:
+    """Ours, in which our code is found where it is not installed; what was found on PYTHONPATH before still is."""
+    paths = [str(ROOT), str(ROOT / "build/gen"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

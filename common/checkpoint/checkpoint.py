@@ -7,7 +7,7 @@ code. A tensor that is missing, left over or of the wrong shape is an error that
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,11 +17,12 @@ from common.checkpoint.checksums import MANIFEST_NAME, ChecksumCheck
 from common.checkpoint.config import ModelConfig, read_end_token_ids, read_model_config
 from common.checkpoint.files import CheckpointError, CheckpointFormat, WeightFiles, find_format, find_weights
 from common.checkpoint.layout import Part, Place, place, stored_name
+from common.checkpoint.pinned_reading import PinnedReader
 from common.checkpoint.rotary_order import half_split
 from common.checkpoint.safetensors_file import StoredTensor, read_header
 from common.checkpoint.shapes import tensor_shapes
 from common.model.config import MistralConfig, PixtralConfig
-from common.model.devices import Matrices
+from common.model.devices import Matrices, mark_for
 
 _log = logging.getLogger(__name__)
 
@@ -93,9 +94,12 @@ class Checkpoint:
     ) -> Iterator[tuple[str, Tensor]]:
         """Read a tensor for every parameter of a module, one at a time. Raises CheckpointError."""
         self._check_fit(part, module)
+        read_stored: Callable[[StoredTensor], Tensor] = StoredTensor.read
+        if device.type == "cuda":
+            read_stored = PinnedReader(device, mark_for(device)).read
 
         def read(entry: Entry) -> Tensor:
-            tensor = self._read(entry)
+            tensor = self._in_our_order(entry, read_stored(entry.stored))
             return tensor.to(device=device, dtype=matrices.dtype_of(tensor.dtype, dtype) if tensor.ndim == 2 else dtype)
 
         return ((entry.place.name, read(entry)) for entry in self.entries(part))
@@ -108,8 +112,7 @@ class Checkpoint:
             if name not in wanted or name not in found or found[name].shape != wanted[name]:
                 raise CheckpointError(f"{self.directory.name}: tensor {part.value}.{name} does not fit its module")
 
-    def _read(self, entry: Entry) -> Tensor:
-        tensor = entry.stored.read()
+    def _in_our_order(self, entry: Entry, tensor: Tensor) -> Tensor:
         if not entry.place.permuted_heads:
             return tensor
         return half_split(tensor, head_dim(self.config, entry.place.part))

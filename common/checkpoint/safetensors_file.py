@@ -45,17 +45,20 @@ class StoredTensor(NamedTuple):
     def read(self) -> Tensor:
         """The values, in memory of their own. Raises CheckpointError."""
         data = torch.empty(self.num_bytes, dtype=torch.uint8)
-        view = data.numpy().data
+        self.read_into(data.numpy().data)
+        return data.view(self.dtype).view(self.shape)
+
+    def read_into(self, view: memoryview, offset: int = 0) -> None:
+        """Fill memory with the values' bytes from `offset` on. Raises CheckpointError."""
         try:
             with self.file.open("rb", buffering=0) as file:
-                file.seek(self.start)
+                file.seek(self.start + offset)
                 while view and (count := file.readinto(view)):
                     view = view[count:]
         except OSError as error:
             raise CheckpointError(f"{self.file.name}: tensor {self.name}: {one_line(error)}") from error
         if view:
             raise CheckpointError(f"{self.file.name}: tensor {self.name}: the file ends too early")
-        return data.view(self.dtype).view(self.shape)
 
 
 def read_header(path: Path) -> list[StoredTensor]:

@@ -3,12 +3,17 @@
 Knows torch. Does not know services.
 """
 
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from common.model.settings import DtypeChoice
+
+Mark = Callable[[], Callable[[], None]]
+"""Notes the place that a device's work has reached; what it returns waits until the device is there."""
 
 
 class Matrices(Enum):
@@ -46,6 +51,22 @@ def find_dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
         DtypeChoice.BFLOAT16: torch.bfloat16,
         DtypeChoice.FLOAT16: torch.float16,
     }[choice]
+
+
+def mark_for(device: torch.device) -> Mark:
+    """What marks places in the work of a device; a CPU's is done when it is given."""
+    return partial(_mark_stream, device) if device.type == "cuda" else lambda: wait_for_nothing
+
+
+def wait_for_nothing() -> None:
+    """There is nothing to wait for."""
+
+
+def _mark_stream(device: torch.device) -> Callable[[], None]:
+    """See `Mark`: of a CUDA device's current stream."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize
 
 
 def free_bytes(device: torch.device) -> int:

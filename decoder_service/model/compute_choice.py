@@ -4,6 +4,8 @@ Knows every implementation of `Compute` and what each asks for. Says in the log 
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 from common.model.settings import AttentionBackend, ComputeChoice, ModelSettings, Quantize
@@ -17,6 +19,8 @@ from decoder_service.model.tiled_compute import TiledCompute
 from decoder_service.model.weights import DecoderModel
 
 _log = logging.getLogger(__name__)
+
+MakeCompute = Callable[[KVCache], Compute]
 
 
 def choose_kernels(
@@ -33,7 +37,6 @@ def choose_kernels(
 
 def choose_compute(
     model: DecoderModel,
-    kv_cache: KVCache,
     settings: ModelSettings,
     kernels: tuple[Library | None, str],
     *,
@@ -41,52 +44,59 @@ def choose_compute(
     max_model_len: int,
     quantize: Quantize = Quantize.NONE,
     attention: AttentionBackend = AttentionBackend.AUTO,
-) -> Compute:
-    """What a service with these settings runs with; `kernels` are what `choose_kernels` found.
+) -> MakeCompute:
+    """What makes what a service with these settings runs with; `kernels` are what `choose_kernels` found.
 
-    Raises ValueError where what is to compute attention cannot.
+    On CUDA the model's weights have their last places when this returns, so that the memory that is left then is what
+    the KV cache can have. What is made raises ValueError where what is to compute attention cannot.
     """
-    compute: Compute
-    library, reason = kernels
+    library, _ = kernels
+    make: MakeCompute
     if library is not None:
-        compute = NativeCompute(model, kv_cache, library, in_bytes=quantize is Quantize.INT8)
+        make = partial(NativeCompute, model, library=library, in_bytes=quantize is Quantize.INT8)
     elif settings.deterministic:
-        compute = TiledCompute(model, kv_cache)
+        make = partial(TiledCompute, model)
     elif model.device.type == "cuda" and settings.compute is not ComputeChoice.TORCH and find_spec("triton"):
-        compute = _cuda_compute(
-            model, kv_cache, attention, max_num_requests=max_num_requests, max_model_len=max_model_len
-        )
+        make = _cuda_compute(model, attention, max_num_requests=max_num_requests, max_model_len=max_model_len)
     else:
-        compute = TorchCompute(model, kv_cache)
+        make = partial(TorchCompute, model)
+    return make
+
+
+def log_compute(
+    compute: Compute, kv_cache: KVCache, settings: ModelSettings, *, quantize: Quantize, no_kernels: str
+) -> None:
+    """Say what was taken, and why not the kernels."""
     extra = {
         "implementation": compute.name,
         "quantize": quantize.value,
         "kv_dtype": str(kv_cache.dtype).removeprefix("torch."),
         "deterministic": settings.deterministic,
     }
-    _log.info("compute", extra=extra | ({"no_kernels": reason} if reason else {}))
-    return compute
+    _log.info("compute", extra=extra | ({"no_kernels": no_kernels} if no_kernels else {}))
 
 
 def _cuda_compute(
-    model: DecoderModel,
-    kv_cache: KVCache,
-    attention: AttentionBackend,
-    *,
-    max_num_requests: int,
-    max_model_len: int,
-) -> Compute:
+    model: DecoderModel, attention: AttentionBackend, *, max_num_requests: int, max_model_len: int
+) -> MakeCompute:
     # Imported here: triton comes only with torch's CUDA builds, and takes its time.
     from common.model.graph_recorder import CudaGraphRecorder
     from decoder_service.model.cuda.attention import AttentionShape
     from decoder_service.model.cuda.attention_choice import choose_attention
     from decoder_service.model.cuda.compute import CudaCompute
+    from decoder_service.model.cuda.layer_weights import join_layers
 
-    return CudaCompute(
-        model,
-        kv_cache,
-        attention=choose_attention(attention, AttentionShape.of(model.config, kv_cache, model.dtype), model.device),
-        recorder=CudaGraphRecorder(model.device),
-        max_num_requests=max_num_requests,
-        max_model_len=max_model_len,
-    )
+    weights = join_layers(model.decoder)
+
+    def make(kv_cache: KVCache) -> Compute:
+        return CudaCompute(
+            model,
+            kv_cache,
+            attention=choose_attention(attention, AttentionShape.of(model.config, kv_cache, model.dtype), model.device),
+            recorder=CudaGraphRecorder(model.device),
+            max_num_requests=max_num_requests,
+            max_model_len=max_model_len,
+            weights=weights,
+        )
+
+    return make

@@ -11,14 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from common.model.devices import Mark, mark_for, wait_for_nothing
+
 NUM_SLOTS = 4
 """Two steps are under way at most, and each brings the device two lots of numbers."""
 _FIRST_SIZE = 1 << 14
 """Numbers that a slot has room for at first; a prompt of some thousand tokens makes it grow."""
 _DTYPES = {"q": torch.int64, "d": torch.float64}
-
-Mark = Callable[[], Callable[[], None]]
-"""Notes the place that the device's work has reached; what it returns waits until the device is there."""
 
 
 class Staging(Protocol):
@@ -99,21 +98,6 @@ class _Slot:
         """Waits until what was put here last is on the device."""
 
 
-def wait_for_nothing() -> None:
-    """There is nothing to wait for."""
-
-
 def staging_for(device: torch.device) -> Staging:
     """What carries numbers to and from a device."""
     return PinnedStaging(device, mark_for(device)) if device.type == "cuda" else HostStaging()
-
-
-def mark_for(device: torch.device) -> Mark:
-    """What marks places in the work of a device; a CPU's is done when it is given."""
-    return (lambda: _mark_stream(device)) if device.type == "cuda" else lambda: wait_for_nothing
-
-
-def _mark_stream(device: torch.device) -> Callable[[], None]:
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
-    return event.synchronize

@@ -1,16 +1,22 @@
 """Settings that the model does not allow are known from its config, before its weights are read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from common.checkpoint.checkpoint import open_checkpoint
-from common.model.settings import KVCacheDtype, ModelSettings, Quantize
+from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from common.checkpoint.layout import Part
+from common.model.settings import ComputeChoice, KVCacheDtype, ModelSettings, Quantize
 from common.server.config import ServerConfig
 from decoder_service import engine_builder, service
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
 from decoder_service.engine_builder import build_run_config, num_mixed_tokens
+from decoder_service.model.compute import Compute, TorchCompute
+from decoder_service.model.compute_choice import MakeCompute
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.weights import DecoderModel
 from decoder_service.service import DecoderService
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -55,6 +61,53 @@ def test_a_device_that_knows_no_8_bit_floats_is_refused(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     with pytest.raises(ValueError, match=r"compute capability 8\.9"):
         build_run_config(config_of(**engine), open_checkpoint(DEMO))
+
+
+def test_memory_is_looked_at_when_weights_have_their_last_places_and_before_more_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the KV cache would take what moving weights needs, and other processes of the device would get none."""
+    order: list[str] = []
+
+    def chosen(model: DecoderModel, *_: object, **__: object) -> MakeCompute:
+        def make(kv_cache: KVCache) -> Compute:
+            order.append("compute made")
+            return TorchCompute(model, kv_cache)
+
+        order.append("weights placed")
+        return make
+
+    def planned(*_: object, **__: object) -> int:
+        order.append("memory looked at")
+        return 64
+
+    monkeypatch.setattr(engine_builder, "choose_compute", chosen)
+    monkeypatch.setattr(engine_builder, "plan_num_blocks", planned)
+    checkpoint, config = open_checkpoint(DEMO), config_of(max_model_len=64, max_num_mixed_tokens=8)
+    config = replace(config, model=replace(config.model, compute=ComputeChoice.TORCH))
+    engine_builder.build_engine(config, checkpoint, build_run_config(config, checkpoint))
+    assert order == ["weights placed", "memory looked at", "compute made"]
+
+
+def test_the_encoders_weights_are_read_once_for_their_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    class LoadedError(Exception):
+        pass
+
+    def info(**_: object) -> None:
+        raise LoadedError
+
+    read: list[Part] = []
+
+    def digest(_: Checkpoint, part: Part) -> bytes:
+        read.append(part)
+        return b"digest"
+
+    monkeypatch.setattr(Checkpoint, "digest", digest)
+    monkeypatch.setattr(service, "ModelInfo", info)
+    monkeypatch.setattr(service, "build_engine", lambda *_: None)
+    with pytest.raises(LoadedError):
+        DecoderService(replace(config_of(), vision_addresses=("127.0.0.1:1",)))
+    assert read == [Part.VISION]
 
 
 def test_what_it_just_allows_is_taken() -> None:

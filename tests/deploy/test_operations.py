@@ -1,11 +1,14 @@
 """The derived numbers of docs/operations.md, worked out again."""
 
+import math
 import re
 
 import pytest
 import torch
 
-from common.model.config import MistralConfig, PixtralVisionConfig
+from common.checkpoint.layout import Part
+from common.checkpoint.shapes import tensor_shapes
+from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
 from decoder_service.config import EngineSettings
 from decoder_service.model.memory import activation_bytes
 from decoder_service.model.run_config import MAX_TRAINED_LEN, KVCacheParams
@@ -13,6 +16,7 @@ from deploy.custom_resources import rendered
 from deploy.manifests import ROOT, of_kind
 from deploy.references import scaler_queries
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
+from vision_service.model.encoder_graphs import pack_sizes
 from vision_service.model.memory_plan import batch_bytes
 
 TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -25,6 +29,7 @@ VISION = PixtralVisionConfig(
     patch_size=16, image_size=1024, num_channels=3, vision_hidden_size=1024, vision_num_attention_heads=16,
     vision_num_hidden_layers=24, vision_intermediate_size=4096, vision_head_dim=64, vision_rope_theta=1e4,
 )  # fmt: skip
+PIXTRAL = PixtralConfig(text=DECODER, vision=VISION, image_token_index=10)
 ENGINE, BATCH = EngineSettings(), BatchConfig()
 KV = KVCacheParams(
     dtype=torch.bfloat16, num_layers=40, num_key_value_heads=8, head_dim=128, block_size=ENGINE.block_size
@@ -75,6 +80,24 @@ def test_blocks_of_a_gpu(gibibytes: int) -> None:
     _, *cells = _row(f"{gibibytes} GiB")
     request = -(-(TOKENS + 100 + 240) // ENGINE.block_size)
     assert [_number(cell) for cell in cells] == [blocks, blocks * ENGINE.block_size, blocks // request]
+
+
+def test_what_the_kv_cache_leaves_is_enough_for_a_vision_service_on_the_same_gpu() -> None:
+    (words,) = re.findall(r"\*\*One GPU for both\.\*\*(.*?)\n\n", TEXT, re.DOTALL)
+    words = " ".join(words.split())
+    encoder = sum(math.prod(size) for part, _, size in tensor_shapes(PIXTRAL) if part is Part.VISION) * 2
+    batch = batch_bytes(VISION, torch.bfloat16, num_patches=BATCH.max_batch_patches)
+    recorded = batch_bytes(VISION, torch.bfloat16, num_patches=max(pack_sizes(BATCH.max_batch_patches)))
+    sizes = re.search(
+        r"takes ([\d.]+) GiB: weights ([\d.]+), its largest batch ([\d.]+), recorded passes ([\d.]+)", words
+    )
+    assert sizes is not None
+    found = [encoder + batch + recorded, encoder, batch, recorded]
+    assert [float(each) for each in sizes.groups()] == [round(each / GIB, 1) for each in found]
+    for gibibytes in (39, 78, 139):
+        left = (1 - ENGINE.memory_fraction) * (gibibytes * GIB - WEIGHTS)
+        assert re.search(rf"\b{left / GIB:.1f}\b[^.:]*\b{gibibytes}\b", words)
+        assert left > found[0] + GIB
 
 
 def test_limits_by_arithmetic() -> None:

@@ -12,13 +12,13 @@ from importlib.util import find_spec
 import torch
 
 from common.model.attention import paged_attention
+from common.model.devices import mark_for
 from common.model.settings import AttentionBackend
 from decoder_service.model.cuda.attention import AttentionShape, PagedAttention, Spans
 from decoder_service.model.cuda.flashinfer_attention import FlashInferAttention, PlanMemory, Wrapper
 from decoder_service.model.cuda.torch_attention import TorchAttention
 from decoder_service.model.cuda.triton_attention import TritonAttention
 from decoder_service.model.kv_cache import saturated
-from decoder_service.model.staging import mark_for
 
 _NEW, _LENGTHS = (1, 5, 1, 70), (1, 37, 300, 70)
 """New rows and whole lengths of the requests that an implementation is tried on."""

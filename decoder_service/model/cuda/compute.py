@@ -3,6 +3,7 @@
 Knows the model's weights, the KV cache and one batch's tensors. Does not know requests, queues or sampling.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import accumulate
 
@@ -14,7 +15,7 @@ from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.cuda.attention import AttentionShape, PagedAttention, Spans
 from decoder_service.model.cuda.decode_graphs import DecodeGraphs, batch_sizes
-from decoder_service.model.cuda.layer_weights import LayerWeights
+from decoder_service.model.cuda.layer_weights import LayerWeights, join_layers
 from decoder_service.model.cuda.layers import CudaLayers, Places
 from decoder_service.model.cuda.triton_attention import TritonAttention
 from decoder_service.model.kv_cache import KVCache
@@ -34,18 +35,18 @@ class CudaCompute:
         recorder: GraphRecorder | None,
         max_num_requests: int,
         max_model_len: int,
+        weights: Sequence[LayerWeights] | None = None,
         attention: PagedAttention | None = None,
     ) -> None:
-        """Join the model's weights, and record passes for up to `max_num_requests` requests.
+        """Record passes for up to `max_num_requests` requests.
 
-        Attention is computed by our own kernel where none is given.
+        The model's weights are joined, and attention is computed by our own kernel, where none are given.
         """
         self._plain = TorchCompute(model, kv_cache)
         self._device = model.device
         shape = AttentionShape.of(model.config, kv_cache, model.dtype)
         self._attention = attention or TritonAttention(shape, model.device)
-        weights = [LayerWeights.of(layer) for layer in model.decoder.decoder_layers]
-        self._layers = CudaLayers(model.config, weights, kv_cache)
+        self._layers = CudaLayers(model.config, weights or join_layers(model.decoder), kv_cache)
         self._graphs: DecodeGraphs | None = None
         if recorder is not None:
             with torch.inference_mode():

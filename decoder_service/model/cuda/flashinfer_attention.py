@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from common.model.devices import Mark, wait_for_nothing
 from decoder_service.model.cuda.attention import Attend, AttentionShape, RecordedAttention, Spans
-from decoder_service.model.staging import Mark, wait_for_nothing
 
 
 class Wrapper(Protocol):

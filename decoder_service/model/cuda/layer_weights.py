@@ -5,10 +5,11 @@ Knows the modules of `decoder_service.model.mistral`. Does not know how they are
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from decoder_service.model.cuda.products import Product, join
-from decoder_service.model.mistral import DecoderLayer
+from decoder_service.model.mistral import DecoderLayer, MistralForCausalLM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +43,16 @@ class LayerWeights:
             down=join(feed_forward.down_proj),
             eps=layer.input_layernorm.eps,
         )
+
+
+def join_layers(decoder: MistralForCausalLM) -> list[LayerWeights]:
+    """Join the weights of all layers, and hand back after each what torch would keep of its parts.
+
+    A joined weight is longer than any part and fits into no room that parts leave, so that else the device would hold
+    all of these twice, out of other processes' reach.
+    """
+    joined = []
+    for layer in decoder.decoder_layers:
+        joined.append(LayerWeights.of(layer))
+        torch.cuda.empty_cache()
+    return joined

@@ -14,8 +14,8 @@ from common.native import opening
 from common.native.opening import activation_dtype, matrices_for
 from common.native.processor import NativeUnavailableError
 from decoder_service.model import compute_choice
-from decoder_service.model.compute import TorchCompute
-from decoder_service.model.compute_choice import choose_compute, choose_kernels
+from decoder_service.model.compute import Compute, TorchCompute
+from decoder_service.model.compute_choice import MakeCompute, choose_compute, choose_kernels
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.run_config import make_run_config
 from decoder_service.model.weights import DecoderModel
@@ -36,8 +36,8 @@ def choose(
         loaded, matrices = activation_dtype(kernels[0], dtype), matrices_for(kernels[0])
         model = DecoderModel.load(checkpoint, device=CPU, dtype=loaded, matrices=matrices)
         cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=dtype)
-        compute = choose_compute(model, cache, wanted, kernels, max_num_requests=2, max_model_len=8, quantize=quantize)
-        return compute.name
+        make = choose_compute(model, wanted, kernels, max_num_requests=2, max_model_len=8, quantize=quantize)
+        return make(cache).name
     finally:
         torch.set_num_threads(threads)
 
@@ -80,23 +80,26 @@ def test_plain_torch_is_to_be_had_on_a_gpu_too(
     cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=torch.float32)
     chosen: list[AttentionBackend] = []
 
-    def cuda_compute(model: DecoderModel, cache: KVCache, attention: AttentionBackend, **_: int) -> TorchCompute:
+    def cuda_compute(model: DecoderModel, attention: AttentionBackend, **_: int) -> MakeCompute:
         chosen.append(attention)
-        ours = TorchCompute(model, cache)
-        ours.name = "our kernels"
-        return ours
+
+        def make(kv_cache: KVCache) -> Compute:
+            ours = TorchCompute(model, kv_cache)
+            ours.name = "our kernels"
+            return ours
+
+        return make
 
     monkeypatch.setattr(compute_choice, "_cuda_compute", cuda_compute)
-    found = choose_compute(
+    make = choose_compute(
         replace(model, device=torch.device("cuda")),
-        cache,
         ModelSettings(model=tmp_path, device="cuda", compute=compute),
         (None, "this is no CPU"),
         max_num_requests=2,
         max_model_len=8,
         attention=AttentionBackend.FLASHINFER,
     )
-    assert found.name == expected
+    assert make(cache).name == expected
     assert chosen == [AttentionBackend.FLASHINFER] * (compute is ComputeChoice.AUTO)
 
 

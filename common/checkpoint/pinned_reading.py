@@ -1,0 +1,60 @@
+"""Reads tensors from their files onto a device while what was read before is on its way there.
+
+Knows memory that the device copies by itself (pinned), taken once and filled again and again: a tensor of the host's
+own memory would be copied twice, and nothing would be read meanwhile. Does not know which tensors there are.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from common.checkpoint.safetensors_file import StoredTensor
+from common.model.devices import Mark
+
+PIECE_BYTES = 32 << 20
+"""Read at once; so much takes many times as long as a system call and is little beside the weights."""
+_NUM_PIECES = 2
+
+
+class PinnedReader:
+    """Reads onto one device; not for several threads at once."""
+
+    def __init__(self, device: torch.device, mark: Mark, *, piece_bytes: int = PIECE_BYTES) -> None:
+        """Take the pinned memory."""
+        self._device = device
+        self._mark = mark
+        is_pinned = device.type == "cuda"
+        self._pieces = [
+            _Piece(torch.empty(piece_bytes, dtype=torch.uint8, pin_memory=is_pinned)) for _ in range(_NUM_PIECES)
+        ]
+        self._num_read = 0
+
+    def read(self, stored: StoredTensor) -> Tensor:
+        """The values, on the device; they are there for whatever its current stream is given next.
+
+        Raises CheckpointError.
+        """
+        target = torch.empty(stored.num_bytes, dtype=torch.uint8, device=self._device)
+        for part in target.split(len(self._pieces[0].memory)):
+            piece = self._pieces[self._num_read % _NUM_PIECES]
+            self._num_read += 1
+            piece.wait()  # Else what is on its way might become what is read now.
+            memory = piece.memory[: len(part)]
+            stored.read_into(memory.numpy().data, part.storage_offset())
+            part.copy_(memory, non_blocking=True)
+            piece.wait = self._mark()
+        return target.view(stored.dtype).view(stored.shape)
+
+
+class _Piece:
+    """Memory that is read into."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self.wait: Callable[[], None] = _nothing
+        """Waits until what was read last is on the device."""
+
+
+def _nothing() -> None:
+    """There is nothing to wait for."""
