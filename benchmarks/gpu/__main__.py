@@ -50,17 +50,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where to write the figures")
     names, peers = list(CASES), [peer.name for peer in PEERS]
     parser.add_argument(
-        "--cases", type=_some_of(names), default=names, help=f"which of {','.join(names)}; G0 always runs"
+        "--cases", type=some_of(names), default=names, help=f"which of {','.join(names)}; G0 always runs"
     )
     parser.add_argument(
-        "--peers", type=_some_of(peers), default=peers, help=f"which of {','.join(peers)}, or none; all by default"
+        "--peers", type=some_of(peers), default=peers, help=f"which of {','.join(peers)}, or none; all by default"
     )
     parser.add_argument("--peer-seconds", type=float, default=240.0, help="longest time of each peer, all its cases")
     parser.add_argument("--gpt-fast", type=Path, help="a checkout of gpt-fast, without which it is not run")
     return parser.parse_args()
 
 
-def _some_of(names: Collection[str]) -> Callable[[str], list[str]]:
+def some_of(names: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads names with commas between them, or none, and refuses others than these."""
+
     def parse(text: str) -> list[str]:
         chosen = [] if text == "none" else text.split(",")
         if unknown := [name for name in chosen if name not in names]:

@@ -66,7 +66,8 @@ class OurEngine:
             dtype=model.dtype,
             memory_fraction=_MEMORY_FRACTION,
             max_num_batched_tokens=max_num_batched_tokens,
-            max_num_requests=max_num_requests,
+            # Admission leaves some blocks free, and nobody is to wait for those where there is memory.
+            max_num_requests=math.ceil((1 + 2 * _WATERMARK) * max_num_requests) + 1,
         )
         cache = KVCache(
             model.config, num_blocks=self.num_blocks, block_size=BLOCK_SIZE, device=model.device, dtype=model.dtype
