@@ -39,7 +39,7 @@ def main() -> None:
     own = OwnFigures()
     bench = Bench(device=device, ceilings=ceilings, decoder=config, report=report, own=own)
     failed = run_cases([name for name in CASES if name in arguments.cases], CASES, bench)
-    _run_peers(arguments, report, own)
+    run_peers(arguments, report, own)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
@@ -72,25 +72,26 @@ def some_of(names: Collection[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def _run_peers(arguments: argparse.Namespace, report: Report, own: OwnFigures) -> None:
+def run_peers(arguments: argparse.Namespace, report: Report, own: OwnFigures) -> None:
+    """Run those chosen that have part in the chosen cases, and add their rows."""
+    log = arguments.json.with_suffix(".peers.log")
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "ours.json"
         own.write(figures)
         for peer in PEERS:
             cases = [case for case in arguments.cases if case in peer.cases]
-            if peer.name in arguments.peers and cases:
-                command = child_command(
-                    peer.name,
-                    cases,
-                    figures,
-                    arguments.peer_seconds,
-                    small=arguments.small,
-                    gpt_fast=arguments.gpt_fast,
-                )
-                log = arguments.json.with_suffix(".peers.log")
-                report.add(
-                    f"{', '.join(cases)} beside {peer.name}", rows_of(command, seconds=arguments.peer_seconds, log=log)
-                )
+            if peer.name not in arguments.peers or not cases:
+                continue
+            command = child_command(
+                peer.name,
+                cases,
+                figures,
+                arguments.peer_seconds,
+                small=arguments.small,
+                gpt_fast=arguments.gpt_fast,
+            )
+            rows = rows_of(command, seconds=arguments.peer_seconds, log=log)
+            report.add(f"{', '.join(cases)} beside {peer.name}", rows)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks.gpu.encoder_graphs import encoder_graph_rows
 from benchmarks.gpu.encoding import encode_rows
 from benchmarks.gpu.engine_rows import engine_rows, offline_limit, offline_rows
 from benchmarks.gpu.models import DECODER_1B, random_decoder, random_encoder
-from benchmarks.gpu.ours import OurEngine, recorded_compute
+from benchmarks.gpu.ours import OurEngine, our_compute
 from benchmarks.gpu.overlap import NEW_TOKENS, PROMPT, CudaTimeline, overlap_rows
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.peers.decoding_rows import decoding_workloads
@@ -88,7 +88,7 @@ def _encoder(bench: Bench) -> None:
 
 def _overlap(bench: Bench) -> None:
     model = random_decoder(DECODER_1B, bench.device, torch.bfloat16)
-    make_compute = recorded_compute(bench.device, max_num_requests=32, max_model_len=PROMPT + NEW_TOKENS)
+    make_compute = our_compute(bench.device, max_num_requests=32, max_model_len=PROMPT + NEW_TOKENS)
     rows = bench.report.add("G4 overlap", overlap_rows(model, make_compute, CudaTimeline(), (1, 8, 32)))
     _all_right(rows, "steps that are planned ahead give other tokens")
 
@@ -147,7 +147,7 @@ def _engine(model: DecoderModel, workloads: Sequence[Workload]) -> OurEngine:
         "max_model_len": max(workload.max_len for workload in workloads),
     }
     gc.collect()  # What was measured before keeps memory in circles of references.
-    return OurEngine(model, recorded_compute(model.device, **limits), **limits)
+    return OurEngine(model, our_compute(model.device, **limits), **limits)
 
 
 def _all_right(rows: Iterable[Row], complaint: str) -> None:

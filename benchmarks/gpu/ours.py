@@ -18,7 +18,7 @@ from decoder_service.cache.block_hash import block_hash
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.request import Request
 from decoder_service.engine.stats import EngineStats
-from decoder_service.model.compute import Compute
+from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.device_guard import GuardedRunner
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.memory import plan_num_blocks
@@ -35,12 +35,16 @@ _MEMORY_FRACTION, _WATERMARK = 0.8, 0.01
 """The service's defaults."""
 
 
-def recorded_compute(device: torch.device, *, max_num_requests: int, max_model_len: int) -> MakeCompute:
-    """What a service on a GPU computes with."""
+def our_compute(
+    device: torch.device, *, max_num_requests: int, max_model_len: int, is_recorded: bool = True
+) -> MakeCompute:
+    """What a service on a GPU computes with, if need be launched kernel by kernel; plain torch on a CPU."""
+    if device.type == "cpu":
+        return TorchCompute
     # Imported here: triton comes only with torch's CUDA builds.
     from decoder_service.model.cuda.compute import CudaCompute
 
-    recorder = CudaGraphRecorder(device)
+    recorder = CudaGraphRecorder(device) if is_recorded else None
     return partial(CudaCompute, recorder=recorder, max_num_requests=max_num_requests, max_model_len=max_model_len)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu.__main__ import some_of
+import benchmarks.gpu.__main__ as main
 from benchmarks.gpu.cases import Bench, WrongError, run_cases
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.engine_rows import engine_rows, offline_limit, offline_rows
@@ -75,11 +75,36 @@ def test_rows_are_in_the_file_as_soon_as_they_are_made(tmp_path: Path) -> None:
 
 
 def test_names_are_chosen_with_commas_and_unknown_ones_refused() -> None:
-    parse = some_of(["G1", "G2", "G8"])
+    parse = main.some_of(["G1", "G2", "G8"])
     assert parse("G8,G1") == ["G8", "G1"]
     assert parse("none") == []
     with pytest.raises(argparse.ArgumentTypeError, match="G7 is none of G1, G2, G8"):
         parse("G1,G7")
+
+
+def test_the_peers_of_the_chosen_cases_run_and_one_that_dies_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(name: str, cases: list[str], ours: Path, *_: object, **__: object) -> list[str]:
+        found = f"{name} {cases} {sorted(OwnFigures.read(ours).pictures)}"
+        code = "raise SystemExit('no memory')" if name == "gpt-fast" else f"print({json.dumps({'case': found})!r})"
+        return [sys.executable, "-c", code]
+
+    monkeypatch.setattr(main, "child_command", command)
+    arguments = argparse.Namespace(
+        json=tmp_path / "gpu.json",
+        cases=["G1", "G3", "G8"],
+        peers=["gpt-fast", "transformers", "transformers-paged", "transformers-encoder"],
+        peer_seconds=60.0,
+        small=True,
+        gpt_fast=None,
+    )
+    main.run_peers(arguments, Report(arguments.json), OwnFigures({}, {"256 px": 1.0}))
+    assert json.loads(arguments.json.read_text())["results"] == {
+        "G1 beside transformers": [{"case": "transformers ['G1'] ['256 px']"}],
+        "G1 beside gpt-fast": [{"not run": "its process ended with 1: no memory"}],
+        "G8 beside transformers-paged": [{"case": "transformers-paged ['G8'] ['256 px']"}],
+    }
 
 
 def our_engine(workload: Workload, *, num_blocks: int | None = None) -> OurEngine:

@@ -92,7 +92,7 @@ def test_a_peer_with_one_other_weight_is_found_out_and_not_timed(name: str) -> N
         return MAKERS[name](replace(model, decoder=spoilt(model).decoder))
 
     found: list[Row] = []
-    with pytest.raises(ValueError, match="other tokens than plain torch; it is not timed"):
+    with pytest.raises(ValueError, match="other tokens than ours; it is not timed"):
         found.extend(decoding_rows(make, setting("G1")))
     assert [row["right"] for row in found] == [False]
 

@@ -13,10 +13,9 @@ import torch
 from benchmarks.compare.agreement import agreement
 from benchmarks.gpu.answers import Answers
 from benchmarks.gpu.models import DECODER_12B, random_decoder
-from benchmarks.gpu.ours import OurEngine
+from benchmarks.gpu.ours import OurEngine, our_compute
 from benchmarks.gpu.peers.peer import Decoding, MakeDecoding, Row, Setting
 from benchmarks.gpu.workloads import Workload, decode_workload, offline_workload
-from decoder_service.model.compute import TorchCompute
 from decoder_service.model.weights import DecoderModel
 
 CHECKED = replace(
@@ -44,7 +43,7 @@ def decoding_workloads(cases: frozenset[str], *, vocab_size: int) -> list[Worklo
 
 
 def check_workload() -> Workload:
-    """Three prompts whose tokens in float32 must be those of plain torch."""
+    """Three prompts whose tokens in float32 must be ours."""
     return decode_workload(3, vocab_size=CHECKED.vocab_size, context=70, num_new=_CHECK_TOKENS)
 
 
@@ -61,7 +60,7 @@ def decoding_rows(make: MakeDecoding, setting: Setting) -> Iterator[Row]:
     right = _check(make, setting.device)
     yield right
     if not right["right"]:
-        raise ValueError("in float32 it gives other tokens than plain torch; it is not timed")
+        raise ValueError("in float32 it gives other tokens than ours; it is not timed")
     gc.collect()
     is_cuda = setting.device.type == "cuda"
     if is_cuda:
@@ -74,7 +73,8 @@ def decoding_rows(make: MakeDecoding, setting: Setting) -> Iterator[Row]:
 
 def _check(make: MakeDecoding, device: torch.device) -> Row:
     model, workload = checked_decoder(device), check_workload()
-    ours = OurEngine(model, TorchCompute, max_num_requests=3, max_model_len=workload.max_len).answer(workload)
+    limits = {"max_num_requests": len(workload.prompts), "max_model_len": workload.max_len}
+    ours = OurEngine(model, our_compute(device, **limits, is_recorded=False), **limits).answer(workload)
     found = agreement(ours.tokens, make(model).answer(workload, seconds=60.0).tokens)
     return {"case": "float32", "tokens as ours": str(found), "right": found.is_exact}
 
