@@ -168,3 +168,32 @@ def test_a_host_without_a_gpu_is_told_so(tmp_path: Path) -> None:
         },
     )
     assert (done.returncode, done.stderr.strip()) == (1, "no CUDA device here")
+
+
+_ALONE = """
+import importlib.abc, sys
+
+class Nothing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Nothing())
+import benchmarks.gpu.__main__
+import benchmarks.gpu.peers.__main__
+print("found nothing missing")
+"""
+
+
+def test_it_needs_torch_triton_and_numpy_alone_and_no_stubs() -> None:
+    """What a host with a GPU has anyway; transformers is imported where it runs."""
+    absent = {"diptych", "google", "grpc", "grpc_health", "jinja2", "mistral_common", "PIL", "safetensors"}
+    absent |= {"tokenizers", "transformers", "yaml", "zlib_ng", "prometheus_client", "sentencepiece", "tqdm"}
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", _ALONE.format(absent=absent)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout == "found nothing missing\n", done.stderr
