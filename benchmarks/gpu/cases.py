@@ -142,12 +142,11 @@ def _decoder(bench: Bench) -> DecoderModel:
 
 
 def _engine(model: DecoderModel, workloads: Sequence[Workload]) -> OurEngine:
-    limits = {
-        "max_num_requests": max(len(workload.prompts) for workload in workloads),
-        "max_model_len": max(workload.max_len for workload in workloads),
-    }
+    count = max(len(workload.prompts) for workload in workloads)
+    length = max(workload.max_len for workload in workloads)
     gc.collect()  # What was measured before keeps memory in circles of references.
-    return OurEngine(model, our_compute(model.device, **limits), **limits)
+    make_compute = our_compute(model.device, max_num_requests=count, max_model_len=length)
+    return OurEngine(model, make_compute, max_num_requests=count, max_model_len=length)
 
 
 def _all_right(rows: Iterable[Row], complaint: str) -> None:

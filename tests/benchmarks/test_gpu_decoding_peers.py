@@ -1,6 +1,5 @@
 """Peers that decode with our weights give our tokens, are timed on what we were timed on, and are found out if not."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,9 +57,8 @@ def ours(workload: Workload) -> Answers:
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "decoding_workloads", workloads)
-    return
 
 
 def setting(*cases: str, own: OwnFigures | None = None, seconds: float = 100.0) -> Setting:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from benchmarks.gpu.encoding import encode
 from benchmarks.gpu.models import random_encoder
 from benchmarks.gpu.own_figures import OwnFigures
-from benchmarks.gpu.peers import transformers_encoder
+from benchmarks.gpu.peers import transformers_encoder, transformers_weights
 from benchmarks.gpu.peers.decoding_rows import CHECKED as DECODER
 from benchmarks.gpu.peers.peer import Row, Setting
 from benchmarks.gpu.peers.transformers_encoder import CHECKED, Encoder, encoder_rows
@@ -60,7 +60,7 @@ def test_pictures_that_see_each_other_are_found_out(monkeypatch: pytest.MonkeyPa
 
 def test_it_takes_our_parameters_and_no_memory_for_them() -> None:
     model = random_encoder(CPU, CHECKED, torch.bfloat16)
-    theirs = transformers_encoder.transformers_encoder(model, attention="sdpa")
+    theirs = transformers_weights.transformers_encoder(model, attention="sdpa")
     assert {each.data_ptr() for each in theirs.parameters()} == {each.data_ptr() for each in model.parameters()}
     assert all(not buffer.is_meta for buffer in theirs.buffers())
 

@@ -73,8 +73,10 @@ def decoding_rows(make: MakeDecoding, setting: Setting) -> Iterator[Row]:
 
 def _check(make: MakeDecoding, device: torch.device) -> Row:
     model, workload = checked_decoder(device), check_workload()
-    limits = {"max_num_requests": len(workload.prompts), "max_model_len": workload.max_len}
-    ours = OurEngine(model, our_compute(device, **limits, is_recorded=False), **limits).answer(workload)
+    count, length = len(workload.prompts), workload.max_len
+    make_compute = our_compute(device, max_num_requests=count, max_model_len=length, is_recorded=False)
+    engine = OurEngine(model, make_compute, max_num_requests=count, max_model_len=length)
+    ours = engine.answer(workload)
     found = agreement(ours.tokens, make(model).answer(workload, seconds=60.0).tokens)
     return {"case": "float32", "tokens as ours": str(found), "right": found.is_exact}
 

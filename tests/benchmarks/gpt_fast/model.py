@@ -98,8 +98,10 @@ class Transformer(nn.Module):
         assert max_batch_size == 1
         head_dim = self.config.dim // self.config.n_head
         shape = (max_seq_length, self.config.n_local_heads, head_dim)
-        for layer in self.layers:
-            layer.attention.keys, layer.attention.values = torch.zeros(shape), torch.zeros(shape)
+        for attention in self.modules():
+            if not isinstance(attention, Attention):
+                continue
+            attention.keys, attention.values = torch.zeros(shape), torch.zeros(shape)
         frequencies = self.config.rope_base ** -(torch.arange(0, head_dim, 2) / head_dim)
         angles = torch.outer(torch.arange(max_seq_length), frequencies)
         self.turns = torch.polar(torch.ones_like(angles), angles)
