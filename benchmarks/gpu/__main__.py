@@ -20,6 +20,7 @@ from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.peers.catalogue import PEERS
 from benchmarks.gpu.peers.process import child_command, rows_of
 from benchmarks.gpu.report import Report
+from common.model.devices import free_bytes
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
     own = OwnFigures()
     bench = Bench(device=device, ceilings=ceilings, decoder=config, report=report, own=own)
     failed = run_cases([name for name in CASES if name in arguments.cases], CASES, bench)
+    report.add("before the peers", [{"free GiB": free_bytes(device) / 2**30}])
     run_peers(arguments, report, own)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")

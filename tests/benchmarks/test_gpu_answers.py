@@ -18,6 +18,14 @@ def test_the_decode_rate_leaves_out_prompts_and_the_tail() -> None:
     assert answers([1.0, 2.0, 4.0, 5.0], [3.0, 4.0, 6.0, 9.0]).decode_rate() == pytest.approx(3 / 2)
 
 
+def test_the_decode_rate_leaves_out_the_first_eighth_in_which_a_peer_may_compile() -> None:
+    slow = [0.0, 100.0, 200.0]
+    steady = [200.0 + 0.5 * step for step in range(1, 14)]
+    assert answers(slow + steady).decode_rate() == pytest.approx(2.0)
+    # The negative control: one that is slow for longer is no faster for it.
+    assert answers([-100.0, *slow, *steady[:-1]]).decode_rate() < 0.2
+
+
 def test_a_rate_without_a_time_in_which_all_decode_is_refused() -> None:
     with pytest.raises(ValueError, match="ended before the last one began"):
         answers([1.0, 2.0], [3.0, 4.0]).decode_rate()

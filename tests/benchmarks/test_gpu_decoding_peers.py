@@ -95,6 +95,23 @@ def test_a_peer_with_one_other_weight_is_found_out_and_not_timed(name: str) -> N
     assert [row["right"] for row in found] == [False]
 
 
+def test_a_workload_that_goes_wrong_costs_the_next_nothing() -> None:
+    class Narrow(Paged):
+        def answer(self, workload: Workload, *, seconds: float) -> Answers:
+            if workload.name.startswith("decode 2") and len(workload.prompts[0]) == 20:
+                raise torch.OutOfMemoryError("CUDA out of memory.\nTried to")
+            return super().answer(workload, seconds=seconds)
+
+    _, first, second = decoding_rows(Narrow, setting("G2"))
+    assert first == {"case": "decode 2 x 20", "not run": "OutOfMemoryError: CUDA out of memory."}
+    assert float(str(second["tokens/s"])) > 0
+
+
+def test_what_there_is_no_time_for_is_named() -> None:
+    _, row = decoding_rows(MAKERS["transformers"], setting("G1", seconds=0.0))
+    assert row == {"case": "decode 1 x 20", "not run": "TimeoutError: no time was left"}
+
+
 def spoilt(model: DecoderModel) -> DecoderModel:
     """The same with two key heads of a layer exchanged."""
     other = random_decoder(model.config, CPU, torch.float32)
@@ -152,6 +169,13 @@ def test_generate_refuses_what_it_would_pad() -> None:
 def test_gpt_fast_needs_a_checkout() -> None:
     with pytest.raises(ValueError, match="--gpt-fast"):
         next(iter(find_peer("gpt-fast").rows(replace(setting("G1"), gpt_fast=None))))
+
+
+def test_gpt_fast_can_be_compiled_whole() -> None:
+    """Without the code that is made at the end, which takes a GPU."""
+    peer = GptFast(checked_decoder(CPU), GPT_FAST, compiled=partial(torch.compile, fullgraph=True, backend="eager"))
+    found = peer.answer(check_workload(), seconds=1.0)
+    assert found.tokens == GptFast(checked_decoder(CPU), GPT_FAST).answer(check_workload(), seconds=1.0).tokens
 
 
 def test_an_unknown_peer_is_refused_with_the_names_of_all() -> None:
