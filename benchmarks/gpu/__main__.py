@@ -1,7 +1,7 @@
 """Correctness first, then our own cases with Pixtral-12B's shape, then peers: `python -m benchmarks.gpu`.
 
 Prints a table a case and writes everything to a JSON file as it comes. A case or peer that fails is named and costs no
-other figure. Needs 50 GB on the device, and G8 takes what there is; `--small` needs 8.
+other figure. By reckoning it needs 50 GB on the device, of which G8 takes what is free; `--small` needs 10.
 """
 
 import argparse
