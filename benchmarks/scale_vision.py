@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, pictures
 from common.errors import DiptychError
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.server.config import ServerConfig
 from common.telemetry.logs import set_up_logging
 from decoder_service.vision.client import VisionClient

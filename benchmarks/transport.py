@@ -25,7 +25,7 @@ from benchmarks.handover import handover_speed
 from benchmarks.loop_stalls import worst_stall
 from benchmarks.transport_report import report
 from common.features.chunk_copy import copy_plainly
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.features.shared_memory import SharedArena
 from common.native.chunks import open_copy
 from common.server.config import ServerConfig

@@ -13,7 +13,7 @@ import torch
 
 from common.checkpoint.checkpoint import Checkpoint
 from common.checkpoint.layout import Part
-from common.features.wire_types import DTYPE_SIZES
+from common.features.feature_spec import DTYPE_SIZES
 from common.model.config import PixtralConfig, PixtralVisionConfig
 from common.model.devices import find_device, find_dtype
 from common.model.settings import KVCacheDtype, Quantize

@@ -12,7 +12,8 @@ from contextlib import suppress
 
 from common.errors import UnavailableError
 from common.features.chunk_copy import CopyChunk, copy_plainly
-from common.features.features import FeatureReceiver, FeatureSpec
+from common.features.feature_spec import FeatureSpec
+from common.features.features import FeatureReceiver
 from common.features.packing import feature_messages
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import Expected, read_info

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint.config import CheckpointError, read_preprocessing
 from common.checkpoint.layout import Part
-from common.features.wire_types import DTYPE_SIZES
+from common.features.feature_spec import DTYPE_SIZES
 from common.image.header import ImageLimits
 from common.image.preprocessing import PreprocessingMode
 from common.model.config import PixtralConfig

@@ -1,108 +1,99 @@
-"""Correctness first, then the cases G0 to G6 with Pixtral-12B's shape: `python -m benchmarks.gpu`.
+"""Correctness first, then our own cases with Pixtral-12B's shape, then peers: `python -m benchmarks.gpu`.
 
-Prints a table a case and writes everything to a JSON file. Needs 40 GB on the device; `--small` needs 4.
+Prints a table a case and writes everything to a JSON file as it comes. A case or peer that fails is named and costs no
+other figure. By reckoning it needs 50 GB on the device, of which G8 takes what is free; `--small` needs 10.
 """
 
 import argparse
-import json
-import platform
-import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import triton
 
-from benchmarks.gpu.attention import attention_rows
+from benchmarks.gpu.cases import CASES, Bench, run_cases
 from benchmarks.gpu.ceilings import measure
-from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.correctness import correctness_rows
-from benchmarks.gpu.decoding import decode_rows, prefill_rows
-from benchmarks.gpu.encoder_graphs import encoder_graph_rows
-from benchmarks.gpu.encoding import encode_rows
-from benchmarks.gpu.models import DECODER_1B, DECODER_12B, random_decoder, random_encoder
-from benchmarks.gpu.overlap import NEW_TOKENS, PROMPT, CudaTimeline, overlap_rows
-from common.model.graph_recorder import CudaGraphRecorder
-from decoder_service.model.cuda.compute import CudaCompute
-from decoder_service.model.fp8 import FP8, quantize_layers
-from decoder_service.model.kv_cache import KVCache
-from decoder_service.model.weights import DecoderModel
-from vision_service.model.segment_attention import flash_attention
-
-Row = dict[str, object]
+from benchmarks.gpu.models import DECODER_12B
+from benchmarks.gpu.own_figures import OwnFigures
+from benchmarks.gpu.peers.catalogue import PEERS
+from benchmarks.gpu.peers.process import child_command, rows_of
+from benchmarks.gpu.report import Report
+from common.model.devices import free_bytes
 
 
 def main() -> None:
-    """Run all cases on the first device; exit with status 1 where the arithmetic is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--small", action="store_true", help="four layers instead of forty")
-    parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where to write the figures")
-    arguments = parser.parse_args()
+    """Run the chosen cases on the first device; exit with status 1 where one failed or the arithmetic is wrong."""
+    arguments = _arguments()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here")
     device = torch.device("cuda", 0)
-    results: dict[str, list[Row]] = {}
-    right = _collect(results, "correctness", correctness_rows(device), arguments.json)
+    report = Report(arguments.json)
+    right = report.add("correctness", correctness_rows(device))
     if not all(row["right"] for row in right):
         raise SystemExit("the CUDA path computes something else than the plain path; nothing is timed")
     ceilings = measure(device)
     limits = {"copy TB/s": ceilings.copy_bytes / 1e12, "read TB/s": ceilings.read_bytes / 1e12}
-    _collect(results, "G0 ceilings", [{**limits, "TFLOP/s": ceilings.flops / 1e12}], arguments.json)
-    _collect(results, "G3 attention", attention_rows(device, ceilings), arguments.json)
-    _collect(results, "G6 encoder", encode_rows(device, ceilings), arguments.json)
-    recorder = CudaGraphRecorder(device)
-    small = encoder_graph_rows(random_encoder(device), recorder, flash_attention, seconds)
-    if not all(row["right"] for row in _collect(results, "G6 recorded encoder", small, arguments.json)):
-        raise SystemExit("recorded passes of the encoder give other features")
-    overlapped = overlap_rows(random_decoder(DECODER_1B, device, torch.bfloat16), _recorded, CudaTimeline(), (1, 8, 32))
-    if not all(row["right"] for row in _collect(results, "G4 overlap", overlapped, arguments.json)):
-        raise SystemExit("steps that are planned ahead give other tokens")
-    torch.cuda.empty_cache()
+    report.add("G0 ceilings", [{**limits, "TFLOP/s": ceilings.flops / 1e12}])
     config = replace(DECODER_12B, num_hidden_layers=4) if arguments.small else DECODER_12B
-    model = random_decoder(config, device, torch.bfloat16)
-    batches, prompts = (1, 8, 32, 128), (512, 1024, 4096)
-    rows = decode_rows(model, ceilings, batches, layers=torch.bfloat16, keys=torch.bfloat16)
-    _collect(results, "G1, G2 decode", rows, arguments.json)
-    torch.cuda.empty_cache()
-    _collect(results, "G5 prefill", prefill_rows(model, ceilings, prompts), arguments.json)
-    quantize_layers(model.decoder)
-    torch.cuda.empty_cache()
-    for name, keys in (("fp8 weights", torch.bfloat16), ("fp8 weights, keys and values", FP8)):
-        rows = decode_rows(model, ceilings, batches, layers=FP8, keys=keys)
-        _collect(results, f"decode, {name}", rows, arguments.json)
-    _collect(results, "prefill, fp8 weights", prefill_rows(model, ceilings, prompts), arguments.json)
+    own = OwnFigures()
+    bench = Bench(device=device, ceilings=ceilings, decoder=config, report=report, own=own)
+    failed = run_cases([name for name in CASES if name in arguments.cases], CASES, bench)
+    report.add("before the peers", [{"free GiB": free_bytes(device) / 2**30}])
+    run_peers(arguments, report, own)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def _recorded(model: DecoderModel, cache: KVCache) -> CudaCompute:
-    recorder = CudaGraphRecorder(model.device)
-    return CudaCompute(model, cache, recorder=recorder, max_num_requests=32, max_model_len=PROMPT + NEW_TOKENS)
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--small", action="store_true", help="four layers instead of forty")
+    parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where to write the figures")
+    names, peers = list(CASES), [peer.name for peer in PEERS]
+    parser.add_argument(
+        "--cases", type=some_of(names), default=names, help=f"which of {','.join(names)}; G0 always runs"
+    )
+    parser.add_argument(
+        "--peers", type=some_of(peers), default=peers, help=f"which of {','.join(peers)}, or none; all by default"
+    )
+    parser.add_argument("--peer-seconds", type=float, default=240.0, help="longest time of each peer, all its cases")
+    parser.add_argument("--gpt-fast", type=Path, help="a checkout of gpt-fast, without which it is not run")
+    return parser.parse_args()
 
 
-def _collect(results: dict[str, list[Row]], name: str, rows: Iterable[Row], path: Path) -> list[Row]:
-    """Print rows as they come; write all that there is after each, so that a run cut short has said something."""
-    print(f"\n{name}", flush=True)
-    results[name] = []
-    for row in rows:
-        results[name].append(row)
-        print("  " + "   ".join(f"{key}: {_text(value)}" for key, value in row.items()), flush=True)
-        path.write_text(json.dumps({"machine": _machine(), "results": results}, indent=1))
-    return results[name]
+def some_of(names: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads names with commas between them, or none, and refuses others than these."""
+
+    def parse(text: str) -> list[str]:
+        chosen = [] if text == "none" else text.split(",")
+        if unknown := [name for name in chosen if name not in names]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is none of {', '.join(names)}")
+        return chosen
+
+    return parse
 
 
-def _machine() -> dict[str, str]:
-    return {
-        "device": torch.cuda.get_device_name(0),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-        "triton": triton.__version__,
-        "command": " ".join(sys.argv),
-    }
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def run_peers(arguments: argparse.Namespace, report: Report, own: OwnFigures) -> None:
+    """Run those chosen that have part in the chosen cases, and add their rows."""
+    log = arguments.json.with_suffix(".peers.log")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "ours.json"
+        own.write(figures)
+        for peer in PEERS:
+            cases = [case for case in arguments.cases if case in peer.cases]
+            if peer.name not in arguments.peers or not cases:
+                continue
+            command = child_command(
+                peer.name,
+                cases,
+                figures,
+                arguments.peer_seconds,
+                small=arguments.small,
+                gpt_fast=arguments.gpt_fast,
+            )
+            rows = rows_of(command, seconds=arguments.peer_seconds, log=log)
+            report.add(f"{', '.join(cases)} beside {peer.name}", rows)
 
 
 if __name__ == "__main__":

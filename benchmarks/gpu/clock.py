@@ -1,6 +1,7 @@
-"""Times work on the device, and says what share of a limit that is."""
+"""Times work on the device, and notes moments of it."""
 
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -19,3 +20,28 @@ def seconds(work: Callable[[], object], *, repeats: int = 20, warm_ups: int = 3)
         stop.synchronize()
         times.append(start.elapsed_time(stop) / 1000)
     return statistics.median(times)
+
+
+class Marks:
+    """Moments of a device, noted without waiting for it; on a CPU of the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._events: list[torch.cuda.Event] = []
+        self._moments: list[float] = []
+
+    def note(self) -> None:
+        """The moment at which all that the current stream was given is done."""
+        if self._is_cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)
+        else:
+            self._moments.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Of every moment but the first, how long it was after that; waits for the last."""
+        if self._is_cuda:
+            self._events[-1].synchronize()
+            return [self._events[0].elapsed_time(event) / 1000 for event in self._events[1:]]
+        return [moment - self._moments[0] for moment in self._moments[1:]]

@@ -7,12 +7,18 @@ import torch
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
-from benchmarks.gpu.models import forward_batch, greedy_step, key_value_bytes, kv_cache_for, weight_bytes
+from benchmarks.gpu.models import (
+    forward_batch,
+    greedy_step,
+    key_value_bytes,
+    kv_cache_for,
+    prompt_flops,
+    weight_bytes,
+)
+from benchmarks.gpu.workloads import CONTEXT
 from common.model.graph_recorder import CudaGraphRecorder
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.weights import DecoderModel
-
-CONTEXT = 1024
 
 
 @torch.inference_mode()
@@ -24,26 +30,20 @@ def decode_rows(
     The weights of the layers are of the type `layers`, keys and values of `keys`.
     """
     cache = kv_cache_for(model, max(batches) * CONTEXT, keys)
-    recorded, plain = (
-        CudaCompute(
-            model,
-            cache,
-            recorder=recorder,
-            max_num_requests=max(batches),
-            max_model_len=4 * CONTEXT,
-        )
-        for recorder in (CudaGraphRecorder(model.device), None)
-    )
-    for batch in batches:
-        forward = forward_batch([1] * batch, [CONTEXT] * batch, model.device)
+    make = partial(CudaCompute, model, cache, max_num_requests=max(batches), max_model_len=4 * CONTEXT)
+    forwards = {batch: forward_batch([1] * batch, [CONTEXT] * batch, model.device) for batch in batches}
+    plain = make(recorder=None)
+    plain_seconds = {batch: seconds(partial(greedy_step, plain, forward)) for batch, forward in forwards.items()}
+    del plain  # Each has the weights joined for itself, and the other comes to have them alone.
+    recorded = make(recorder=CudaGraphRecorder(model.device))
+    for batch, forward in forwards.items():
         num_bytes = weight_bytes(model.config, model.dtype, layers=layers)
         num_bytes += key_value_bytes(model.config, batch * CONTEXT, keys)
         step = seconds(partial(greedy_step, recorded, forward))
-        unrecorded = seconds(partial(greedy_step, plain, forward))
         yield {
             "case": f"decode {batch} x {CONTEXT}",
             "ms": step * 1e3,
-            "ms without graphs": unrecorded * 1e3,
+            "ms without graphs": plain_seconds[batch] * 1e3,
             "tokens/s": batch / step,
             "share of limit": num_bytes / ceilings.memory_bytes / step,
         }
@@ -52,16 +52,13 @@ def decode_rows(
 @torch.inference_mode()
 def prefill_rows(model: DecoderModel, ceilings: Ceilings, lengths: tuple[int, ...]) -> Iterator[dict[str, object]]:
     """A row per prompt length: operations a second of the layers against the measured rate of products."""
-    config = model.config
     compute = CudaCompute(
         model, kv_cache_for(model, max(lengths)), recorder=None, max_num_requests=1, max_model_len=max(lengths)
     )
-    layer_weights = weight_bytes(config, model.dtype) // model.dtype.itemsize - config.vocab_size * config.hidden_size
     for length in lengths:
         forward = forward_batch([length], [length], model.device)
         time = seconds(partial(greedy_step, compute, forward), repeats=7)
-        attention = 2 * length**2 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
-        flops = 2 * layer_weights * length + attention
+        flops = prompt_flops(model.config, length)
         yield {
             "case": f"prefill {length}",
             "ms": time * 1e3,

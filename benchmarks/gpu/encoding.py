@@ -9,25 +9,19 @@ from torch import Tensor
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.models import ENCODER_400M, random_encoder
+from benchmarks.gpu.pictures import PACKS
 from common.model.attention import packed_attention
 from vision_service.model.encoder import PixtralVisionModel, grid_positions
-
-_PACKS = {
-    "256 px x 16": [(16, 16)] * 16,
-    "512 px x 4": [(32, 32)] * 4,
-    "640 px x 2": [(40, 40)] * 2,
-    "1024 px": [(64, 64)],
-    "16 of mixed sizes": [(8 + 3 * index % 40, 10 + 7 * index % 50) for index in range(16)],
-}
 
 
 @torch.inference_mode()
 def encode_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[str, object]]:
     """A row per pack of pictures, given as patch grids."""
     model = random_encoder(device)
-    for name, grids in _PACKS.items():
+    for name, grids in PACKS.items():
         lengths = [height * width for height, width in grids]
-        time = seconds(partial(_encode, model, grids, lengths, device))
+        patches = torch.zeros(sum(lengths), 3 * ENCODER_400M.patch_size**2, device=device, dtype=torch.bfloat16)
+        time = seconds(partial(encode, model, patches, grids))
         flops = _flops(lengths)
         yield {
             "case": name,
@@ -38,15 +32,15 @@ def encode_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[str, 
         }
 
 
-def _encode(
-    model: PixtralVisionModel, grids: Sequence[tuple[int, int]], lengths: Sequence[int], device: torch.device
-) -> Tensor:
+def encode(model: PixtralVisionModel, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+    """Features [num_patches, width] of patches of pictures with these grids."""
+    lengths = [height * width for height, width in grids]
+
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scale = ENCODER_400M.vision_attention_multiplier
+        scale = model.config.vision_attention_multiplier
         return packed_attention(query, key, value, lengths=lengths, causal=False, scale=scale)
 
-    patches = torch.zeros(sum(lengths), 3 * ENCODER_400M.patch_size**2, device=device, dtype=torch.bfloat16)
-    features: Tensor = model(patches, *grid_positions(grids, device), attend)
+    features: Tensor = model(patches, *grid_positions(grids, patches.device), attend)
     return features
 
 

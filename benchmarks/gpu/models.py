@@ -55,11 +55,13 @@ def random_decoder(config: MistralConfig, device: torch.device, dtype: torch.dty
     return DecoderModel(config=config, decoder=decoder, projector=None, device=device, dtype=dtype)
 
 
-def random_encoder(device: torch.device) -> PixtralVisionModel:
-    """The encoder in bfloat16."""
+def random_encoder(
+    device: torch.device, config: PixtralVisionConfig = ENCODER_400M, dtype: torch.dtype = torch.bfloat16
+) -> PixtralVisionModel:
+    """An encoder with such weights."""
     with torch.device("meta"):
-        model = PixtralVisionModel(ENCODER_400M)
-    model.to(torch.bfloat16).to_empty(device=device)
+        model = PixtralVisionModel(config)
+    model.to(dtype).to_empty(device=device)
     randomise(model)
     return model
 
@@ -90,6 +92,13 @@ def weight_bytes(config: MistralConfig, dtype: torch.dtype, *, layers: torch.dty
 def key_value_bytes(config: MistralConfig, num_tokens: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values of so many tokens."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * num_tokens * dtype.itemsize
+
+
+def prompt_flops(config: MistralConfig, length: int) -> float:
+    """Operations of the layers over a prompt: products, and attention to what is before each token."""
+    in_layers = weight_bytes(config, torch.bfloat16) // 2 - config.vocab_size * config.hidden_size
+    attention = 2 * length**2 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    return float(2 * in_layers * length + attention)
 
 
 def forward_batch(query_lengths: Sequence[int], seq_lens: Sequence[int], device: torch.device) -> ForwardBatch:

@@ -16,7 +16,7 @@ from benchmarks.peers.ours import in_process_engine
 from benchmarks.peers.pictures import prompt, random_pixels
 from benchmarks.peers.protocol import serve
 from common.checkpoint.checkpoint import open_checkpoint
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.header import ImageLimits
 from common.image.identity import ImageHash
 from common.model.devices import find_dtype

@@ -14,30 +14,12 @@ from google.protobuf.message import DecodeError
 from common.errors import InternalError
 from common.features.chunk_copy import VALUE_TYPES, CopyChunk, copy_plainly
 from common.features.codec import Chunk, unpack
-from common.features.wire_types import DTYPE_SIZES, dtype_to_proto
-from common.image.identity import ImageHash
-from common.image.preprocessing import PatchGrid
+from common.features.feature_spec import FeatureSpec
+from common.features.wire_types import dtype_to_proto
 from diptych.v1 import vision_pb2
 
 MAX_CHUNK_SIZE = 2 << 20
 MIN_CHUNK_SIZE = 64 << 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureSpec:
-    """What the features of one image must be."""
-
-    image_hash: ImageHash
-    grid: PatchGrid
-    width: int
-    """Values in a row."""
-    dtype: str
-    """"float32", "bfloat16" or "float16"; little-endian."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the row-major matrix [grid.num_patches, width]."""
-        return self.grid.num_patches * self.width * DTYPE_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

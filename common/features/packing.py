@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from zlib_ng.zlib_ng import crc32
 
 from common.features.codec import Chunk, pack, put_before, unpack
-from common.features.features import EncodeTimings, FeatureSpec
+from common.features.feature_spec import FeatureSpec
+from common.features.features import EncodeTimings
 from common.features.wire_types import dtype_to_proto, grid_to_proto
 from diptych.v1 import vision_pb2
 

@@ -3,14 +3,10 @@
 Knows names and numbers. A value that is not understood is a ValueError: a peer of another version sent it.
 """
 
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from diptych.v1 import types_pb2
-
-DTYPE_SIZES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
-"""Bytes of a value of every type that may be on the wire."""
 
 _DTYPES = {
     "float32": types_pb2.DTYPE_FLOAT32,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InvalidArgumentError
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
 from decoder_service.vision.image_encoder import ImageEncoder, ImageFeatures
 

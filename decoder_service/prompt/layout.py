@@ -3,7 +3,7 @@
 Knows how an image is named. Does not know where features come from.
 """
 
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import image_hash
 from decoder_service.cache.feature_store import PromptImage
 from decoder_service.prompt.prompt import Prompt, PromptBuilder

@@ -21,7 +21,7 @@ from common.errors import (
     UnavailableError,
 )
 from common.features.chunk_copy import CopyChunk, copy_in_turns, copy_plainly
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.version import VISION_API_VERSION
 from decoder_service.vision.agreement import Expected
 from decoder_service.vision.fleet import VisionFleet

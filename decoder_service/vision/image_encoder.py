@@ -7,7 +7,7 @@ directly. Knows no tensors and no transport.
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.preprocessing import Preprocessing
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from common.calls.call import current_call, trace_metadata
 from common.calls.channel_options import CLIENT_OPTIONS
@@ -25,7 +24,8 @@ from common.calls.remote_errors import from_rpc_error
 from common.client.tls import ChannelTls, aio_channel
 from common.errors import DiptychError, InternalError, UnavailableError
 from common.features.chunk_copy import CopyChunk
-from common.features.features import FeatureReceiver, FeatureSpec
+from common.features.feature_spec import FeatureSpec
+from common.features.features import FeatureReceiver
 from common.telemetry.tracing import SpanKind
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import read_info
@@ -127,7 +127,7 @@ class VisionReplica:
             request = health_pb2.HealthCheckRequest(service=_SERVICE_NAME)
             try:
                 async for answer in self._health.Watch(request, wait_for_ready=True):
-                    self._hear(answer.status != HealthCheckResponse.NOT_SERVING)
+                    self._hear(answer.status != health_pb2.HealthCheckResponse.NOT_SERVING)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     return

@@ -3,7 +3,7 @@
 import asyncio
 
 from common.errors import UnavailableError
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from decoder_service.cache.feature_store import PromptImage

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.errors import InternalError, InvalidArgumentError, UnavailableError
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import image_hash
 from common.image.preprocessing import PreprocessingMode
 from common.version import VISION_API_VERSION

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.checkpoint.checkpoint import open_checkpoint
 from common.checkpoint.layout import Part
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from common.model.attention import packed_attention

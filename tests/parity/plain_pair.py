@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.checkpoint.checkpoint import open_checkpoint
 from common.checkpoint.config import read_preprocessing
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from common.model.config import PixtralConfig

@@ -5,7 +5,7 @@ Knows the fixed facts of the served encoder, the identity and the shape of what 
 
 from dataclasses import dataclass
 
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.features.wire_types import dtype_to_proto, preprocessing_to_proto
 from common.image.header import ImageLimits
 from common.image.identity import image_hash

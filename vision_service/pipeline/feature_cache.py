@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
 from vision_service.pipeline.batcher import EncodeResult
 from vision_service.pipeline.byte_budget import ByteBudget

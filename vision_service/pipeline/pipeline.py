@@ -15,7 +15,8 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from common.errors import InvalidArgumentError, UnavailableError
-from common.features.features import EncodeTimings, FeatureSpec
+from common.features.feature_spec import FeatureSpec
+from common.features.features import EncodeTimings
 from common.features.packing import feature_header
 from common.image.header import read_image_header
 from common.image.preprocessing import PatchGrid

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from common.errors import InternalError
 from common.features.chunk_copy import CopyChunk, copy_plainly
-from common.features.features import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, EncodeTimings, FeatureReceiver, FeatureSpec
+from common.features.feature_spec import FeatureSpec
+from common.features.features import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, EncodeTimings, FeatureReceiver
 from common.features.packing import (
     CHUNK_SIZE,
     feature_header,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from common.errors import DiptychError, UnavailableError
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.cache.feature_store import FeatureStore, PromptImage

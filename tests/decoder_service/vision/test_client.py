@@ -20,7 +20,8 @@ from common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from common.features.features import EncodeTimings, FeatureSpec
+from common.features.feature_spec import FeatureSpec
+from common.features.features import EncodeTimings
 from common.features.packing import feature_header, feature_messages, pack_rows, shared_feature_messages
 from common.features.shared_memory import SharedArena
 from common.features.wire_types import preprocessing_to_proto

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from common.errors import InternalError, ResourceExhaustedError
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from vision_service.model.encoded_image import HostImage
