@@ -34,11 +34,12 @@ class Level:
 _V3 = ("avx2", "fma", "bmi1", "bmi2", "f16c", "movbe")
 _V4 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _V4_FLAGS = ("-march=x86-64-v4", "-mprefer-vector-width=512")
+_TILES = "-DDIPTYCH_TILES"  # Compilers do not agree on what they call their own sign of it.
 _ARM = "armv8-a"
 LEVELS: Mapping[str, Level] = MappingProxyType(
     {
         "x86-64-v4-amx": Level(
-            (*_V3, *_V4, "amx_tile", "amx_bf16"), (*_V4_FLAGS, "-mamx-tile", "-mamx-bf16"), has_tiles=True
+            (*_V3, *_V4, "amx_tile", "amx_bf16"), (*_V4_FLAGS, "-mamx-tile", "-mamx-bf16", _TILES), has_tiles=True
         ),
         "x86-64-v4": Level((*_V3, *_V4), _V4_FLAGS),
         "x86-64-v3": Level(_V3, ("-march=x86-64-v3",)),

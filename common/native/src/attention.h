@@ -10,7 +10,7 @@
 #include "pool.h"
 #include "vector_lanes.h"
 
-#if defined(__AMX_BF16__)
+#if defined(DIPTYCH_TILES)
 #include "tile_lanes.h"
 #endif
 
@@ -47,7 +47,7 @@ struct Tokens {
 // Working memory of one thread.
 struct AttentionScratch {
   VectorLanes vectors;
-#if defined(__AMX_BF16__)
+#if defined(DIPTYCH_TILES)
   TileLanes tiles;
 #endif
 };
@@ -96,7 +96,7 @@ template <typename Stored>
 static void attend(const float* query, float* out, int64_t rows, int64_t stride, int64_t position, int64_t length,
                    const Tokens<Stored>& tokens, const Heads& heads) {
   AttentionScratch& scratch = scratch_of_thread();
-#if defined(__AMX_BF16__)
+#if defined(DIPTYCH_TILES)
   if (heads.rounds) return attend_by(scratch.tiles, query, out, rows, stride, position, length, tokens, heads);
 #endif
   attend_by(scratch.vectors, query, out, rows, stride, position, length, tokens, heads);

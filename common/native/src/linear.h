@@ -61,7 +61,7 @@ enum class Ask { kNothing, kNear, kFar, kNext };
 // What suits the processor where `rows` are one tile: Intel's gain by asking far ahead, into the second cache. AMD's with
 // wide registers (seen on Zen 4) do better by themselves, until the products of many rows give them so long between two
 // lines that they let go of the stream.
-static inline Ask alone(int64_t rows) {
+static inline Ask alone([[maybe_unused]] int64_t rows) {
 #if defined(__AVX512F__)
   static const bool intel = __builtin_cpu_is("intel");
   return intel ? Ask::kFar : rows > 8 ? Ask::kNear : Ask::kNothing;

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#if defined(__AMX_BF16__)
+#if defined(DIPTYCH_TILES)
 #include "tile_product.h"
 #else
 #include "halves.h"
