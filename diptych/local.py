@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry
 
+from common.model.cores import num_threads
 from common.model.settings import DtypeChoice, ModelSettings
 from common.server.config import check_image_fits
-from common.server.process import num_threads
 from common.server.service_loop import run_service
 from common.server.start import read_config
 from common.settings.settings import setting

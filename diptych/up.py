@@ -14,8 +14,8 @@ from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from common.model.cores import num_cores
 from common.server.ports import address, check_free
-from common.server.process import num_cores
 from common.settings.sources import without_settings
 from diptych.child import Child, ChildError
 from diptych.models import demo_model, understands_images

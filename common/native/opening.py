@@ -5,6 +5,7 @@ Knows when they can be used, and sets how many threads compute. Who asks does wi
 
 import torch
 
+from common.model.cores import num_threads
 from common.model.devices import Matrices
 from common.model.settings import ComputeChoice, ModelSettings
 from common.native.build import best_library, default_cache
@@ -41,8 +42,8 @@ def choose_library(
     An `obstacle` is what the caller knows to stand against them. Threads are given either to them or to torch. Raises
     ValueError where they are insisted on and cannot be had.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    # torch counts the machine's cores, whatever a container has time of.
+    torch.set_num_threads(settings.threads or min(torch.get_num_threads(), num_threads()))
     if settings.compute is ComputeChoice.TORCH:
         return None, "plain torch is asked for"
     try:

@@ -74,19 +74,6 @@ def raise_descriptor_limit(wanted: int) -> int:
     return raised
 
 
-def num_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def num_threads() -> int:
-    """Threads that this process may compute with: what OMP_NUM_THREADS says, else one for each of its cores."""
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(given) if given.isdecimal() and int(given) else num_cores()
-
-
 def _libc() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(None)

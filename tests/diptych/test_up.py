@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from common.server.process import num_cores
+from common.model.cores import num_cores
 from diptych.models import demo_model
 from diptych.up import reserved_ports, share_cores
 from diptych.up_config import parse_devices, parse_dtypes
