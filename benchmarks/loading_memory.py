@@ -27,6 +27,7 @@ from common.checkpoint.safetensors_writer import Planned, write_header
 from common.checkpoint.shapes import tensor_shapes
 from common.image.preprocessing import Preprocessing, PreprocessingMode
 from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.model.weight_types import WeightTypes
 from common.server.process import tune_allocator
 from decoder_service.model.weights import DecoderModel
 from vision_service.model.runner import EncoderRunner
@@ -94,7 +95,7 @@ def load_part(service: str, directory: Path, dtype: torch.dtype) -> dict[str, in
         kept: object = (
             EncoderRunner.load(checkpoint, PREPROCESSING, device=CPU, dtype=dtype)
             if service == "vision"
-            else (DecoderModel.load(checkpoint, device=CPU, dtype=dtype), checkpoint.digest(Part.VISION))
+            else (DecoderModel.load(checkpoint, device=CPU, types=WeightTypes(dtype)), checkpoint.digest(Part.VISION))
         )
         samples.append(resident("RssAnon"))
     stored = [entry.stored for part in parts for entry in checkpoint.entries(part)]

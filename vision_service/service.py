@@ -144,20 +144,20 @@ def _load_runner(
     dtype: torch.dtype,
     keeps_on_device: bool,
 ) -> EncoderRunner:
-    library, reason = choose_library(settings, device=device, dtype=dtype)
+    kernels = choose_library(settings, device=device, dtype=dtype)
     runner = EncoderRunner.load(
         checkpoint,
         info.preprocessing,
         device=device,
         dtype=dtype,
         deterministic=settings.deterministic,
-        library=library,
+        library=kernels.library,
         keeps_on_device=keeps_on_device,
         segment_attention=choose_segment_attention(device, dtype),
     )
     give_memory_back()
     extra = {"model": info.model_name, "device": str(device), "dtype": info.dtype}
-    extra |= {"no_kernels": reason} if library is None else {"compute": library.name}
+    extra |= {"no_kernels": kernels.why_not} if kernels.library is None else {"compute": kernels.library.name}
     _log.info("loaded", extra=extra)
     return runner
 

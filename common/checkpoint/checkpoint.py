@@ -21,7 +21,7 @@ from common.checkpoint.rotary_order import half_split
 from common.checkpoint.safetensors_file import StoredTensor, read_header
 from common.checkpoint.shapes import tensor_shapes
 from common.model.config import MistralConfig, PixtralConfig
-from common.model.devices import Matrices
+from common.model.weight_types import WeightTypes
 
 _log = logging.getLogger(__name__)
 
@@ -66,37 +66,23 @@ class Checkpoint:
         """The tensors of a part, in the order of their names, however they are spread over files."""
         return [entry for entry in self._entries if entry.place.part is part]
 
-    def load(
-        self,
-        part: Part,
-        module: nn.Module,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        matrices: Matrices = Matrices.ALIKE,
-    ) -> None:
+    def load(self, part: Part, module: nn.Module, *, device: torch.device, types: WeightTypes) -> None:
         """Give every parameter of a module that was built on the meta device its tensor.
 
         Memory peaks at the part's weights plus one tensor. Raises CheckpointError.
         """
-        state = dict(self.tensors(part, module, device=device, dtype=dtype, matrices=matrices))
+        state = dict(self.tensors(part, module, device=device, types=types))
         module.load_state_dict(state, strict=True, assign=True)
 
     def tensors(
-        self,
-        part: Part,
-        module: nn.Module,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        matrices: Matrices = Matrices.ALIKE,
+        self, part: Part, module: nn.Module, *, device: torch.device, types: WeightTypes
     ) -> Iterator[tuple[str, Tensor]]:
         """Read a tensor for every parameter of a module, one at a time. Raises CheckpointError."""
         self._check_fit(part, module)
 
         def read(entry: Entry) -> Tensor:
             tensor = self._read(entry)
-            return tensor.to(device=device, dtype=matrices.dtype_of(tensor.dtype, dtype) if tensor.ndim == 2 else dtype)
+            return tensor.to(device=device, dtype=types.of(tensor))
 
         return ((entry.place.name, read(entry)) for entry in self.entries(part))
 

@@ -7,8 +7,7 @@ import logging
 from importlib.util import find_spec
 
 from common.model.settings import ModelSettings, Quantize
-from common.native.library import Library
-from common.native.opening import choose_library
+from common.native.opening import LibraryChoice, choose_library
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute
@@ -21,21 +20,21 @@ _log = logging.getLogger(__name__)
 
 def choose_kernels(
     settings: ModelSettings, run_config: RunConfig, *, quantize: Quantize = Quantize.NONE
-) -> tuple[Library | None, str]:
+) -> LibraryChoice:
     """Our kernels, or why they do not compute. Raises ValueError where they are asked for and cannot."""
     is_fp8 = quantize is Quantize.FP8 or run_config.kv_params.dtype != run_config.dtype
     obstacle = "the kernels know no 8-bit floats" if is_fp8 else ""
-    library, reason = choose_library(settings, device=run_config.device, dtype=run_config.dtype, obstacle=obstacle)
-    if quantize is Quantize.INT8 and library is None:
-        raise ValueError(f"--quantize int8 needs the kernels: {reason}")
-    return library, reason
+    kernels = choose_library(settings, device=run_config.device, dtype=run_config.dtype, obstacle=obstacle)
+    if quantize is Quantize.INT8 and kernels.library is None:
+        raise ValueError(f"--quantize int8 needs the kernels: {kernels.why_not}")
+    return kernels
 
 
 def choose_compute(
     model: DecoderModel,
     kv_cache: KVCache,
     settings: ModelSettings,
-    kernels: tuple[Library | None, str],
+    kernels: LibraryChoice,
     *,
     max_num_requests: int,
     max_model_len: int,
@@ -43,9 +42,8 @@ def choose_compute(
 ) -> Compute:
     """What a service with these settings runs with; `kernels` are what `choose_kernels` found."""
     compute: Compute
-    library, reason = kernels
-    if library is not None:
-        compute = NativeCompute(model, kv_cache, library, in_bytes=quantize is Quantize.INT8)
+    if kernels.library is not None:
+        compute = NativeCompute(model, kv_cache, kernels.library, in_bytes=quantize is Quantize.INT8)
     elif settings.deterministic:
         compute = TiledCompute(model, kv_cache)
     elif model.device.type == "cuda" and find_spec("triton") is not None:
@@ -58,7 +56,7 @@ def choose_compute(
         "kv_dtype": str(kv_cache.dtype).removeprefix("torch."),
         "deterministic": settings.deterministic,
     }
-    _log.info("compute", extra=extra | ({"no_kernels": reason} if reason else {}))
+    _log.info("compute", extra=extra | ({"no_kernels": kernels.why_not} if kernels.why_not else {}))
     return compute
 
 

@@ -10,7 +10,7 @@ import torch
 from common.checkpoint.checkpoint import open_checkpoint
 from common.model.settings import ComputeChoice, ModelSettings, Quantize
 from common.native import opening
-from common.native.opening import activation_dtype, matrices_for
+from common.native.opening import weight_types
 from common.native.processor import NativeUnavailableError
 from decoder_service.model.compute_choice import choose_compute, choose_kernels
 from decoder_service.model.kv_cache import KVCache
@@ -30,8 +30,7 @@ def choose(
         wanted = ModelSettings(model=directory, **settings)  # type: ignore[arg-type]
         run_config = make_run_config(checkpoint.text_config, dtype=dtype, device=CPU, max_seq_len=8, block_size=4)
         kernels = choose_kernels(wanted, run_config, quantize=quantize)
-        loaded, matrices = activation_dtype(kernels[0], dtype), matrices_for(kernels[0])
-        model = DecoderModel.load(checkpoint, device=CPU, dtype=loaded, matrices=matrices)
+        model = DecoderModel.load(checkpoint, device=CPU, types=weight_types(kernels.library, dtype))
         cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=dtype)
         compute = choose_compute(model, cache, wanted, kernels, max_num_requests=2, max_model_len=8, quantize=quantize)
         return compute.name
@@ -72,8 +71,9 @@ def test_loading_a_model_imports_no_compiler() -> None:
 import sys, torch
 from pathlib import Path
 from common.checkpoint.checkpoint import open_checkpoint
+from common.model.weight_types import WeightTypes
 from decoder_service.model.weights import DecoderModel
-DecoderModel.load(open_checkpoint(Path("models/demo")), device=torch.device("cpu"), dtype=torch.float32)
+DecoderModel.load(open_checkpoint(Path("models/demo")), device=torch.device("cpu"), types=WeightTypes(torch.float32))
 print(sorted({"torch._dynamo", "torch._inductor", "transformers", "sympy"} & set(sys.modules)))
 """
     root = Path(__file__).parents[3]
