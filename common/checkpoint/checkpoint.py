@@ -82,7 +82,7 @@ class Checkpoint:
 
         def read(entry: Entry) -> Tensor:
             tensor = self._read(entry)
-            return tensor.to(device=device, dtype=types.of(tensor))
+            return tensor.to(device=device, dtype=types.of(tensor.dtype, tensor.ndim))
 
         return ((entry.place.name, read(entry)) for entry in self.entries(part))
 

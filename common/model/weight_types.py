@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
-from torch import Tensor
 
 
 class Matrices(Enum):
@@ -26,8 +25,8 @@ class WeightTypes:
     """Of all but matrices, and of what passes between products."""
     matrices: Matrices = Matrices.ALIKE
 
-    def of(self, stored: Tensor) -> torch.dtype:
-        """Of a tensor that is `stored` so."""
-        stays = self.matrices is Matrices.STORED and stored.dtype is torch.bfloat16
-        in_two_bytes = stored.ndim == 2 and (stays or self.matrices is Matrices.ROUNDED)
+    def of(self, stored: torch.dtype, num_dims: int) -> torch.dtype:
+        """Of a tensor of so many dimensions that is `stored` in a type."""
+        stays = self.matrices is Matrices.STORED and stored is torch.bfloat16
+        in_two_bytes = num_dims == 2 and (stays or self.matrices is Matrices.ROUNDED)
         return torch.bfloat16 if in_two_bytes else self.dtype

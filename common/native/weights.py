@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.native.library import CWeights, Library
+from common.server.process import give_memory_back
 
 
 class PackedWeights:
@@ -46,6 +47,8 @@ class PackedWeights:
             self._data, self._scales = _in_bytes(self._data, panels, self.depth)
         elif not are_halves and (halves := _in_halves(library, self._data, panels, self.depth)) is not None:
             self._data = halves
+        # At once: what is kept until all is packed comes to as much again as all weights.
+        give_memory_back()
         self.bits = 8 * self._data.itemsize
         """That each weight takes."""
         # Of an empty tensor the address is 0.

@@ -35,7 +35,7 @@ def tune_allocator() -> None:
 def give_memory_back() -> None:
     """Hand pages that are free now back to the system, which a tuned allocator would keep.
 
-    For the end of loading: weights that were converted or packed leave holes as large as themselves.
+    For loading: weights that were converted or packed leave holes as large as themselves.
     """
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:

@@ -2,9 +2,19 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.loading_memory import bound, measure, synthetic_config, write_synthetic
 
 GB = 1_000_000_000
+
+
+@pytest.mark.parametrize("service", ["vision", "decoder"])
+def test_weights_go_over_into_the_kernels_layout_product_by_product(service: str, tmp_path: Path) -> None:
+    write_synthetic(tmp_path, synthetic_config(hidden_size=1024, layers=16))
+    measured = measure(service, tmp_path, "bfloat16", compute="native")
+    assert measured["peak_resident"] < bound(service, measured)
+    assert measured["resident_after"] - measured["resident_before"] > 0.9 * measured["weights"]
 
 
 def test_a_decoder_of_two_gigabytes_costs_the_vision_service_nothing(tmp_path: Path) -> None:
