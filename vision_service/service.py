@@ -23,6 +23,7 @@ from common.model.settings import ComputeChoice, ModelSettings
 from common.native.opening import choose_library
 from common.native.resizing import find_kernels
 from common.server.process import give_memory_back
+from vision_service.collector import VisionCollector
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig, FeaturePlace
 from vision_service.decoding.decode_pool import DecodePool
 from vision_service.decoding.decode_worker import DecodeSettings
@@ -35,7 +36,6 @@ from vision_service.pipeline.byte_budget import ByteBudget
 from vision_service.pipeline.feature_cache import FeatureCache
 from vision_service.pipeline.pipeline import Pipeline
 from vision_service.telemetry.image_metrics import ImageMetrics
-from vision_service.telemetry.metrics import VisionCollector
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from common.server.health import HealthServicer
 from common.server.metrics_server import MetricsServer
 from common.server.ports import address, check_free
 from common.server.signals import termination_signals
-from common.telemetry.tracing import Tracer
+from common.telemetry.spans import Tracer
 
 _log = logging.getLogger(__name__)
 
