@@ -122,8 +122,8 @@ class _Services:
                 for index, port in enumerate(ports):
                     await self._start_vision(index, port)
                 decoder = await self._start_decoder([f"{_LOOPBACK}:{port}" for port in ports])
-                for child in self._children:
-                    await child.ready()
+                # All at once: one that ends is told of while others still load.
+                await asyncio.gather(*(child.ready() for child in self._children))
             sys.stdout.write(f"ready {await decoder.address()}\n")
             sys.stdout.flush()
         await asyncio.gather(*(child.exited() for child in self._children))
