@@ -178,8 +178,9 @@ def test_a_model_without_pictures_gets_no_vision_service(folder: Path) -> None:
     (model / "model.safetensors").touch()
     with run_up(folder, "--model", str(model)) as process:
         ready_address(process)
-        ((name, _, flags, *_),) = started(folder)
+        ((name, _, flags, threads, _),) = started(folder)
     assert name == "decoder_service"
+    assert int(threads) == num_cores()
     assert "--vision-addresses" not in flags
 
 
