@@ -92,7 +92,9 @@ def write_synthetic(directory: Path, config: PixtralConfig) -> None:
         (directory / name).write_text(json.dumps(document))
 
 
-def load_part(service: str, directory: Path, dtype: torch.dtype, compute: ComputeChoice) -> dict[str, int]:
+def load_part(
+    service: str, directory: Path, dtype: torch.dtype, *, compute: ComputeChoice, in_bytes: bool = False
+) -> dict[str, int]:
     """Load what a service loads, in this process and with its allocator; returns bytes."""
     tune_allocator()
     checkpoint = open_checkpoint(directory)
@@ -104,7 +106,7 @@ def load_part(service: str, directory: Path, dtype: torch.dtype, compute: Comput
         kept: object = (
             EncoderRunner.load(checkpoint, PREPROCESSING, device=CPU, dtype=dtype, library=library)
             if service == "vision"
-            else (load_decoder(checkpoint, types, library), checkpoint.digest(Part.VISION))
+            else (load_decoder(checkpoint, types, library, in_bytes=in_bytes), checkpoint.digest(Part.VISION))
         )
         samples.append(resident("RssAnon"))
     stored = [entry.stored for part in parts for entry in checkpoint.entries(part)]
@@ -122,11 +124,11 @@ def load_part(service: str, directory: Path, dtype: torch.dtype, compute: Comput
     return measured
 
 
-def load_decoder(checkpoint: Checkpoint, types: WeightTypes, library: Library | None) -> object:
+def load_decoder(checkpoint: Checkpoint, types: WeightTypes, library: Library | None, *, in_bytes: bool) -> object:
     """The decoder's weights, and in the kernels' layout where there is a library."""
     model = DecoderModel.load(checkpoint, device=CPU, types=types)
     cache = KVCache(model.config, num_blocks=1, block_size=16, device=CPU, dtype=torch.float32)
-    return model if library is None else NativeCompute(model, cache, library)
+    return model if library is None else NativeCompute(model, cache, library, in_bytes=in_bytes)
 
 
 def resident(name: str) -> int:
@@ -154,9 +156,11 @@ def anonymous_peak() -> Iterator[list[int]]:
         thread.join()
 
 
-def measure(service: str, directory: Path, dtype: str, *, compute: str = "torch") -> dict[str, int]:
+def measure(
+    service: str, directory: Path, dtype: str, *, compute: str = "torch", quantize: str = "none"
+) -> dict[str, int]:
     """The same in a fresh process, whose peak is its own."""
-    options = ["--child", service, "--dtype", dtype, "--compute", compute]
+    options = ["--child", service, "--dtype", dtype, "--compute", compute, "--quantize", quantize]
     command = [sys.executable, "-m", "benchmarks.loading_memory", *options, str(directory)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
     measured: dict[str, int] = json.loads(done.stdout)
@@ -178,16 +182,24 @@ def main() -> None:
     parser.add_argument(
         "--compute", choices=["auto", "native", "torch"], default="auto", help="the services' setting of that name"
     )
+    parser.add_argument("--quantize", choices=["none", "int8"], default="none", help="the decoder's setting")
     options = parser.parse_args()
     if options.child:
         dtype, compute = getattr(torch, options.dtype), ComputeChoice(options.compute)
-        print(json.dumps(load_part(options.child, options.directory, dtype, compute)))
+        in_bytes = options.quantize == "int8"
+        print(json.dumps(load_part(options.child, options.directory, dtype, compute=compute, in_bytes=in_bytes)))
         return
     with tempfile.TemporaryDirectory() as folder:
         if options.directory is None:
             write_synthetic(Path(folder), synthetic_config(hidden_size=2048, layers=14))
         for service in ("vision", "decoder"):
-            measured = measure(service, options.directory or Path(folder), options.dtype, compute=options.compute)
+            measured = measure(
+                service,
+                options.directory or Path(folder),
+                options.dtype,
+                compute=options.compute,
+                quantize=options.quantize,
+            )
             figures = ", ".join(f"{name} {value / MB:.0f} MB" for name, value in measured.items())
             print(f"{service}: {figures}; bound {bound(service, measured) / MB:.0f} MB")
             if measured["peak_resident"] >= bound(service, measured):
