@@ -1,13 +1,15 @@
 """Measures the memory that each service needs to load its part of a checkpoint: `python -m benchmarks.loading_memory`.
 
 Makes a synthetic Pixtral whose decoder has about 2 GB of bfloat16 weights, loads each service's part in a fresh
-process, and prints what the kernel counted. Knows nothing of serving. `VmHWM` is the peak of all resident pages,
+process as the service does, into the kernels' layout too where they compute, and prints what the system counted.
+Knows nothing of serving. `VmHWM` is the peak of all resident pages,
 those of mapped files included; a thread samples the anonymous ones, which nothing but the process can give back.
 The file is written without data, so its pages read as zeros and take no room on the disk.
 """
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint.checkpoint import open_checkpoint
+from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint.files import CheckpointFormat
 from common.checkpoint.hf_config import hf_documents
 from common.checkpoint.layout import Part, stored_name
@@ -27,7 +29,13 @@ from common.checkpoint.safetensors_writer import Planned, write_header
 from common.checkpoint.shapes import tensor_shapes
 from common.image.preprocessing import Preprocessing, PreprocessingMode
 from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.model.settings import ComputeChoice, ModelSettings
+from common.model.weight_types import WeightTypes
+from common.native.library import Library
+from common.native.opening import choose_library, weight_types
 from common.server.process import tune_allocator
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.native_compute import NativeCompute
 from decoder_service.model.weights import DecoderModel
 from vision_service.model.runner import EncoderRunner
 
@@ -84,22 +92,28 @@ def write_synthetic(directory: Path, config: PixtralConfig) -> None:
         (directory / name).write_text(json.dumps(document))
 
 
-def load_part(service: str, directory: Path, dtype: torch.dtype) -> dict[str, int]:
+def load_part(
+    service: str, directory: Path, dtype: torch.dtype, *, compute: ComputeChoice, in_bytes: bool = False
+) -> dict[str, int]:
     """Load what a service loads, in this process and with its allocator; returns bytes."""
     tune_allocator()
     checkpoint = open_checkpoint(directory)
     parts = [Part.VISION] if service == "vision" else [Part.DECODER, Part.PROJECTOR]
+    library = choose_library(ModelSettings(model=directory, compute=compute), device=CPU, dtype=dtype).library
+    types = weight_types(library, dtype)
     before = resident("VmRSS")
     with anonymous_peak() as samples:
         kept: object = (
-            EncoderRunner.load(checkpoint, PREPROCESSING, device=CPU, dtype=dtype)
+            EncoderRunner.load(checkpoint, PREPROCESSING, device=CPU, dtype=dtype, library=library)
             if service == "vision"
-            else (DecoderModel.load(checkpoint, device=CPU, dtype=dtype), checkpoint.digest(Part.VISION))
+            else (load_decoder(checkpoint, types, library, in_bytes=in_bytes), checkpoint.digest(Part.VISION))
         )
         samples.append(resident("RssAnon"))
     stored = [entry.stored for part in parts for entry in checkpoint.entries(part)]
     measured = {
-        "weights": sum(tensor.num_bytes // tensor.dtype.itemsize * dtype.itemsize for tensor in stored),
+        "weights": sum(
+            math.prod(tensor.shape) * types.of(tensor.dtype, len(tensor.shape)).itemsize for tensor in stored
+        ),
         "largest_tensor": max(tensor.num_bytes for tensor in stored),
         "resident_before": before,
         "resident_after": resident("VmRSS"),
@@ -108,6 +122,13 @@ def load_part(service: str, directory: Path, dtype: torch.dtype) -> dict[str, in
     }
     del kept
     return measured
+
+
+def load_decoder(checkpoint: Checkpoint, types: WeightTypes, library: Library | None, *, in_bytes: bool) -> object:
+    """The decoder's weights, and in the kernels' layout where there is a library."""
+    model = DecoderModel.load(checkpoint, device=CPU, types=types)
+    cache = KVCache(model.config, num_blocks=1, block_size=16, device=CPU, dtype=torch.float32)
+    return model if library is None else NativeCompute(model, cache, library, in_bytes=in_bytes)
 
 
 def resident(name: str) -> int:
@@ -135,9 +156,12 @@ def anonymous_peak() -> Iterator[list[int]]:
         thread.join()
 
 
-def measure(service: str, directory: Path, dtype: str) -> dict[str, int]:
+def measure(
+    service: str, directory: Path, dtype: str, *, compute: str = "torch", quantize: str = "none"
+) -> dict[str, int]:
     """The same in a fresh process, whose peak is its own."""
-    command = [sys.executable, "-m", "benchmarks.loading_memory", "--child", service, "--dtype", dtype, str(directory)]
+    options = ["--child", service, "--dtype", dtype, "--compute", compute, "--quantize", quantize]
+    command = [sys.executable, "-m", "benchmarks.loading_memory", *options, str(directory)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
     measured: dict[str, int] = json.loads(done.stdout)
     return measured
@@ -155,15 +179,27 @@ def main() -> None:
     parser.add_argument("directory", type=Path, nargs="?", help="checkpoint; a synthetic one where not given")
     parser.add_argument("--child", choices=["vision", "decoder"], help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="type to load as")
+    parser.add_argument(
+        "--compute", choices=["auto", "native", "torch"], default="auto", help="the services' setting of that name"
+    )
+    parser.add_argument("--quantize", choices=["none", "int8"], default="none", help="the decoder's setting")
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(load_part(options.child, options.directory, getattr(torch, options.dtype))))
+        dtype, compute = getattr(torch, options.dtype), ComputeChoice(options.compute)
+        in_bytes = options.quantize == "int8"
+        print(json.dumps(load_part(options.child, options.directory, dtype, compute=compute, in_bytes=in_bytes)))
         return
     with tempfile.TemporaryDirectory() as folder:
         if options.directory is None:
             write_synthetic(Path(folder), synthetic_config(hidden_size=2048, layers=14))
         for service in ("vision", "decoder"):
-            measured = measure(service, options.directory or Path(folder), options.dtype)
+            measured = measure(
+                service,
+                options.directory or Path(folder),
+                options.dtype,
+                compute=options.compute,
+                quantize=options.quantize,
+            )
             figures = ", ".join(f"{name} {value / MB:.0f} MB" for name, value in measured.items())
             print(f"{service}: {figures}; bound {bound(service, measured) / MB:.0f} MB")
             if measured["peak_resident"] >= bound(service, measured):

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from common.calls.call import Call, handling
+from common.telemetry.spans import Span
 from common.telemetry.tally import Tally
 from common.telemetry.trace_context import TraceContext
-from common.telemetry.tracing import Span
 from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.timings import Timings
 from decoder_service.telemetry.request_metrics import RequestMetrics, StepMetrics

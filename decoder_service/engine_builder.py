@@ -17,7 +17,7 @@ from common.features.feature_spec import DTYPE_SIZES
 from common.model.config import PixtralConfig, PixtralVisionConfig
 from common.model.devices import find_device, find_dtype
 from common.model.settings import KVCacheDtype, Quantize
-from common.native.opening import activation_dtype, matrices_for
+from common.native.opening import weight_types
 from common.server.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig, EngineSettings
@@ -73,15 +73,13 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     """Load the weights, take memory for the KV cache, and warm up. Raises CheckpointError."""
     engine, kv_params = config.engine, run_config.kv_params
     # Before the weights, as kernels take them as they are stored.
-    library, no_kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
-    dtype = activation_dtype(library, run_config.dtype)
+    kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
     begin = time.monotonic()
     model = DecoderModel.load(
         checkpoint,
         device=run_config.device,
-        dtype=dtype,
+        types=weight_types(kernels.library, run_config.dtype),
         in_fp8=engine.quantize is Quantize.FP8,
-        matrices=matrices_for(library),
     )
     num_bytes = sum(entry.stored.num_bytes for part in _PARTS for entry in checkpoint.entries(part))
     _log.info("weights loaded", extra={"gigabytes": num_bytes / 1e9, "seconds": round(time.monotonic() - begin, 3)})
@@ -89,7 +87,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     make_compute = choose_compute(
         model,
         config.model,
-        (library, no_kernels),
+        kernels,
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
         quantize=engine.quantize,
@@ -97,7 +95,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     )
     num_blocks = engine.num_blocks or plan_num_blocks(
         run_config,
-        dtype=dtype,
+        dtype=model.dtype,
         memory_fraction=engine.memory_fraction,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_requests=engine.max_num_requests,
@@ -121,7 +119,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         },
     )
     compute = make_compute(kv_cache)
-    log_compute(compute, kv_cache, config.model, quantize=engine.quantize, no_kernels=no_kernels)
+    log_compute(compute, kv_cache, config.model, quantize=engine.quantize, why_no_kernels=kernels.why_not)
     give_memory_back()
     is_cpu = run_config.device.type == "cpu"
     overlap = engine.overlap if engine.overlap is not None else not is_cpu

@@ -5,7 +5,6 @@ Knows every part and the order in which they start and stop. Does none of their 
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -17,6 +16,7 @@ from common.client.tls import ChannelTlsFiles
 from common.image.header import ImageLimits
 from common.model.config import PixtralConfig
 from common.native.chunks import open_copy
+from common.server.ending import Ending
 from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
 from common.telemetry.tracing import make_tracer
@@ -112,7 +112,8 @@ class DecoderService:
         if self._vision_tls is not None:
             server.certificates.watch("vision_client", self._vision_tls.files)
         steps = StepMetrics(registry)
-        host = EngineHost(self._engine, on_fatal=lambda: _give_up(server), on_step=steps.observe)
+        ending = Ending(server, SERVICE_NAME)
+        host = EngineHost(self._engine, on_fatal=ending.give_up, on_step=steps.observe)
         engine = self._config.engine
         store = FeatureStore(self._vision, budget_bytes=engine.feature_bytes, caching=engine.feature_caching)
         structures = _structures(self._tokenizer, self._info)
@@ -154,6 +155,8 @@ class DecoderService:
             report=lambda goes_on: server.set_alive(goes_on and host.is_alive),
         )
         tasks = [asyncio.create_task(watchdog.run()), asyncio.create_task(self._announce(server))]
+        for task in tasks:
+            task.add_done_callback(ending.task_ended)
         try:
             await server.wait_for_termination()
         finally:
@@ -162,12 +165,11 @@ class DecoderService:
             await servicer.close()
             if self._vision is not None:
                 await self._vision.close()
-            has_engine = host.is_alive
             await host.stop()
             if structures is not None:
                 await structures.close()
             await asyncio.to_thread(self._tracer.close)
-        return 0 if has_engine else 1
+        return 1 if ending.has_failed else 0
 
     async def _announce(self, server: GrpcServer) -> None:
         """Become ready: at once for text alone, else after one handshake. A later outage changes nothing."""
@@ -176,13 +178,6 @@ class DecoderService:
             await self._vision.wait_ready()
         server.set_serving([SERVICE_NAME])
         _log.info("ready", extra={"model": self._info.model_name})
-
-
-def _give_up(server: GrpcServer) -> None:
-    """End, to be replaced: without its engine the process serves nothing."""
-    server.set_serving([SERVICE_NAME], serving=False)
-    server.set_alive(False)
-    signal.raise_signal(signal.SIGTERM)
 
 
 def _structures(tokenizer: Tokenizer, info: ModelInfo) -> StructureCompiler | None:

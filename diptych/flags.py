@@ -26,6 +26,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """A whole number of the contract's 64 bits. Raises ArgumentTypeError for anything else."""
+    if not (text.isascii() and text.isdigit() and int(text) < 1 << 64):
+        raise ArgumentTypeError(f"must be a whole number from 0 to 2^64 - 1, got {text!r}")
+    return int(text)
+
+
 def read_text(path: Path) -> str:
     """The text of a file. Raises ValueError with the path for one that is not UTF-8, and OSError."""
     try:

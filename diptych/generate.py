@@ -13,7 +13,7 @@ from typing import Any
 from common.client.messages import GenerateOptions, Prompt, chat, raw_text, user_message
 from common.client.types import Completion, CompletionBuilder
 from diptych import connection
-from diptych.flags import complaint, count, read_text, seconds
+from diptych.flags import complaint, count, read_text, seconds, seed
 
 _OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "n", "ignore_eos", "stop", "regex", "choice", "json_object")
 _FILES = ("json_schema", "grammar")
@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=count, metavar="N", help="most tokens to generate")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
     parser.add_argument("--top-p", type=float, metavar="P", help="probability that the kept tokens reach")
-    parser.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    parser.add_argument("--seed", type=seed, metavar="S", help="makes sampling repeatable")
     parser.add_argument("--n", type=count, metavar="N", help="completions of the one prompt, shown one after another")
     parser.add_argument("--ignore-eos", action="store_true", default=None, help="go on past the end token")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="a text that ends it; may be repeated")

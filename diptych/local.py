@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry
 
+from common.model.cores import num_threads
 from common.model.settings import DtypeChoice, ModelSettings
-from common.server.process import num_threads
+from common.server.config import check_image_fits
 from common.server.service_loop import run_service
 from common.server.start import read_config
 from common.settings.settings import setting
@@ -33,8 +34,15 @@ class LocalConfig(DecoderConfig):
     )
 
     def __post_init__(self) -> None:
+        # By its name: in a class with slots, which is made twice, `super()` knows the first one.
+        DecoderConfig.__post_init__(self)
         if self.vision_addresses:
             raise ValueError("--vision-addresses is given, but the encoder is in this process")
+        check_image_fits(self.decode.max_image_bytes, self.server.max_message_bytes)
+        try:
+            _ = self.vision_model
+        except ValueError as error:
+            raise ValueError(f"the encoder, which has --vision-device and --vision-dtype: {error}") from None
 
     @property
     def vision_model(self) -> ModelSettings:

@@ -14,8 +14,8 @@ from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from common.model.cores import num_cores
 from common.server.ports import address, check_free
-from common.server.process import num_cores
 from common.settings.sources import without_settings
 from diptych.child import Child, ChildError
 from diptych.models import demo_model, understands_images
@@ -122,8 +122,8 @@ class _Services:
                 for index, port in enumerate(ports):
                     await self._start_vision(index, port)
                 decoder = await self._start_decoder([f"{_LOOPBACK}:{port}" for port in ports])
-                for child in self._children:
-                    await child.ready()
+                # All at once: one that ends is told of while others still load.
+                await asyncio.gather(*(child.ready() for child in self._children))
             sys.stdout.write(f"ready {await decoder.address()}\n")
             sys.stdout.flush()
         await asyncio.gather(*(child.exited() for child in self._children))

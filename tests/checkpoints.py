@@ -14,6 +14,7 @@ from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint.config import ModelConfig
 from common.checkpoint.layout import Part
 from common.model.config import PixtralConfig
+from common.model.weight_types import WeightTypes
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector
 from tests.tiny_models import Shape, random_pixtral, random_text_model, save
@@ -36,7 +37,7 @@ class Loader:
         checkpoint = open_checkpoint(directory, verify_checksums=verify_checksums)
         state: State = {}
         for part, module in self._parts(checkpoint).items():
-            checkpoint.load(part, module, device=CPU, dtype=torch.float32)
+            checkpoint.load(part, module, device=CPU, types=WeightTypes(torch.float32))
             state |= {f"{part.value}.{name}": tensor for name, tensor in module.state_dict().items()}
         checkpoint.finish_checks()
         return state

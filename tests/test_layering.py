@@ -103,6 +103,8 @@ TENSOR_FILES = (
     "decoder_service.model.cuda.compute",
     "decoder_service.model.cuda.decode_graphs",
 )
+VISION_ORDER = ("decoding", "model", "telemetry", "pipeline", "api")
+"""Folders of the vision service: each may import those before it, and none the files above them all."""
 FORBIDDEN_EVERYWHERE = {"pickle", "dill", "marshal", "cloudpickle", "shelve"}
 
 
@@ -165,6 +167,26 @@ def test_packages_do_not_import_those_above_or_beside_them(package: str, strange
         if name.partition(".")[0] == package:
             own = {imported for imported in imports if not imported.startswith("diptych.v1")}  # the stubs
             assert not strangers & {imported.partition(".")[0] for imported in own}, name
+
+
+def test_folders_of_the_vision_service_import_those_below_them_alone() -> None:
+    folders = {name.split(".")[1] for name in SOURCES if name.count(".") == 2 and name.startswith("vision_service.")}
+    assert folders == set(VISION_ORDER)
+    for name, imports in IMPORTS.items():
+        package, *rest = name.split(".")
+        if package == "vision_service" and len(rest) == 2:
+            below = VISION_ORDER[: VISION_ORDER.index(rest[0]) + 1]
+            own = {imported.split(".")[1] for imported in imports if imported.startswith("vision_service.")}
+            assert own <= set(below), name
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """So that each can be read, and tested, before those that use it."""
+    inside = {name: {other for other in imports if other in SOURCES} for name, imports in IMPORTS.items()}
+    while first := {name for name, imports in inside.items() if not imports & inside.keys()}:
+        for name in first:
+            del inside[name]
+    assert not inside
 
 
 def test_services_never_import_the_oracles() -> None:

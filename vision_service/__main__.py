@@ -9,12 +9,12 @@ import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
 # isort: split
 import asyncio
 import logging
-import signal
 import sys
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from common.features.shared_memory import SharedArena
+from common.server.ending import Ending
 from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
 from common.server.service_loop import run_service
@@ -52,7 +52,8 @@ async def serve(config: VisionConfig) -> int:
     door = _open_door(config.shared_memory_bytes)
     VisionServicer(service.pipeline, door=door).add_to_server(server.grpc)
     await service.start()
-    watch = asyncio.create_task(_stop_when_lost(service))
+    ending = Ending(server, SERVICE_NAME)
+    watch = asyncio.create_task(_give_up_when_lost(service, ending))
     try:
         freeze_loaded()
         await server.start()
@@ -64,7 +65,7 @@ async def serve(config: VisionConfig) -> int:
         if door is not None:
             await door.close()
         await asyncio.to_thread(tracer.close)
-    return 1 if service.device_lost.is_set() else 0
+    return 1 if ending.has_failed else 0
 
 
 def _open_door(num_bytes: int) -> ArenaDoor | None:
@@ -80,10 +81,10 @@ def _open_door(num_bytes: int) -> ArenaDoor | None:
     return door
 
 
-async def _stop_when_lost(service: VisionService) -> None:
+async def _give_up_when_lost(service: VisionService, ending: Ending) -> None:
     await service.device_lost.wait()
     _log.critical("the device is lost; stopping")
-    signal.raise_signal(signal.SIGTERM)
+    ending.give_up()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from common.model.settings import ComputeChoice, ModelSettings
 from common.native.opening import choose_library
 from common.native.resizing import find_kernels
 from common.server.process import give_memory_back
+from vision_service.collector import VisionCollector
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig, FeaturePlace
 from vision_service.decoding.decode_pool import DecodePool
 from vision_service.decoding.decode_worker import DecodeSettings
@@ -35,7 +36,6 @@ from vision_service.pipeline.byte_budget import ByteBudget
 from vision_service.pipeline.feature_cache import FeatureCache
 from vision_service.pipeline.pipeline import Pipeline
 from vision_service.telemetry.image_metrics import ImageMetrics
-from vision_service.telemetry.metrics import VisionCollector
 
 _log = logging.getLogger(__name__)
 
@@ -144,20 +144,20 @@ def _load_runner(
     dtype: torch.dtype,
     keeps_on_device: bool,
 ) -> EncoderRunner:
-    library, reason = choose_library(settings, device=device, dtype=dtype)
+    kernels = choose_library(settings, device=device, dtype=dtype)
     runner = EncoderRunner.load(
         checkpoint,
         info.preprocessing,
         device=device,
         dtype=dtype,
         deterministic=settings.deterministic,
-        library=library,
+        library=kernels.library,
         keeps_on_device=keeps_on_device,
         segment_attention=choose_segment_attention(device, dtype),
     )
     give_memory_back()
     extra = {"model": info.model_name, "device": str(device), "dtype": info.dtype}
-    extra |= {"no_kernels": reason} if library is None else {"compute": library.name}
+    extra |= {"no_kernels": kernels.why_not} if kernels.library is None else {"compute": kernels.library.name}
     _log.info("loaded", extra=extra)
     return runner
 

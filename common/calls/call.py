@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from common.errors import DiptychError
+from common.telemetry.spans import Span
 from common.telemetry.trace_context import HEADER
-from common.telemetry.tracing import Span
 
 _SLACK_SECONDS: Final = 0.05
 _SLACK_PART: Final = 0.01

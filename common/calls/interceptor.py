@@ -24,7 +24,7 @@ from common.calls.status import status_code, status_message, to_trailers
 from common.calls.stream_writer import StreamWriter
 from common.errors import DiptychError, InternalError, InvalidArgumentError
 from common.security.access import Gate
-from common.telemetry.tracing import Tracer
+from common.telemetry.spans import Tracer
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Handle = Callable[[], Awaitable[Any]]

@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from common.calls.call import Call, handling
 from common.calls.metrics import CallMetrics
 from common.calls.reasons import ReasonCounter
+from common.telemetry.spans import Span, SpanKind, Tracer
 from common.telemetry.trace_context import HEADER, parse_traceparent
-from common.telemetry.tracing import Span, SpanKind, Tracer
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

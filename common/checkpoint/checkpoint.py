@@ -19,10 +19,11 @@ from common.checkpoint.files import CheckpointError, CheckpointFormat, WeightFil
 from common.checkpoint.layout import Part, Place, place, stored_name
 from common.checkpoint.pinned_reading import PinnedReader
 from common.checkpoint.rotary_order import half_split
-from common.checkpoint.safetensors_file import StoredTensor, read_header
+from common.checkpoint.safetensors_file import StoredTensor, read_header, shown
 from common.checkpoint.shapes import tensor_shapes
 from common.model.config import MistralConfig, PixtralConfig
-from common.model.devices import Matrices, mark_for
+from common.model.devices import mark_for
+from common.model.weight_types import WeightTypes
 
 _log = logging.getLogger(__name__)
 
@@ -67,30 +68,16 @@ class Checkpoint:
         """The tensors of a part, in the order of their names, however they are spread over files."""
         return [entry for entry in self._entries if entry.place.part is part]
 
-    def load(
-        self,
-        part: Part,
-        module: nn.Module,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        matrices: Matrices = Matrices.ALIKE,
-    ) -> None:
+    def load(self, part: Part, module: nn.Module, *, device: torch.device, types: WeightTypes) -> None:
         """Give every parameter of a module that was built on the meta device its tensor.
 
         Memory peaks at the part's weights plus one tensor. Raises CheckpointError.
         """
-        state = dict(self.tensors(part, module, device=device, dtype=dtype, matrices=matrices))
+        state = dict(self.tensors(part, module, device=device, types=types))
         module.load_state_dict(state, strict=True, assign=True)
 
     def tensors(
-        self,
-        part: Part,
-        module: nn.Module,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        matrices: Matrices = Matrices.ALIKE,
+        self, part: Part, module: nn.Module, *, device: torch.device, types: WeightTypes
     ) -> Iterator[tuple[str, Tensor]]:
         """Read a tensor for every parameter of a module, one at a time. Raises CheckpointError."""
         self._check_fit(part, module)
@@ -100,7 +87,7 @@ class Checkpoint:
 
         def read(entry: Entry) -> Tensor:
             tensor = self._in_our_order(entry, read_stored(entry.stored))
-            return tensor.to(device=device, dtype=matrices.dtype_of(tensor.dtype, dtype) if tensor.ndim == 2 else dtype)
+            return tensor.to(device=device, dtype=types.of(tensor.dtype, tensor.ndim))
 
         return ((entry.place.name, read(entry)) for entry in self.entries(part))
 
@@ -184,13 +171,13 @@ def _read_headers(weights: WeightFiles) -> dict[str, StoredTensor]:
         for tensor in read_header(file):
             if tensor.name in found:
                 other = found[tensor.name].file.name
-                raise CheckpointError(f"{file.name}: tensor {_shown(tensor.name)} is in {other} too")
+                raise CheckpointError(f"{file.name}: tensor {shown(tensor.name)} is in {other} too")
             if weights.weight_map is not None and weights.weight_map.get(tensor.name) != file.name:
-                raise CheckpointError(f"{file.name}: tensor {_shown(tensor.name)} is left over by {weights.listing}")
+                raise CheckpointError(f"{file.name}: tensor {shown(tensor.name)} is left over by {weights.listing}")
             found[tensor.name] = tensor
     for name, file_name in (weights.weight_map or {}).items():
         if name not in found:
-            raise CheckpointError(f"{file_name}: tensor {_shown(name)} is missing, but {weights.listing} names it")
+            raise CheckpointError(f"{file_name}: tensor {shown(name)} is missing, but {weights.listing} names it")
     return found
 
 
@@ -203,7 +190,7 @@ def _match(
     for tensor in stored.values():
         where = place(tensor.name, layout=layout, has_vision=has_vision)
         if where is None or (where.part, where.name) in places:
-            raise CheckpointError(f"{tensor.file.name}: tensor {_shown(tensor.name)} is left over")
+            raise CheckpointError(f"{tensor.file.name}: tensor {shown(tensor.name)} is left over")
         places[where.part, where.name] = Entry(stored=tensor, place=where)
     matched = []
     for part, name, shape in tensor_shapes(config):
@@ -214,11 +201,11 @@ def _match(
         if entry.stored.shape != shape:
             raise CheckpointError(
                 f"{entry.stored.file.name}: tensor {entry.stored.name} has shape "
-                f"{_shown(list(entry.stored.shape))}, expected {list(shape)}"
+                f"{shown(list(entry.stored.shape))}, expected {list(shape)}"
             )
         matched.append(entry)
     for entry in places.values():
-        raise CheckpointError(f"{entry.stored.file.name}: tensor {_shown(entry.stored.name)} is left over")
+        raise CheckpointError(f"{entry.stored.file.name}: tensor {shown(entry.stored.name)} is left over")
     # A fixed order, so that a digest does not depend on how the tensors are spread over files.
     return sorted(matched, key=lambda entry: entry.place.name)
 
@@ -231,8 +218,3 @@ def _tied_as_stored(config: ModelConfig, stored: dict[str, StoredTensor], layout
     if isinstance(config, PixtralConfig):
         return dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=not has_head))
     return dataclasses.replace(config, tie_word_embeddings=not has_head)
-
-
-def _shown(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 100 else text[:100] + "..."

@@ -76,7 +76,7 @@ def read_header(path: Path) -> list[StoredTensor]:
             try:
                 tensors.append(_tensor(path, name, entry, start))
             except ValueError as error:
-                raise CheckpointError(f"{path.name}: tensor {_shown(name)}: {error}") from None
+                raise CheckpointError(f"{path.name}: tensor {shown(name)}: {error}") from None
     _check_spans(tensors, start=start, size=size)
     return tensors
 
@@ -108,15 +108,15 @@ def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
         raise ValueError("its entry must have dtype, shape and data_offsets")
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"type {_shown(dtype)} is not supported; expected one of {', '.join(DTYPES)}")
+        raise ValueError(f"type {shown(dtype)} is not supported; expected one of {', '.join(DTYPES)}")
     shape, offsets = _naturals(entry["shape"]), _naturals(entry["data_offsets"])
     if shape is None or len(shape) > _MAX_RANK:
-        raise ValueError(f"{_shown(entry['shape'])} is not a shape")
+        raise ValueError(f"{shown(entry['shape'])} is not a shape")
     if offsets is None or len(offsets) != 2:
-        raise ValueError(f"{_shown(entry['data_offsets'])} are not two offsets")
+        raise ValueError(f"{shown(entry['data_offsets'])} are not two offsets")
     tensor = StoredTensor(path, name, DTYPES[dtype], shape, start + offsets[0])
     if tensor.num_bytes != offsets[1] - offsets[0]:
-        raise ValueError(f"its shape {_shown(shape)} and type {dtype} do not make the bytes between {_shown(offsets)}")
+        raise ValueError(f"its shape {shown(shape)} and type {dtype} do not make the bytes between {shown(offsets)}")
     return tensor
 
 
@@ -133,14 +133,15 @@ def _check_spans(tensors: list[StoredTensor], *, start: int, size: int) -> None:
     for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.num_bytes)):
         if tensor.start != end:
             how = "overlaps the one before it" if tensor.start < end else "leaves a gap before it"
-            raise CheckpointError(f"{tensor.file.name}: tensor {_shown(tensor.name)} {how}")
+            raise CheckpointError(f"{tensor.file.name}: tensor {shown(tensor.name)} {how}")
         end, name = end + tensor.num_bytes, tensor.name
         if end > size:
-            raise CheckpointError(f"{tensor.file.name}: tensor {_shown(name)} reaches beyond the end of the file")
+            raise CheckpointError(f"{tensor.file.name}: tensor {shown(name)} reaches beyond the end of the file")
     if tensors and end != size:
-        raise CheckpointError(f"{tensors[0].file.name}: {size - end} bytes after tensor {_shown(name)}, the last")
+        raise CheckpointError(f"{tensors[0].file.name}: {size - end} bytes after tensor {shown(name)}, the last")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """What a file says, in one line that a message can hold."""
     text = " ".join(str(value).split())
     return text if len(text) <= 100 else text[:100] + "..."

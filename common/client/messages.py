@@ -68,6 +68,8 @@ def user_message(text: str, images: Iterable[ImageSource] = ()) -> ChatMessage:
 
 def chat(messages: Iterable[ChatMessage]) -> pb.Chat:
     """A chat, laid out with the model's template. Raises ValueError for a message of another form."""
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        raise ValueError("a chat is a list of messages")
     return pb.Chat(messages=[_message(message) for message in messages])
 
 

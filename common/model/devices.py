@@ -4,7 +4,6 @@ Knows torch. Does not know services.
 """
 
 from collections.abc import Callable
-from enum import Enum
 from functools import partial
 from pathlib import Path
 
@@ -14,19 +13,6 @@ from common.model.settings import DtypeChoice
 
 Mark = Callable[[], Callable[[], None]]
 """Notes the place that a device's work has reached; what it returns waits until the device is there."""
-
-
-class Matrices(Enum):
-    """What a model's matrices are loaded as, where its other tensors are of one type."""
-
-    ALIKE = "of that type, too"
-    STORED = "bfloat16 where they are stored so"
-    ROUNDED = "bfloat16"
-
-    def dtype_of(self, stored: torch.dtype, other: torch.dtype) -> torch.dtype:
-        """Type of a matrix that is `stored` so, where tensors of other shapes are `other`."""
-        stays = self is Matrices.STORED and stored is torch.bfloat16
-        return torch.bfloat16 if stays or self is Matrices.ROUNDED else other
 
 
 def find_device(name: str) -> torch.device:

@@ -69,7 +69,10 @@ class ModelSettings:
         "auto takes the kernels where they can be had",
     )
     threads: int | None = setting(
-        None, minimum=1, maximum=1024, help="threads that compute on a CPU; OMP_NUM_THREADS or all cores where unset"
+        None,
+        minimum=1,
+        maximum=1024,
+        help="threads that compute on a CPU; OMP_NUM_THREADS, or all cores that the container has time of, where unset",
     )
     deterministic: bool = setting(
         False, help="the same answer, bit for bit, whatever else is computed beside it; slower"

@@ -3,10 +3,13 @@
 Knows when they can be used, and sets how many threads compute. Who asks does without where there are none.
 """
 
+from typing import NamedTuple
+
 import torch
 
-from common.model.devices import Matrices
+from common.model.cores import num_threads
 from common.model.settings import ComputeChoice, ModelSettings
+from common.model.weight_types import Matrices, WeightTypes
 from common.native.build import best_library, default_cache
 from common.native.library import Library
 from common.native.processor import NativeUnavailableError
@@ -21,30 +24,33 @@ def open_library(*, threads: int, rounds: bool = False) -> Library:
     return Library(path, level=level, threads=threads, rounds=rounds)
 
 
-def activation_dtype(library: Library | None, dtype: torch.dtype) -> torch.dtype:
-    """Type of what passes between products where a model runs in `dtype`: the kernels keep it in float32."""
-    return dtype if library is None else torch.float32
-
-
-def matrices_for(library: Library | None) -> Matrices:
-    """What matrices are loaded as for whatever computes."""
+def weight_types(library: Library | None, dtype: torch.dtype) -> WeightTypes:
+    """What weights are loaded as where a model runs in `dtype`: the kernels take float32, but for matrices."""
     if library is None:
-        return Matrices.ALIKE
-    return Matrices.ROUNDED if library.rounds else Matrices.STORED
+        return WeightTypes(dtype)
+    return WeightTypes(torch.float32, Matrices.ROUNDED if library.rounds else Matrices.STORED)
+
+
+class LibraryChoice(NamedTuple):
+    """The kernels, or why they do not compute."""
+
+    library: Library | None
+    why_not: str
+    """Empty where they do."""
 
 
 def choose_library(
     settings: ModelSettings, *, device: torch.device, dtype: torch.dtype, obstacle: str = ""
-) -> tuple[Library | None, str]:
+) -> LibraryChoice:
     """The kernels where a service with these settings computes with them, or why it does not.
 
     An `obstacle` is what the caller knows to stand against them. Threads are given either to them or to torch. Raises
     ValueError where they are insisted on and cannot be had.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    # torch counts the machine's cores, whatever a container has time of.
+    torch.set_num_threads(settings.threads or min(torch.get_num_threads(), num_threads()))
     if settings.compute is ComputeChoice.TORCH:
-        return None, "plain torch is asked for"
+        return LibraryChoice(None, "plain torch is asked for")
     try:
         if obstacle:
             raise NativeUnavailableError(obstacle)
@@ -54,7 +60,7 @@ def choose_library(
     except NativeUnavailableError as error:
         if settings.compute is ComputeChoice.NATIVE:
             raise ValueError(f"--compute native: {error}") from None
-        return None, str(error)
+        return LibraryChoice(None, str(error))
     # What is left to torch is small, and its threads would stand in the way of the kernels' own.
     torch.set_num_threads(1)
-    return library, ""
+    return LibraryChoice(library, "")

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from common.native.library import CWeights, Library
+from common.server.process import give_memory_back
+
+_ROWS_AT_ONCE, _PANELS_AT_ONCE = 4096, 256
+"""Of a weight that is converted: the head alone has as many rows as there are tokens."""
 
 
 class PackedWeights:
@@ -38,14 +42,17 @@ class PackedWeights:
         self._data, self._scales = _zeros(size, dtype), torch.empty(0)
         first = 0
         for linear in linears:
-            weight = linear.weight.detach().to(dtype).contiguous()
-            pack(weight.data_ptr(), *weight.shape, first, self._data.data_ptr())
-            first += weight.shape[0]
-            del linear.weight
+            for some in linear.weight.detach().split(_ROWS_AT_ONCE):
+                rows = some.to(dtype).contiguous()
+                pack(rows.data_ptr(), *rows.shape, first, self._data.data_ptr())
+                first += len(rows)
+            del some, rows, linear.weight
         if in_bytes:
             self._data, self._scales = _in_bytes(self._data, panels, self.depth)
         elif not are_halves and (halves := _in_halves(library, self._data, panels, self.depth)) is not None:
             self._data = halves
+        # At once: what is kept until all is packed comes to as much again as all weights.
+        give_memory_back()
         self.bits = 8 * self._data.itemsize
         """That each weight takes."""
         # Of an empty tensor the address is 0.
@@ -85,6 +92,9 @@ def _in_halves(library: Library, packed: Tensor, panels: int, depth: int) -> Ten
 def _in_bytes(packed: Tensor, panels: int, depth: int) -> tuple[Tensor, Tensor]:
     """The same panels as int8, with the scale of each column."""
     values = packed.view(panels, depth, -1)
-    scales = values.abs().amax(dim=1) / 127
-    scaled = values / scales.clamp(min=1e-30)[:, None]
-    return scaled.round().to(torch.int8).contiguous(), scales.contiguous()
+    whole, scales = torch.empty_like(values, dtype=torch.int8), values.new_empty(panels, values.shape[2])
+    at_once = [part.split(_PANELS_AT_ONCE) for part in (values, whole, scales)]
+    for some, bytes_of_some, scales_of_some in zip(*at_once, strict=True):
+        scales_of_some.copy_(some.abs().amax(dim=1) / 127)
+        bytes_of_some.copy_((some / scales_of_some.clamp(min=1e-30)[:, None]).round())
+    return whole, scales

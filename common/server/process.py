@@ -35,7 +35,7 @@ def tune_allocator() -> None:
 def give_memory_back() -> None:
     """Hand pages that are free now back to the system, which a tuned allocator would keep.
 
-    For the end of loading: weights that were converted or packed leave holes as large as themselves.
+    For loading: weights that were converted or packed leave holes as large as themselves.
     """
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
@@ -72,19 +72,6 @@ def raise_descriptor_limit(wanted: int) -> int:
     if raised > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
     return raised
-
-
-def num_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def num_threads() -> int:
-    """Threads that this process may compute with: what OMP_NUM_THREADS says, else one for each of its cores."""
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(given) if given.isdecimal() and int(given) else num_cores()
 
 
 def _libc() -> ctypes.CDLL | None:

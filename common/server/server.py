@@ -7,8 +7,7 @@ Knows ports and the order in which a server stops. Does not know what it serves:
 import asyncio
 import logging
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import grpc
@@ -26,14 +25,12 @@ from common.server.health import HealthServicer
 from common.server.metrics_server import MetricsServer
 from common.server.ports import address, check_free
 from common.server.signals import termination_signals
-from common.telemetry.tracing import Tracer
+from common.telemetry.spans import Tracer
 
 _log = logging.getLogger(__name__)
 
 _LAST_WORDS_SECONDS = 1.0
 """Part of the grace time, at its end, in which calls that still run are answered."""
-
-Drain = Callable[[], Awaitable[None]]
 
 
 class GrpcServer:
@@ -129,17 +126,17 @@ class GrpcServer:
         """State whether the process is worth keeping; a probe restarts it where it is not."""
         self._health.set_alive(alive)
 
-    async def wait_for_termination(self, drain: Drain | None = None) -> None:
+    async def wait_for_termination(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order and return.
 
-        In order: nothing is ready any more, but new calls are still taken for the linger time; `drain` runs; new
-        calls are refused and running ones get what is left of the grace time; those that still run are ended
-        with UNAVAILABLE, reason DRAINING. A second signal ends both times at once.
+        In order: nothing is ready any more, but new calls are still taken for the linger time; new calls are
+        refused and running ones get the grace time; those that still run are ended with UNAVAILABLE, reason
+        DRAINING. A second signal ends both times at once.
         """
         with termination_signals() as signals:
             await signals.get()
             _log.info("draining", extra={"grace_seconds": self._config.grace_seconds})
-            stopping = asyncio.create_task(self.stop(drain))
+            stopping = asyncio.create_task(self.stop())
             hurry = asyncio.create_task(signals.get())
             await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
@@ -151,17 +148,12 @@ class GrpcServer:
                 await stopping
         _log.info("stopped")
 
-    async def stop(self, drain: Drain | None = None) -> None:
+    async def stop(self) -> None:
         """Stop in the order of `wait_for_termination`."""
         if self._config.linger_seconds:
             self._health.drain()
             await asyncio.sleep(self._config.linger_seconds)
-        end = time.monotonic() + self._config.grace_seconds
-        if drain is not None:
-            self._health.drain()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(drain(), self._config.grace_seconds)
-        await self._stop_within(max(0.0, end - time.monotonic()))
+        await self._stop_within(self._config.grace_seconds)
 
     async def _stop_within(self, grace: float) -> None:
         last_words = min(_LAST_WORDS_SECONDS, grace / 2)

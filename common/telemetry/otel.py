@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
+from common.telemetry.spans import Attributes, Span, SpanKind, Tracer
 from common.telemetry.trace_context import TraceContext
-from common.telemetry.tracing import Attributes, Span, SpanKind, Tracer
 from common.version import API_VERSION
 
 _KINDS = {SpanKind.SERVER: trace.SpanKind.SERVER, SpanKind.CLIENT: trace.SpanKind.CLIENT}

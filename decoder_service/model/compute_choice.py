@@ -9,8 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from common.model.settings import AttentionBackend, ComputeChoice, ModelSettings, Quantize
-from common.native.library import Library
-from common.native.opening import choose_library
+from common.native.opening import LibraryChoice, choose_library
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute
@@ -25,20 +24,20 @@ MakeCompute = Callable[[KVCache], Compute]
 
 def choose_kernels(
     settings: ModelSettings, run_config: RunConfig, *, quantize: Quantize = Quantize.NONE
-) -> tuple[Library | None, str]:
+) -> LibraryChoice:
     """Our kernels, or why they do not compute. Raises ValueError where they are asked for and cannot."""
     is_fp8 = quantize is Quantize.FP8 or run_config.kv_params.dtype != run_config.dtype
     obstacle = "the kernels know no 8-bit floats" if is_fp8 else ""
-    library, reason = choose_library(settings, device=run_config.device, dtype=run_config.dtype, obstacle=obstacle)
-    if quantize is Quantize.INT8 and library is None:
-        raise ValueError(f"--quantize int8 needs the kernels: {reason}")
-    return library, reason
+    kernels = choose_library(settings, device=run_config.device, dtype=run_config.dtype, obstacle=obstacle)
+    if quantize is Quantize.INT8 and kernels.library is None:
+        raise ValueError(f"--quantize int8 needs the kernels: {kernels.why_not}")
+    return kernels
 
 
 def choose_compute(
     model: DecoderModel,
     settings: ModelSettings,
-    kernels: tuple[Library | None, str],
+    kernels: LibraryChoice,
     *,
     max_num_requests: int,
     max_model_len: int,
@@ -50,10 +49,9 @@ def choose_compute(
     On CUDA the model's weights have their last places when this returns, so that the memory that is left then is what
     the KV cache can have. What is made raises ValueError where what is to compute attention cannot.
     """
-    library, _ = kernels
     make: MakeCompute
-    if library is not None:
-        make = partial(NativeCompute, model, library=library, in_bytes=quantize is Quantize.INT8)
+    if kernels.library is not None:
+        make = partial(NativeCompute, model, library=kernels.library, in_bytes=quantize is Quantize.INT8)
     elif settings.deterministic:
         make = partial(TiledCompute, model)
     elif model.device.type == "cuda" and settings.compute is not ComputeChoice.TORCH and find_spec("triton"):
@@ -64,7 +62,7 @@ def choose_compute(
 
 
 def log_compute(
-    compute: Compute, kv_cache: KVCache, settings: ModelSettings, *, quantize: Quantize, no_kernels: str
+    compute: Compute, kv_cache: KVCache, settings: ModelSettings, *, quantize: Quantize, why_no_kernels: str
 ) -> None:
     """Say what was taken, and why not the kernels."""
     extra = {
@@ -73,7 +71,7 @@ def log_compute(
         "kv_dtype": str(kv_cache.dtype).removeprefix("torch."),
         "deterministic": settings.deterministic,
     }
-    _log.info("compute", extra=extra | ({"no_kernels": no_kernels} if no_kernels else {}))
+    _log.info("compute", extra=extra | ({"no_kernels": why_no_kernels} if why_no_kernels else {}))
 
 
 def _cuda_compute(

@@ -10,7 +10,7 @@ import torch
 from common.checkpoint.checkpoint import Checkpoint
 from common.checkpoint.layout import Part
 from common.model.config import MistralConfig, PixtralConfig
-from common.model.devices import Matrices
+from common.model.weight_types import WeightTypes
 from decoder_service.model.fp8 import load_rounded
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector
@@ -31,25 +31,23 @@ class DecoderModel:
         checkpoint: Checkpoint,
         *,
         device: torch.device,
-        dtype: torch.dtype,
+        types: WeightTypes,
         in_fp8: bool = False,
-        matrices: Matrices = Matrices.ALIKE,
     ) -> "DecoderModel":
         """Load the weights. Raises CheckpointError.
 
-        With `in_fp8` those of layers' products are rounded. The kernels may take `matrices` of another type, and
-        compute in `dtype` with them.
+        With `in_fp8` those of layers' products are rounded.
         """
         with torch.device("meta"):
             decoder = MistralForCausalLM(checkpoint.text_config)
             projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
-        tensors = checkpoint.tensors(Part.DECODER, decoder, device=device, dtype=dtype, matrices=matrices)
+        tensors = checkpoint.tensors(Part.DECODER, decoder, device=device, types=types)
         if in_fp8:
             load_rounded(decoder, tensors)
         else:
             decoder.load_state_dict(dict(tensors), strict=True, assign=True)
         if projector is not None:
-            checkpoint.load(Part.PROJECTOR, projector, device=device, dtype=dtype, matrices=matrices)
+            checkpoint.load(Part.PROJECTOR, projector, device=device, types=types)
         return DecoderModel(
-            config=checkpoint.text_config, device=device, dtype=dtype, decoder=decoder, projector=projector
+            config=checkpoint.text_config, device=device, dtype=types.dtype, decoder=decoder, projector=projector
         )

@@ -3,7 +3,7 @@
 Knows names of attributes. Never says what the prompt or the completion are.
 """
 
-from common.telemetry.tracing import Attributes
+from common.telemetry.spans import Attributes
 from decoder_service.api.request_parser import ParsedRequest
 from decoder_service.prompt.prompt_spec import ChatPrompt
 

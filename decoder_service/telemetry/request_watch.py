@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from common.calls.call import Call, current_call
 from common.errors import Code, DiptychError
 from common.security.principal import current_principal
-from common.telemetry.tracing import Attributes
+from common.telemetry.spans import Attributes
 from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.timings import Timings
 from decoder_service.telemetry.request_metrics import RequestMetrics

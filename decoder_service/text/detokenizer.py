@@ -55,12 +55,7 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """Add one token; returns as `feed` does."""
-        # Not through `piece`: this is done for each token.
-        pieces = self._texts.pieces
-        if self._first or token_id >= len(pieces):
-            piece = self._texts.piece(token_id, first=self._first)
-        else:
-            piece = pieces[token_id]
+        piece = self._texts.piece(token_id, first=self._first)
         if piece is None:
             return self.flush() if self._texts.control_ends_character else ""
         self._first = False

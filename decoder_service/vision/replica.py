@@ -26,7 +26,7 @@ from common.errors import DiptychError, InternalError, UnavailableError
 from common.features.chunk_copy import CopyChunk
 from common.features.feature_spec import FeatureSpec
 from common.features.features import FeatureReceiver
-from common.telemetry.tracing import SpanKind
+from common.telemetry.spans import SpanKind
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import read_info
 from decoder_service.vision.arena_guest import ArenaGuest, Sharing

@@ -208,6 +208,7 @@ def test_a_wrong_flag_is_one_line_and_status_2(arguments: list[str], capsys: Out
         *(("--timeout", value) for value in ("-1", "nan", "inf", "0", "soon")),
         ("--n", "-1"),
         *(("--max-tokens", value) for value in ("-1", "0", "1.5", "4294967296")),
+        *(("--seed", value) for value in ("-1", "1.5", str(1 << 64))),
     ],
 )
 def test_a_number_out_of_range_is_told_with_its_flag(flag: str, value: str, capsys: Output) -> None:
@@ -222,6 +223,8 @@ def test_a_number_out_of_range_is_told_with_its_flag(flag: str, value: str, caps
 def test_files_and_texts_that_cannot_be_read_are_told_in_one_line(tmp_path: Path, capsys: Output) -> None:
     bad = tmp_path / "bad.json"
     bad.write_bytes(b'[{"role": "user", "content": "caf\xe9"}]')
+    number = tmp_path / "number.json"
+    number.write_text("5")
     for arguments, words in (
         (["x", "--image", "/nowhere/a.png"], "/nowhere/a.png: No such file or directory"),
         (["x", "--image", str(tmp_path)], f"{tmp_path}: Is a directory"),
@@ -229,6 +232,7 @@ def test_files_and_texts_that_cannot_be_read_are_told_in_one_line(tmp_path: Path
         (["x", "--grammar", str(bad)], f"{bad}: not UTF-8 from byte 33 on"),
         (["caf\udce9"], "'caf\\udce9': this text is not UTF-8"),
         (["--raw", "\udce9"], "'\\udce9': this text is not UTF-8"),
+        (["--messages", str(number)], f"{number}: a chat is a list of messages"),
     ):
         assert main(["generate", "--address", "127.0.0.1:1", *arguments]) == 2
         assert capsys.readouterr() == ("", f"diptych generate: {words}\n")

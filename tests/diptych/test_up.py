@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from common.server.process import num_cores
+from common.model.cores import num_cores
 from diptych.models import demo_model
 from diptych.up import reserved_ports, share_cores
 from diptych.up_config import parse_devices, parse_dtypes
 
 SERVICE = """
-import asyncio, json, os, sys
+import asyncio, json, os, sys, time
 from pathlib import Path
 from tests.fake_generation import serve
 name, flags = sys.argv[0].split("/")[-2], sys.argv[1:]
@@ -29,6 +29,8 @@ with open("started.jsonl", "a") as file:
 if Path(name + ".fails").exists():
     print("the service says why", file=sys.stderr)
     sys.exit(3)
+while Path(name + ".loads").exists():
+    time.sleep(0.05)
 port = int(flags[flags.index("--port") + 1])
 health = int(flags[flags.index("--health-port") + 1]) if "--health-port" in flags else None
 asyncio.run(serve(port=port, health_port=health, grace_seconds=5))
@@ -129,6 +131,15 @@ def test_a_service_that_ends_early_ends_the_command_with_one_line(folder: Path, 
     assert not any(is_running(int(row[1])) for row in started(folder))
 
 
+def test_a_service_that_ends_early_is_told_of_while_another_one_still_loads(folder: Path) -> None:
+    (folder / "vision_service.loads").touch()
+    (folder / "decoder_service.fails").touch()
+    with run_up(folder) as process:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+    assert errors.splitlines()[-1] == "diptych up: the decoder service ended with status 3"
+
+
 def test_a_service_that_dies_later_ends_the_command_with_one_line(folder: Path) -> None:
     with run_up(folder) as process:
         ready_address(process)
@@ -167,8 +178,9 @@ def test_a_model_without_pictures_gets_no_vision_service(folder: Path) -> None:
     (model / "model.safetensors").touch()
     with run_up(folder, "--model", str(model)) as process:
         ready_address(process)
-        ((name, _, flags, *_),) = started(folder)
+        ((name, _, flags, threads, _),) = started(folder)
     assert name == "decoder_service"
+    assert int(threads) == num_cores()
     assert "--vision-addresses" not in flags
 
 

@@ -15,6 +15,7 @@ from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from common.model.attention import packed_attention
 from common.model.config import PixtralConfig
+from common.model.weight_types import WeightTypes
 from common.native.opening import open_library
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.prompt_images import PlaceholderRange
@@ -92,7 +93,7 @@ class Harness:
         kv_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.checkpoint = open_checkpoint(directory)
-        model = DecoderModel.load(self.checkpoint, device=CPU, dtype=torch.float32)
+        model = DecoderModel.load(self.checkpoint, device=CPU, types=WeightTypes(torch.float32))
         cache = KVCache(model.config, num_blocks=num_blocks, block_size=block_size, device=CPU, dtype=kv_dtype)
         self.runner = RecordingRunner(model, cache, make_compute(model, cache))
         config = SchedulerConfig(max_num_batched_tokens=token_budget, max_num_requests=6, max_model_len=1024)
@@ -174,7 +175,7 @@ class Harness:
             return []
         with torch.device("meta"):
             encoder = PixtralVisionModel(config.vision)
-        self.checkpoint.load(Part.VISION, encoder, device=CPU, dtype=torch.float32)
+        self.checkpoint.load(Part.VISION, encoder, device=CPU, types=WeightTypes(torch.float32))
         grids = self._grids(prompt)
         lengths = [grid.num_patches for grid in grids]
 

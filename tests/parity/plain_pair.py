@@ -16,7 +16,7 @@ from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from common.model.config import PixtralConfig
 from common.native.library import Library
-from common.native.opening import activation_dtype, matrices_for
+from common.native.opening import weight_types
 from decoder_service.model.batch import ForwardBatch, ImageRows
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute
@@ -41,8 +41,7 @@ class PlainPair:
 
     def __init__(self, directory: Path, *, dtype: torch.dtype = torch.float32, library: Library | None = None) -> None:
         checkpoint = open_checkpoint(directory)
-        loaded = activation_dtype(library, dtype)
-        self.model = DecoderModel.load(checkpoint, device=CPU, dtype=loaded, matrices=matrices_for(library))
+        self.model = DecoderModel.load(checkpoint, device=CPU, types=weight_types(library, dtype))
         self._dtype, self._library = dtype, library
         self.preprocessing: Preprocessing | None = None
         if isinstance(checkpoint.config, PixtralConfig):

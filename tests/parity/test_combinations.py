@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.model.weight_types import WeightTypes
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.prompt_images import ImageRef
@@ -87,7 +88,7 @@ class Model:
     ) -> Engine:
         """A new engine over the model."""
         # Our own kernels take the weights out of the model, so each has its own.
-        model = DecoderModel.load(self._harness.checkpoint, device=CPU, dtype=torch.float32)
+        model = DecoderModel.load(self._harness.checkpoint, device=CPU, types=WeightTypes(torch.float32))
         cache = KVCache(model.config, num_blocks=num_blocks, block_size=block_size, device=CPU, dtype=torch.float32)
         runner = DecoderRunner(model, cache, make_compute(model, cache), queue=OnThread() if overlap else None)
         return Engine(

@@ -23,7 +23,7 @@ from common.model.config import PixtralConfig
 from common.model.graph_recorder import GraphRecorder
 from common.model.layers import Attend
 from common.native.library import Library
-from common.native.opening import activation_dtype, matrices_for
+from common.native.opening import weight_types
 from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import DeviceImage, EncodedImage, HostImage
 from vision_service.model.encoder import PixtralVisionModel, grid_positions
@@ -61,7 +61,7 @@ class EncoderRunner:
         self._deterministic = deterministic
         self._device = device
         self._dtype = dtype
-        self.activation_dtype = activation_dtype(library, dtype)
+        self.activation_dtype = weight_types(library, dtype).dtype
         """Type of what passes between the encoder's products."""
         self.feature_width = model.config.vision_hidden_size
         """Values in a row of features."""
@@ -87,8 +87,7 @@ class EncoderRunner:
             raise CheckpointError("the model takes no pictures")
         with torch.device("meta"):
             model = PixtralVisionModel(checkpoint.config.vision)
-        loaded = activation_dtype(library, dtype)
-        checkpoint.load(Part.VISION, model, device=device, dtype=loaded, matrices=matrices_for(library))
+        checkpoint.load(Part.VISION, model, device=device, types=weight_types(library, dtype))
         return cls(
             model.eval(),
             preprocessing,

@@ -20,6 +20,7 @@ from common.checkpoint.layout import Part, place, stored_name
 from common.checkpoint.safetensors_file import read_header
 from common.checkpoint.shapes import tensor_shapes
 from common.model.config import MistralConfig
+from common.model.weight_types import WeightTypes
 from tests.checkpoints import CPU, Loader, build_parts, edit_header, edit_json, save_pixtral, save_text
 from tests.tiny_models import Shape, random_pixtral, save
 
@@ -260,7 +261,7 @@ def test_a_file_that_shrinks_under_the_service_is_an_error_and_no_signal(pixtral
     os.truncate(pixtral / WEIGHTS, 9000)
     module = build_parts(opened.config)[Part.DECODER]
     with pytest.raises(CheckpointError, match=r"^model\.safetensors: tensor \S+: the file ends too early$"):
-        opened.load(Part.DECODER, module, device=CPU, dtype=torch.float32)
+        opened.load(Part.DECODER, module, device=CPU, types=WeightTypes(torch.float32))
 
 
 def write_manifest(directory: Path) -> None:

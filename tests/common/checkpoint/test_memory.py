@@ -2,9 +2,24 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.loading_memory import bound, measure, synthetic_config, write_synthetic
 
 GB = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("service", "quantize", "layers"), [("vision", "none", 1), ("decoder", "none", 8), ("decoder", "int8", 16)]
+)
+def test_weights_go_over_into_the_kernels_layout_product_by_product(
+    service: str, quantize: str, layers: int, tmp_path: Path
+) -> None:
+    write_synthetic(tmp_path, synthetic_config(hidden_size=1024, layers=layers))
+    measured = measure(service, tmp_path, "bfloat16", compute="native", quantize=quantize)
+    assert measured["peak_resident"] < bound(service, measured)
+    kept = 0.9 if quantize == "none" else 0.5
+    assert measured["resident_after"] - measured["resident_before"] > kept * measured["weights"]
 
 
 def test_a_decoder_of_two_gigabytes_costs_the_vision_service_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from common.checkpoint.layout import Part
 from common.checkpoint.pinned_reading import PinnedReader
 from common.checkpoint.safetensors_file import StoredTensor, read_header
 from common.model.devices import Mark
+from common.model.weight_types import WeightTypes
 from tests.checkpoints import SMALL, build_parts
 from tests.native_checkpoint import write_native
 from tests.tiny_models import random_pixtral
@@ -110,10 +111,10 @@ def test_a_checkpoint_is_read_so_onto_a_gpu_with_its_heads_in_our_order(
 
     checkpoint = open_checkpoint(write_native(random_pixtral(SMALL), tmp_path))
     module = build_parts(checkpoint.config)[Part.DECODER]
-    here = dict(checkpoint.tensors(Part.DECODER, module, device=CPU, dtype=torch.float32))
+    here = dict(checkpoint.tensors(Part.DECODER, module, device=CPU, types=WeightTypes(torch.float32)))
     assert used == []
     monkeypatch.setattr(checkpoint_module, "PinnedReader", Reader)
     monkeypatch.setattr(Tensor, "to", lambda tensor, *, device, dtype: tensor.type(dtype))
-    there = dict(checkpoint.tensors(Part.DECODER, module, device=Gpu(), dtype=torch.float32))  # type: ignore[arg-type]
+    there = dict(checkpoint.tensors(Part.DECODER, module, device=Gpu(), types=WeightTypes(torch.float32)))  # type: ignore[arg-type]
     assert len(used) == len(here) > 5
     assert all(torch.equal(there[name], here[name]) for name in here)

@@ -252,6 +252,12 @@ def test_a_message_of_another_form_is_a_value_error(message: Any) -> None:  # no
         chat([message])
 
 
+@pytest.mark.parametrize("messages", [5, None, "text", {"role": "user", "content": "a"}])
+def test_what_is_no_list_of_messages_is_a_value_error(messages: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match="a chat is a list of messages"):
+        chat(messages)
+
+
 def test_the_client_needs_neither_torch_nor_googleapis() -> None:
     script = (
         "import sys, common.client.client; "

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from common.server.process import num_cores, num_threads
-
 TOUCH = """
 import resource, sys
 from common.server.process import tune_allocator
@@ -68,17 +66,3 @@ def test_a_child_dies_with_its_parent() -> None:
     while status.exists() and "(zombie)" not in status.read_text():
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-def test_there_is_a_core() -> None:
-    assert num_cores() >= 1
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"), [("3", 3), ("5,2", 5), (" 4 ", 4), ("", None), ("0", None), ("x", None)]
-)
-def test_threads_are_as_many_as_is_said_or_as_there_are_cores(
-    given: str, expected: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert num_threads() == (num_cores() if expected is None else expected)

@@ -161,18 +161,6 @@ def test_a_second_signal_ends_the_grace_time() -> None:
         assert process.wait(timeout=10) == 0
 
 
-async def test_the_drain_hook_runs_before_the_port_closes_and_within_the_grace_time() -> None:
-    seen: list[str] = []
-
-    async def drain() -> None:
-        seen.append(await check(address, "readiness"))
-        await asyncio.sleep(60)
-
-    async with running(FakeGeneration(), grace_seconds=0.3) as (server, address):
-        await asyncio.wait_for(server.stop(drain), 5)
-    assert seen == ["NOT_SERVING"]
-
-
 @pytest.mark.parametrize("which", ["port", "metrics_port"])
 async def test_a_port_in_use_is_one_clear_line_and_a_status(which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -7,8 +7,8 @@ import pytest
 
 from common.calls.call import Call, current_call, handling
 from common.telemetry.logs import LogFormat, LogSettings, set_up_logging
+from common.telemetry.spans import Span
 from common.telemetry.trace_context import TraceContext
-from common.telemetry.tracing import Span
 
 
 class Terminal(io.StringIO):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from common.telemetry.spans import SpanKind, Tracer
 from common.telemetry.trace_context import TraceContext
-from common.telemetry.tracing import SpanKind, Tracer, TracingSettings, make_tracer
+from common.telemetry.tracing import TracingSettings, make_tracer
 
 ROOT = Path(__file__).parents[3]
 PATHS = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'build/gen')!r}]\n"

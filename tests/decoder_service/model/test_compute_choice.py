@@ -10,8 +10,9 @@ import torch
 
 from common.checkpoint.checkpoint import open_checkpoint
 from common.model.settings import AttentionBackend, ComputeChoice, ModelSettings, Quantize
+from common.model.weight_types import WeightTypes
 from common.native import opening
-from common.native.opening import activation_dtype, matrices_for
+from common.native.opening import LibraryChoice, weight_types
 from common.native.processor import NativeUnavailableError
 from decoder_service.model import compute_choice
 from decoder_service.model.compute import Compute, TorchCompute
@@ -33,8 +34,7 @@ def choose(
         wanted = ModelSettings(model=directory, **settings)  # type: ignore[arg-type]
         run_config = make_run_config(checkpoint.text_config, dtype=dtype, device=CPU, max_seq_len=8, block_size=4)
         kernels = choose_kernels(wanted, run_config, quantize=quantize)
-        loaded, matrices = activation_dtype(kernels[0], dtype), matrices_for(kernels[0])
-        model = DecoderModel.load(checkpoint, device=CPU, dtype=loaded, matrices=matrices)
+        model = DecoderModel.load(checkpoint, device=CPU, types=weight_types(kernels.library, dtype))
         cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=dtype)
         make = choose_compute(model, wanted, kernels, max_num_requests=2, max_model_len=8, quantize=quantize)
         return make(cache).name
@@ -76,7 +76,7 @@ def test_plain_torch_is_to_be_had_on_a_gpu_too(
     compute: ComputeChoice, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = open_checkpoint(save_text(tmp_path))
-    model = DecoderModel.load(checkpoint, device=CPU, dtype=torch.float32)
+    model = DecoderModel.load(checkpoint, device=CPU, types=WeightTypes(torch.float32))
     cache = KVCache(model.config, num_blocks=2, block_size=4, device=CPU, dtype=torch.float32)
     chosen: list[AttentionBackend] = []
 
@@ -94,7 +94,7 @@ def test_plain_torch_is_to_be_had_on_a_gpu_too(
     make = choose_compute(
         replace(model, device=torch.device("cuda")),
         ModelSettings(model=tmp_path, device="cuda", compute=compute),
-        (None, "this is no CPU"),
+        LibraryChoice(None, "this is no CPU"),
         max_num_requests=2,
         max_model_len=8,
         attention=AttentionBackend.FLASHINFER,
@@ -109,8 +109,9 @@ def test_loading_a_model_imports_no_compiler() -> None:
 import sys, torch
 from pathlib import Path
 from common.checkpoint.checkpoint import open_checkpoint
+from common.model.weight_types import WeightTypes
 from decoder_service.model.weights import DecoderModel
-DecoderModel.load(open_checkpoint(Path("models/demo")), device=torch.device("cpu"), dtype=torch.float32)
+DecoderModel.load(open_checkpoint(Path("models/demo")), device=torch.device("cpu"), types=WeightTypes(torch.float32))
 print(sorted({"torch._dynamo", "torch._inductor", "transformers", "sympy"} & set(sys.modules)))
 """
     root = Path(__file__).parents[3]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common.checkpoint.checkpoint import open_checkpoint
+from common.model.weight_types import WeightTypes
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.fp8 import FP8, FP8_MAX, Fp8Linear, check_fp8, load_rounded, quantize_layers, round_rows
 from decoder_service.model.mistral import MistralForCausalLM
@@ -65,7 +66,9 @@ def test_a_rows_result_does_not_depend_on_the_other_rows() -> None:
 
 
 def test_only_the_layers_products_are_rounded(tmp_path: Path) -> None:
-    model = DecoderModel.load(open_checkpoint(save_text(tmp_path)), device=torch.device("cpu"), dtype=torch.bfloat16)
+    model = DecoderModel.load(
+        open_checkpoint(save_text(tmp_path)), device=torch.device("cpu"), types=WeightTypes(torch.bfloat16)
+    )
     before = sum(parameter.numel() for parameter in model.decoder.parameters())
     quantize_layers(model.decoder)
     layer = model.decoder.decoder_layers[0]
@@ -82,7 +85,7 @@ def test_only_the_layers_products_are_rounded(tmp_path: Path) -> None:
 
 def test_weights_are_rounded_as_they_are_read_and_none_stays_beside_its_rounded_one(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(save_text(tmp_path))
-    whole = DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.bfloat16).decoder
+    whole = DecoderModel.load(checkpoint, device=torch.device("cpu"), types=WeightTypes(torch.bfloat16)).decoder
     unrounded: list[weakref.ref[torch.Tensor]] = []
 
     def read() -> Iterator[tuple[str, torch.Tensor]]:
@@ -99,7 +102,9 @@ def test_weights_are_rounded_as_they_are_read_and_none_stays_beside_its_rounded_
     load_rounded(decoder, read())
     assert len(unrounded) == 7 * checkpoint.text_config.num_hidden_layers
     quantize_layers(whole)
-    loaded = DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.bfloat16, in_fp8=True).decoder
+    loaded = DecoderModel.load(
+        checkpoint, device=torch.device("cpu"), types=WeightTypes(torch.bfloat16), in_fp8=True
+    ).decoder
     for expected, *others in zip(whole.parameters(), decoder.parameters(), loaded.parameters(), strict=True):
         assert all(torch.equal(expected.view(torch.uint8), other.view(torch.uint8)) for other in others)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint.checkpoint import open_checkpoint
-from common.model.devices import Matrices
+from common.model.weight_types import Matrices, WeightTypes
 from common.native import weights
 from common.native.opening import open_library
 from decoder_service.model.batch import ForwardBatch, PromptRows
@@ -132,7 +132,7 @@ def test_matrices_that_are_rounded_are_never_held_in_more(stored: torch.dtype, t
 
 def _load(directory: Path, *, matrices: Matrices) -> DecoderModel:
     checkpoint = open_checkpoint(directory)
-    return DecoderModel.load(checkpoint, device=torch.device("cpu"), dtype=torch.float32, matrices=matrices)
+    return DecoderModel.load(checkpoint, device=torch.device("cpu"), types=WeightTypes(torch.float32, matrices))
 
 
 def _compute(

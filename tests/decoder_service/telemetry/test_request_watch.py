@@ -25,8 +25,8 @@ from common.errors import (
     UnavailableError,
 )
 from common.security.principal import Principal, acting_for
+from common.telemetry.spans import Span
 from common.telemetry.trace_context import TraceContext
-from common.telemetry.tracing import Span
 from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.timings import Timings
 from decoder_service.telemetry.request_metrics import OUTCOMES, RequestMetrics
