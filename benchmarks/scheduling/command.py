@@ -27,7 +27,7 @@ class SchedulingConfig:
 
     running: tuple[str, ...] = setting(("1", "32", "64", "128", "256"), help="numbers of running requests, with commas")
     context: int = setting(64, minimum=2, maximum=256, help="tokens of each prompt")
-    steps: int = setting(512, minimum=1, maximum=512, help="steps behind the prompts before all begins anew")
+    steps: int = setting(256, minimum=1, maximum=512, help="steps behind the prompts before all begins anew")
     seconds: float = setting(0.3, minimum=0.001, help="least time of an engine's turn in a round")
     rounds: int = setting(5, minimum=1, help="how often each engine is measured")
     engines: tuple[str, ...] = setting((), help="names of peers; all where empty, none for `none`")

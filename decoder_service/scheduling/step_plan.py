@@ -89,19 +89,21 @@ class StepPlan:
 
     def charge_again(self, requests: Iterable[Request]) -> None:
         """Count a step that gives each of these one more token, behind one that it had generated."""
-        for request in requests:
-            place = request.num_computed_tokens
-            if request.num_charged_tokens <= place:
-                self._counters.charge(request.tenant, OUTPUT_WEIGHT)
-                request.num_charged_tokens = place + 1
-        self._end_step()
+        self._charge([(request, request.num_computed_tokens) for request in requests])
 
     def charge_ahead(self, requests: Iterable[ScheduledRequest]) -> None:
         """Count a step that gives each of these one more token, behind one that is being computed."""
-        for request, _, place in requests:
-            if place is not None and request.num_charged_tokens <= place:
-                self._counters.charge(request.tenant, OUTPUT_WEIGHT)
+        self._charge([(request, place) for request, _, place in requests if place is not None])
+
+    def _charge(self, places: Iterable[tuple[Request, int]]) -> None:
+        """Count a step of generated tokens at these places; each tenant is charged for all of its own at once."""
+        amounts: dict[bytes, int] = {}
+        for request, place in places:
+            if request.num_charged_tokens <= place:
                 request.num_charged_tokens = place + 1
+                amounts[request.tenant] = amounts.get(request.tenant, 0) + OUTPUT_WEIGHT
+        for tenant, amount in amounts.items():
+            self._counters.charge(tenant, amount)
         self._end_step()
 
     def _end_step(self) -> None:

@@ -15,8 +15,9 @@ from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from decoder_service.scheduling.steady import SteadySteps
 from tests.decoder_service.engine_fakes import make_request
 
-Seen = tuple[list[tuple[str, int]], list[list[int]], list[int]]
-"""Of a step: who gets how many tokens, everybody's blocks, and what everybody was charged for."""
+TENANTS = (b"a", b"b")
+Seen = tuple[list[tuple[str, int]], list[list[int]], list[int], list[int]]
+"""Of a step: who gets how many tokens, everybody's blocks, what everybody was charged for, and what each tenant was."""
 
 
 def run(seed: int) -> list[Seen]:
@@ -32,7 +33,7 @@ def run(seed: int) -> list[Seen]:
     for step in range(300):
         if random.random() < 0.04 and len(requests) < 6:
             request = make_request(f"r{step}", random.randint(1, 12), arrival=step, max_tokens=1000)
-            request.tenant = random.choice([b"a", b"b"])
+            request.tenant = random.choice(TENANTS)
             request.priority = random.choice([-1, 0, 0, 1])
             requests.append(request)
             scheduler.add(request)
@@ -51,6 +52,7 @@ def run(seed: int) -> list[Seen]:
                 [(each.request.request_id, each.num_scheduled_tokens) for each in batch.requests],
                 [list(each.block_table) for each in requests],
                 [each.num_charged_tokens for each in requests],
+                [scheduler._counters.get(tenant) for tenant in TENANTS],
             )
         )
         for each in batch.requests:
