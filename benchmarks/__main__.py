@@ -16,6 +16,11 @@ _COMMANDS = {
     "load": ("benchmarks.load.command", "LoadConfig", "a load on the running pair, with latencies and goodput"),
     "service": ("benchmarks.service.command", "ServiceConfig", "what the services cost, and what pictures do to text"),
     "served": ("benchmarks.served.command", "ServedConfig", "goodput beside the peers' HTTP servers, in turns"),
+    "scheduling": (
+        "benchmarks.scheduling.command",
+        "SchedulingConfig",
+        "what a step costs without a model, beside peers",
+    ),
     "restarts": ("benchmarks.restarts.command", "RestartsConfig", "rolling restarts under load, and what callers saw"),
     "components": ("benchmarks.components.command", "ComponentsConfig", "what every part costs by itself"),
     "one-gpu": ("benchmarks.one_gpu.command", "OneGpuConfig", "both services on one GPU beside one process; starts"),

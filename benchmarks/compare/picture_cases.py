@@ -56,7 +56,11 @@ def picture_cases(folder: Path) -> list[PictureCase]:
             arguments={"sizes": _MIXED},
             num_items=len(_MIXED),
             unit="images/s",
-            peer_ops={"transformers packed": "encode", "transformers looped": "encode_each"},
+            peer_ops={
+                f"{engine} {way}": op
+                for engine in ("transformers", "vllm")
+                for way, op in (("packed", "encode"), ("looped", "encode_each"))
+            },
             goals={"transformers packed": 1.7, "transformers looped": 1.1},
             limit_goal=0.65,
         ),

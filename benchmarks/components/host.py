@@ -39,9 +39,9 @@ class InstantRunner:
         """There is nothing to clear."""
 
 
-def engine_with(*, running: int, context: int = 64, waiting: int = 0) -> Engine:
+def engine_with(*, running: int, context: int = 64, waiting: int = 0, max_tokens: int = _MAX_TOKENS) -> Engine:
     """An engine in which so many requests of so long a context run, and others wait as there is no place for them."""
-    blocks = running * -(-(context + _MAX_TOKENS) // BLOCK_SIZE)
+    blocks = running * -(-(context + max_tokens) // BLOCK_SIZE)
     engine = Engine(
         config=SchedulerConfig(max_num_batched_tokens=8192, max_num_requests=running, max_model_len=1 << 22),
         num_blocks=blocks,
@@ -49,11 +49,11 @@ def engine_with(*, running: int, context: int = 64, waiting: int = 0) -> Engine:
         runner=InstantRunner(),
     )
     for number in range(running):
-        engine.submit(_request(number, context))
+        engine.submit(_request(number, context, max_tokens))
     while engine.stats().num_running < running or engine.stats().num_batched_tokens > running:
         engine.step()
     for number in range(waiting):
-        engine.submit(_request(running + number, 64))
+        engine.submit(_request(running + number, 64, max_tokens))
     return engine
 
 
@@ -94,11 +94,11 @@ def _step(component: str, at: str, parameter: int, engine: Engine) -> Measuremen
     )
 
 
-def _request(number: int, length: int) -> Request:
+def _request(number: int, length: int, max_tokens: int) -> Request:
     return Request(
         request_id=f"request-{number}",
         # No two prompts share a block.
         prompt_token_ids=(100 + number, *range(100, 100 + length - 1)),
-        sampling=SamplingParams(max_tokens=_MAX_TOKENS, ignore_eos=True),
+        sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
         arrival=number,
     )

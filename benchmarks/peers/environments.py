@@ -89,3 +89,8 @@ _VISION_PEERS = (
     Peer(name="vllm", module="benchmarks.peers.vllm_vision", folder="vllm", environment=_VLLM, wants_native=True),
 )
 VISION_PEERS = (*_VISION_PEERS, *_in_bfloat16(_VISION_PEERS))
+OURS_SCHEDULING = Peer(name="diptych", module="benchmarks.peers.ours_scheduling")
+SCHEDULING_PEERS = (
+    Peer(name="vllm", module="benchmarks.peers.vllm_scheduling", folder="vllm", environment=_VLLM),
+    Peer(name="transformers paged", module="benchmarks.peers.transformers_scheduling", folder="transformers"),
+)

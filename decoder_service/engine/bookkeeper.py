@@ -89,17 +89,10 @@ class Bookkeeper:
         if reason is not None:
             output.consumed.extend(self.remove(request))
         stop = token_id if reason is FinishReason.STOP else None
+        is_last = reason is not None and request.request_id not in self._completions
+        # By place: by name the record takes twice as long to make, for every token.
         output.tokens.append(
-            TokenOutput(
-                request.request_id,
-                token_id,
-                finish_reason=reason,
-                stop_token_id=stop,
-                logprobs=logprobs,
-                prompt_logprobs=prompt_logprobs,
-                index=request.index,
-                is_last=reason is not None and request.request_id not in self._completions,
-            )
+            TokenOutput(request.request_id, token_id, reason, stop, logprobs, prompt_logprobs, request.index, is_last)
         )
 
     def _end_failed(self, request: Request, error: DiptychError, output: StepOutput) -> None:

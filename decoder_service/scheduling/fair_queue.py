@@ -58,8 +58,9 @@ class FairQueue(Generic[Item]):
     @property
     def head(self) -> Item | None:
         """What goes next; None where nothing waits."""
-        waiting = [priority for priority, each in self._classes.items() if each.lines]
-        return self._classes[max(waiting)].head if waiting else None
+        if not self._length:
+            return None
+        return self._classes[max(priority for priority, each in self._classes.items() if each.lines)].head
 
     def remove(self, item: Item) -> None:
         """Let something wait no more. Raises ValueError where it does not wait."""

@@ -54,6 +54,8 @@ class Scheduler:
         self.ahead = LookAhead(blocks, prefix_cache, self._waiting, self._running, self._room, self._plan)
         """Plans what may begin before the step that runs is accounted for."""
         self._steady = SteadySteps(blocks=blocks, running=self._running, waiting=self._waiting, plan=self._plan)
+        self._refused: Request | None = None
+        """Who was to begin in this step, and found no place."""
 
     @property
     def num_waiting(self) -> int:
@@ -120,8 +122,9 @@ class Scheduler:
         """Pick the next batch and allocate its blocks; writes admissions and preemptions to `output`."""
         batch = self._steady.again()
         if batch is None:
+            self._refused = None
             batch = self._schedule(output)
-            self._steady.remember(batch)
+            self._steady.remember(batch, refused=self._refused)
         return batch
 
     def _schedule(self, output: StepOutput) -> ScheduledBatch:
@@ -193,6 +196,7 @@ class Scheduler:
     def _admit(self, request: Request, output: StepOutput) -> bool:
         """Let the ready request whose turn it is run; false where it has no room, as then nobody may overtake it."""
         if not self._room.has_place(request):
+            self._refused = request
             return False
         found = self._prefix_cache.find(request)
         if not request.is_ready:
@@ -231,6 +235,7 @@ class Scheduler:
         self._plan.drop(request)
         self._copies.drop(request)
         self._running.remove(request)
+        self._refused = None  # Whose place this may be.
         self._prefix_cache.give_back(request)
         request.num_computed_tokens = request.num_finite_tokens = request.num_known_blocks = 0
         request.num_preemptions += 1

@@ -83,28 +83,31 @@ class StepPlan:
     def take(self, copies: tuple[BlockCopy, ...]) -> ScheduledBatch:
         """The batch, which begins with copying blocks; the plan is empty again."""
         plan, self._num_tokens = self._num_tokens, {}
-        self._end_step()
+        self.end_step()
         requests = tuple(ScheduledRequest(request, num_tokens) for request, num_tokens in plan.items())
         return ScheduledBatch(requests, copies)
 
     def charge_again(self, requests: Iterable[Request]) -> None:
-        """Count a step that gives each of these one more token, behind one that it had generated."""
-        for request in requests:
-            place = request.num_computed_tokens
-            if request.num_charged_tokens <= place:
-                self._counters.charge(request.tenant, OUTPUT_WEIGHT)
-                request.num_charged_tokens = place + 1
-        self._end_step()
+        """Charge for one more token of each of these, behind one that it had generated."""
+        self._charge([(request, request.num_computed_tokens) for request in requests])
 
     def charge_ahead(self, requests: Iterable[ScheduledRequest]) -> None:
         """Count a step that gives each of these one more token, behind one that is being computed."""
-        for request, _, place in requests:
-            if place is not None and request.num_charged_tokens <= place:
-                self._counters.charge(request.tenant, OUTPUT_WEIGHT)
-                request.num_charged_tokens = place + 1
-        self._end_step()
+        self._charge([(request, place) for request, _, place in requests if place is not None])
+        self.end_step()
 
-    def _end_step(self) -> None:
+    def _charge(self, places: Iterable[tuple[Request, int]]) -> None:
+        """Charge for generated tokens at these places, each tenant for all of its own at once."""
+        amounts: dict[bytes, int] = {}
+        for request, place in places:
+            if request.num_charged_tokens <= place:
+                request.num_charged_tokens = place + 1
+                amounts[request.tenant] = amounts.get(request.tenant, 0) + OUTPUT_WEIGHT
+        for tenant, amount in amounts.items():
+            self._counters.charge(tenant, amount)
+
+    def end_step(self) -> None:
+        """Count a step, whose plan is made; the budget is that of the next one."""
         self._num_steps += 1
         if self._num_steps % STEPS_BEFORE_GROWTH == 0:
             self._limit = min(2 * self._limit, self._config.max_num_batched_tokens)

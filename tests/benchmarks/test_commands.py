@@ -155,6 +155,21 @@ def test_served_runs_ours_and_names_the_servers_that_are_not_there(tmp_path: Pat
     assert all(record["error"] is None for load in found["loads"] for record in load["records"])
 
 
+def test_scheduling_measures_ours_and_names_the_peers_that_are_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    text = run(
+        *("scheduling", "--running", "1,3", "--steps", "4", "--rounds", "1", "--seconds", "0.001"),
+        *("--peers", str(tmp_path), "--json", str(file)),
+    )
+    assert "Not run: transformers paged (not installed).\nNot run: vllm (not installed)." in text
+    found = results(file)["results"]
+    assert [(case["running"], [row["name"] for row in case["rows"]]) for case in found] == [
+        (1, ["diptych"]),
+        (3, ["diptych"]),
+    ]
+    assert all(case["rows"][0]["processor_microseconds"]["median"] > 0 for case in found)
+
+
 def test_mixing_tells_what_long_prompts_do_with_each_limit() -> None:
     lines = run("mixing", "--model", "smoke", "--requests", "2", "--rates", "200", "--tokens", "8", "2048").splitlines()
     assert [line.split(":")[0] for line in lines] == ["alone", "200 a second, 8 tokens", "200 a second, 2048 tokens"]
@@ -172,5 +187,15 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for command in ("compare", "load", "service", "served", "components", "memory", "refusals", "replicas"):
+    for command in (
+        "compare",
+        "load",
+        "service",
+        "served",
+        "scheduling",
+        "components",
+        "memory",
+        "refusals",
+        "replicas",
+    ):
         assert command in text

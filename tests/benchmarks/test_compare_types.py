@@ -28,7 +28,10 @@ def load(dtype, **_):
 def generate(prompts, max_tokens):
     return {"tokens": [[-1] * max_tokens for _ in prompts], "seconds": 1.0}
 
-serve({"load": load, "generate": generate})
+def encode(sizes, seed):
+    return {"check": [-1.0] * len(sizes), "seconds": 1.0}
+
+serve({"load": load, "generate": generate, "encode": encode, "encode_each": encode})
 """
 
 
@@ -93,6 +96,23 @@ def test_rows_in_bfloat16_are_engines_of_their_own_in_picture_cases(tmp_path: Pa
         _conditions(tmp_path),
     )
     assert found.not_run == dict.fromkeys(["transformers", "transformers bfloat16", "vllm bfloat16"], "not installed")
+
+
+def test_an_encoder_has_a_row_for_each_way_that_it_is_asked_and_other_features_are_counted(tmp_path: Path) -> None:
+    case = replace(
+        SMOKE_PICTURE_CASES[0],
+        op="encode",
+        arguments={"sizes": [[32, 32], [64, 32]]},
+        peer_ops={"vllm packed": "encode", "vllm looped": "encode_each"},
+    )
+    (found,) = run_picture_cases([case], [_Scripted(name="vllm", module="scripted")], _conditions(tmp_path))
+    assert [(each.engine, each.agreement) for each in found.engines] == [
+        ("diptych", ""),
+        ("vllm packed", "0/2 pictures"),
+        ("vllm looped", "0/2 pictures"),
+    ]
+    assert found.limit is not None
+    assert not found.not_run
 
 
 def test_we_compute_in_the_type_that_we_are_told_and_peers_in_their_own(tmp_path: Path) -> None:
