@@ -25,11 +25,11 @@ class VisionCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read everything once; prometheus_client adds `_total` to counters."""
-        batcher, counts = self._batcher, self._cache.counts
+        batcher, pending, counts = self._batcher, self._batcher.pending, self._cache.counts
         for name, help_, value in (
-            ("pending_patches", "Patches admitted and not yet encoded.", batcher.pending_patches),
-            ("max_pending_patches", "The most of them.", batcher.max_pending_patches),
-            ("pending_images", "Images admitted and not yet encoded.", batcher.pending_images),
+            ("pending_patches", "Patches admitted and not yet encoded.", pending.num_patches),
+            ("max_pending_patches", "The most of them.", pending.max_patches),
+            ("pending_images", "Images admitted and not yet encoded.", pending.num_images),
             ("decode_waiting", "Those of them that wait for a decode worker.", self._decode_pool.num_waiting),
             ("bytes_in_flight", "Bytes of picture files and features under way.", self._budget.held),
             ("max_bytes_in_flight", "The most of them.", self._budget.limit),

@@ -15,16 +15,12 @@ from common.errors import (
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
-    PermissionDeniedError,
     ResourceExhaustedError,
-    UnauthenticatedError,
     UnavailableError,
 )
 
 _ERRORS: dict[grpc.StatusCode, type[DiptychError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
-    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
-    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
@@ -36,8 +32,16 @@ _ERRORS: dict[grpc.StatusCode, type[DiptychError]] = {
 }
 
 
+_REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> DiptychError:
-    """The error that a failed call stands for; any other status than those of our errors is INTERNAL."""
+    """The error that a failed call stands for; any other status than those of our errors is INTERNAL.
+
+    A peer that does not let this service in says nothing of who called it, and another peer may.
+    """
+    if error.code() in _REFUSALS:
+        return UnavailableError("NOT_LET_IN", "another service does not let this one in")
     kind = _ERRORS.get(error.code(), InternalError)
     read = to_client_error(error)
     if not read.reason:

@@ -24,6 +24,7 @@ from common.server.config import ServerConfig
 from common.server.health import HealthServicer
 from common.server.metrics_server import MetricsServer
 from common.server.ports import address, check_free
+from common.server.service_loop import ServiceLoop
 from common.server.signals import termination_signals
 from common.telemetry.spans import Tracer
 
@@ -111,6 +112,9 @@ class GrpcServer:
         if self._config.metrics_port is not None:
             self._metrics.start(host, self._config.metrics_port)
         await self.grpc.start()
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, ServiceLoop) and not loop.knows_grpc:
+            _log.warning("gRPC tells of its events in a way that is not known: each takes a turn of the loop")
         _log.info("listening", extra={"host": host, "port": port, "metrics_port": self.metrics_port})
         # A supervisor that let the port be chosen reads it here; it may have gone since.
         with suppress(OSError):

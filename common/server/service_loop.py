@@ -26,9 +26,13 @@ _AT_ONCE = 4096
 class ServiceLoop(asyncio.SelectorEventLoop):
     """Calls what reads gRPC's bytes once for each byte that is there, in one turn."""
 
+    knows_grpc = False
+    """Whether gRPC's reader has come and was known; where it never is, all works, a little slower."""
+
     def add_reader(self, fd: "FileDescriptorLike", callback: Callable[[Unpack[Ts]], Any], *args: *Ts) -> None:
         """See `asyncio.AbstractEventLoop`."""
         if isinstance(fd, socket.socket) and fd.family == socket.AF_UNIX and _reads_events(callback):
+            self.knows_grpc = True
             super().add_reader(fd, _call_for_each_byte, fd, bytearray(_AT_ONCE), partial(callback, *args))
         else:
             super().add_reader(fd, callback, *args)

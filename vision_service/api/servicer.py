@@ -73,11 +73,11 @@ class VisionServicer:
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: LoadContext) -> pb.GetLoadResponse:
         """Tell how much work is waiting here."""
-        batcher = self._pipeline.batcher
+        pending = self._pipeline.batcher.pending
         return pb.GetLoadResponse(
-            pending_patches=batcher.pending_patches,
-            pending_images=batcher.pending_images,
-            free_patches=batcher.free_patches,
+            pending_patches=pending.num_patches,
+            pending_images=pending.num_images,
+            free_patches=pending.free_patches,
         )
 
 

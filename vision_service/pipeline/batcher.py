@@ -12,14 +12,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 from common.errors import DiptychError, InternalError, ResourceExhaustedError, UnavailableError
 from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import EncodedImage
+from vision_service.pipeline.pending import Pending
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,39 +69,17 @@ class Batcher:
         self._on_batch = on_batch
         self._make_room = make_room
         self._max_batch_patches = max_batch_patches
-        self._max_pending_patches = max_pending_patches
         self._max_wait = max_wait
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
-        self._pending_patches = 0
-        self._pending_images = 0
-        self._seconds_per_patch = 0.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         self._task: asyncio.Task[None] | None = None
+        self.pending = Pending(max_pending_patches)
+        """What callers admit to it before they bring it."""
         self.num_encoded_images = 0
         self.num_batches = 0
         self.device_lost = asyncio.Event()
         """Set when the encoder says that it will not work again in this process."""
-
-    @property
-    def pending_patches(self) -> int:
-        """Patches of images that were admitted and are not yet encoded."""
-        return self._pending_patches
-
-    @property
-    def pending_images(self) -> int:
-        """Images that were admitted and are not yet encoded."""
-        return self._pending_images
-
-    @property
-    def max_pending_patches(self) -> int:
-        """Most patches that are admitted."""
-        return self._max_pending_patches
-
-    @property
-    def free_patches(self) -> int:
-        """Patches that would still be admitted."""
-        return max(0, self._max_pending_patches - self._pending_patches)
 
     def start(self) -> None:
         """Begin to encode."""
@@ -114,29 +93,8 @@ class Batcher:
                 await self._task
             self._task = None
         await asyncio.to_thread(self._thread.shutdown)
-        while self._waiting:
-            _fail(self._waiting.popleft(), _closing())
-
-    @contextmanager
-    def admit(self, num_patches: int) -> Iterator[None]:
-        """Count an image as pending, from before it is decoded until it is encoded.
-
-        Raises ResourceExhaustedError ENCODER_QUEUE_FULL; an idle encoder admits any image.
-        """
-        if self._pending_patches and num_patches > self.free_patches:
-            raise ResourceExhaustedError(
-                "ENCODER_QUEUE_FULL",
-                "too many patches wait to be encoded",
-                metadata={"limit": self._max_pending_patches, "got": self._pending_patches + num_patches},
-                retry_after=min(max(self._pending_patches * self._seconds_per_patch, 0.1), 10.0),
-            )
-        self._pending_patches += num_patches
-        self._pending_images += 1
-        try:
-            yield
-        finally:
-            self._pending_patches -= num_patches
-            self._pending_images -= 1
+        _fail(self._waiting, _closing())
+        self._waiting.clear()
 
     async def encode(self, pixels: Pixels, *, num_patches: int) -> EncodeResult:
         """Features of one admitted image. May be cancelled at any time.
@@ -157,9 +115,11 @@ class Batcher:
             try:
                 await self._encode_batch(batch)
             except asyncio.CancelledError:
-                for waiting in batch:
-                    _fail(waiting, _closing())
+                _fail(batch, _closing())
                 raise
+            except Exception:  # A bug in what hears of a batch: the next one is encoded all the same.
+                _LOG.exception("a batch failed behind the encoder")
+                _fail(batch, _failed())
 
     async def _next_batch(self) -> list[_Waiting]:
         """Wait until a batch may leave, and take it out of the queue."""
@@ -204,7 +164,7 @@ class Batcher:
         self.num_encoded_images += len(batch)
         self.num_batches += 1
         num_patches = sum(waiting.num_patches for waiting in batch)
-        self._seconds_per_patch = seconds / num_patches
+        self.pending.seconds_per_patch = seconds / num_patches
         if self._on_batch is not None:
             self._on_batch(len(batch), num_patches, seconds)
         for waiting, image in zip(batch, features, strict=True):
@@ -234,14 +194,18 @@ class Batcher:
             return
         if not isinstance(error, DiptychError):
             _LOG.error("the encoder failed", exc_info=error)
-            error = InternalError("ENCODE_FAILED", "the image could not be encoded")
-        for waiting in batch:
-            _fail(waiting, error)
+            error = _failed()
+        _fail(batch, error)
 
 
-def _fail(waiting: _Waiting, error: Exception) -> None:
-    if not waiting.result.done():
-        waiting.result.set_exception(error)
+def _fail(images: Iterable[_Waiting], error: Exception) -> None:
+    for waiting in images:
+        if not waiting.result.done():
+            waiting.result.set_exception(error)
+
+
+def _failed() -> InternalError:
+    return InternalError("ENCODE_FAILED", "the image could not be encoded")
 
 
 def _closing() -> UnavailableError:

@@ -109,7 +109,7 @@ class Pipeline:
 
     async def _encode(self, image: bytes, spec: FeatureSpec) -> EncodeResult:
         """Features of one picture that nobody has yet."""
-        with self.batcher.admit(spec.grid.num_patches):
+        with self.batcher.pending.admit(spec.grid.num_patches):
             start = time.monotonic()
             pixels = await self._decode_pool.decode(image, grid=spec.grid, field="image")
             seconds = time.monotonic() - start

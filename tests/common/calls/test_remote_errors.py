@@ -21,9 +21,12 @@ from common.errors import (
 )
 
 KINDS = (
-    *(InvalidArgumentError, UnauthenticatedError, PermissionDeniedError, ResourceExhaustedError, UnavailableError),
+    *(InvalidArgumentError, ResourceExhaustedError, UnavailableError),
     *(FailedPreconditionError, AbortedError, AlreadyExistsError, DeadlineExceededError, InternalError),
 )
+
+
+REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,9 +45,19 @@ def test_every_error_survives_the_way(kind: type[DiptychError], field: str | Non
 def test_foreign_statuses_lose_their_text(code: grpc.StatusCode) -> None:
     read = from_rpc_error(AioRpcError(code, Metadata(), Metadata(), details="ipv4:10.0.0.1:50051 refused"))
     assert "10.0.0.1" not in read.message
-    assert read.reason == code.name
+    assert read.reason == ("NOT_LET_IN" if code in REFUSALS else code.name)
     if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.DATA_LOSS):
         assert isinstance(read, InternalError)
+
+
+@pytest.mark.parametrize("kind", [UnauthenticatedError, PermissionDeniedError])
+def test_a_service_that_is_not_let_in_is_not_its_callers_fault(kind: type[DiptychError]) -> None:
+    sent = kind("TOKEN_EXPIRED", "the token has expired")
+    read = from_rpc_error(
+        AioRpcError(status_code(sent), Metadata(), Metadata(*to_trailers(sent)), details=sent.message)
+    )
+    assert isinstance(read, UnavailableError)
+    assert "token" not in f"{read.reason} {read.message}".lower()
 
 
 def test_a_call_that_a_stopping_server_cancelled_may_be_tried_elsewhere() -> None:

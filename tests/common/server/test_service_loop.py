@@ -9,10 +9,13 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from common.server import service_loop
+from common.server.config import ServerConfig
 from common.server.health import HealthServicer
-from common.server.service_loop import run_service
+from common.server.server import GrpcServer
+from common.server.service_loop import ServiceLoop, run_service
 
 
 class PollerCompletionQueue:
@@ -81,7 +84,7 @@ def test_others_read_once_a_turn(ends: tuple[socket.socket, socket.socket]) -> N
 
 
 def test_grpcs_own_reader_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, known = [], []
     real = service_loop._call_for_each_byte
 
     def call(*arguments: object) -> None:
@@ -91,7 +94,11 @@ def test_grpcs_own_reader_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_loop, "_call_for_each_byte", call)
 
     async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ServiceLoop)
+        known.append(loop.knows_grpc)
         server = grpc.aio.server()
+        known.append(loop.knows_grpc)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -101,6 +108,7 @@ def test_grpcs_own_reader_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
         await server.stop(None)
 
     run_service(main())
+    assert known == [False, True]
     assert calls
 
 
@@ -114,3 +122,20 @@ def test_an_error_comes_out_and_the_loop_is_closed() -> None:
     with pytest.raises(LookupError):
         run_service(main())
     assert loops[0].is_closed()
+
+
+@pytest.mark.parametrize("name", ["PollerCompletionQueue", "SomethingElse"])
+def test_a_server_tells_where_grpcs_reader_is_not_known(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_known = name == "PollerCompletionQueue"
+    if not is_known:
+        monkeypatch.setattr(service_loop, "_reads_events", lambda callback: False)
+
+    async def main() -> None:
+        server = GrpcServer(ServerConfig(port=0, metrics_port=None), registry=CollectorRegistry())
+        await server.start()
+        await server.grpc.stop(None)
+
+    run_service(main())
+    assert ("each takes a turn of the loop" in caplog.text) is not is_known

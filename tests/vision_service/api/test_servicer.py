@@ -119,7 +119,7 @@ async def running(
         await server.grpc.stop(1)
         await pool.close()
         await batcher.close()
-        assert (batcher.pending_patches, batcher.pending_images, budget.held) == (0, 0, 0)
+        assert (batcher.pending.num_patches, batcher.pending.num_images, budget.held) == (0, 0, 0)
 
 
 async def encode(service: Service, image: bytes = PICTURE, salt: bytes = b"") -> bytes:

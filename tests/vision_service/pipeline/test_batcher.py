@@ -58,7 +58,7 @@ async def batcher_of(
 
 
 async def encode(batcher: Batcher, name: int, num_patches: int = 1) -> EncodeResult:
-    with batcher.admit(num_patches):
+    with batcher.pending.admit(num_patches):
         return await batcher.encode(np.full((1, 1, 3), name, np.uint8), num_patches=num_patches)
 
 
@@ -135,13 +135,13 @@ async def test_images_of_callers_who_left_never_reach_the_encoder() -> None:
         first = await hold_up(batcher, encoder)
         tasks = start(batcher, (1, 5), (2, 5), (3, 5))
         await asyncio.sleep(0)
-        assert (batcher.pending_patches, batcher.pending_images) == (16, 4)
+        assert (batcher.pending.num_patches, batcher.pending.num_images) == (16, 4)
         tasks[1].cancel()
         await asyncio.wait([tasks[1]])
-        assert (batcher.pending_patches, batcher.pending_images) == (11, 3)
+        assert (batcher.pending.num_patches, batcher.pending.num_images) == (11, 3)
         encoder.gate.set()
         await asyncio.gather(first, tasks[0], tasks[2])
-        assert (batcher.pending_patches, batcher.pending_images) == (0, 0)
+        assert (batcher.pending.num_patches, batcher.pending.num_images) == (0, 0)
     assert encoder.batches == [[0], [1, 3]]
 
 
@@ -232,15 +232,20 @@ async def test_a_lost_device_fails_the_batch_and_is_told() -> None:
 async def test_admission_is_bounded_in_patches() -> None:
     encoder = FakeEncoder()
     async with batcher_of(encoder, max_pending_patches=20) as batcher:
-        with batcher.admit(50):  # An idle encoder takes any image.
-            with pytest.raises(ResourceExhaustedError) as caught, batcher.admit(1):
+        with batcher.pending.admit(50):  # An idle encoder takes any image.
+            with pytest.raises(ResourceExhaustedError) as caught, batcher.pending.admit(1):
                 pass
             assert caught.value.reason == "ENCODER_QUEUE_FULL"
             assert caught.value.retry_after is not None
-            assert batcher.free_patches == 0
-        with batcher.admit(15), batcher.admit(5), pytest.raises(ResourceExhaustedError), batcher.admit(1):
+            assert batcher.pending.free_patches == 0
+        with (
+            batcher.pending.admit(15),
+            batcher.pending.admit(5),
+            pytest.raises(ResourceExhaustedError),
+            batcher.pending.admit(1),
+        ):
             pass
-        assert batcher.free_patches == 20
+        assert batcher.pending.free_patches == 20
 
 
 async def test_closing_refuses_those_who_wait() -> None:
@@ -257,3 +262,24 @@ async def test_closing_refuses_those_who_wait() -> None:
         assert all(isinstance(error, UnavailableError) for error in errors)
         with pytest.raises(DiptychError):
             await encode(batcher, 3)
+
+
+async def test_what_fails_behind_the_encoder_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[int] = []
+
+    def on_batch(num_images: int, num_patches: int, seconds: float) -> None:
+        told.append(num_images)
+        if len(told) == 1:
+            raise RuntimeError("a bug")
+
+    batcher = Batcher(
+        FakeEncoder().encode, max_batch_patches=10, max_pending_patches=100, max_wait=0.0, on_batch=on_batch
+    )
+    batcher.start()
+    try:
+        with pytest.raises(InternalError, match="could not be encoded"):
+            await asyncio.wait_for(encode(batcher, 1), 5)
+        assert (await asyncio.wait_for(encode(batcher, 2), 5)).features
+    finally:
+        await batcher.close()
+    assert "a bug" in caplog.text
