@@ -5,9 +5,9 @@ raised as a DiptychError, which the server turns into a status.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 
 import grpc
@@ -15,20 +15,18 @@ import grpc
 from common.errors import DeadlineExceededError
 from common.features.wire_types import grid_to_proto
 from common.security.principal import current_principal, token_charge
-from decoder_service.api.aftermath import Aftermath
 from decoder_service.api.answer import Answer
 from decoder_service.api.model_info import ModelInfo
+from decoder_service.api.open_requests import OpenRequests
 from decoder_service.api.replies import Replies
 from decoder_service.api.request_builder import RequestBuilder
-from decoder_service.api.request_parser import ParsedRequest, parse_generate_request, parse_prompt, request_digest
+from decoder_service.api.request_parser import ParsedRequest, parse_generate_request, parse_prompt
 from decoder_service.api.resume_parser import check_resumption_length
 from decoder_service.cache.feature_store import FeatureStore, PromptImage
 from decoder_service.engine.admission import Admission, AdmissionLimits, Place
-from decoder_service.engine.caller import scoped_name
 from decoder_service.engine.generation import Generation, Pace
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.request import Request
-from decoder_service.engine.request_names import RequestNames
 from decoder_service.prompt.layout import is_quick, lay_out
 from decoder_service.prompt.prompt import Prompt, PromptBuilder
 from decoder_service.prompt.prompt_spec import PromptSpec, guess_num_tokens, has_images, num_picture_bytes
@@ -92,11 +90,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._limits = limits
         self._metrics = metrics
         self._requests = RequestBuilder(tokenizer, info, limits.capacity)
-        self.admission = Admission(limits.admission)
-        """What is open and what waits."""
-        self._names = RequestNames()
-        self._aftermath = Aftermath()
+        self._open = OpenRequests(limits.admission, limits.capacity)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prompt")
+
+    @property
+    def admission(self) -> Admission:
+        """What is open and what waits."""
+        return self._open.admission
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
@@ -111,7 +111,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             parsed = replace(parsed, cache_salt=current_principal().cache_salt(parsed.cache_salt))
             watch.named(parsed.request_id, request_attributes(parsed, model_name=self._info.model_name))
             try:
-                async with self._holding(request, parsed, deadline=deadline) as (place, held):
+                async with self._open.holding(request, parsed, deadline=deadline) as (place, held):
                     del request  # Its pictures are copied.
                     async with aclosing(self._generate(parsed, watch, place, held, deadline=deadline)) as responses:
                         async for response in responses:
@@ -142,7 +142,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def close(self) -> None:
         """Wait until the engine has let go of every request, and the threads have ended; no call may be in flight."""
-        await self._aftermath.settled()
+        await self._open.settled()
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _generate(
@@ -189,43 +189,6 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     yield message
                 if answer.is_complete:
                     return
-
-    @asynccontextmanager
-    async def _holding(
-        self, request: pb.GenerateRequest, parsed: ParsedRequest, *, deadline: float
-    ) -> AsyncIterator[tuple[Place, AsyncExitStack]]:
-        """A place, and what else the request holds, all of which is given back behind the answer.
-
-        The engine lets go of a request between two steps, and the caller is not to wait for that.
-        """
-        name = scoped_name(current_principal(), parsed.request_id)
-        async with asyncio.timeout_at(deadline):
-            await self._names.left(name)
-        held = AsyncExitStack()
-        place = held.enter_context(self._let_in(request, parsed))
-        del request
-        try:
-            yield place, held
-        finally:
-            self._names.leave(name)
-            self._aftermath.add(held.aclose())
-
-    @contextmanager
-    def _let_in(self, request: pb.GenerateRequest, parsed: ParsedRequest) -> Iterator[Place]:
-        """Hold the request's name, and its place among those that are open, from before its prompt is laid out."""
-        name = scoped_name(current_principal(), parsed.request_id)
-        sampling = parsed.sampling.params
-        # What can never fit is let through to where it is refused for that.
-        may_fit = sampling.max_tokens <= self._limits.capacity.max_tokens(1, n=sampling.n)
-        place = self.admission.place(
-            num_tokens=guess_num_tokens(parsed.prompt) + may_fit * sampling.max_completion_tokens,
-            picture_bytes=num_picture_bytes(parsed.prompt),
-        )
-        with place as held:
-            digest = request_digest(request)
-            del request
-            with self._names.held(name, digest):
-                yield held
 
     def _deadline(self, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]) -> float:
         remaining: float | None = context.time_remaining()  # None without a deadline; aio's stubs say float.

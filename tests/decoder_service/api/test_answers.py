@@ -118,7 +118,7 @@ async def caller(request: pytest.FixtureRequest) -> AsyncIterator[Caller]:
     stats = caller.bench.host.stats
     assert (stats.num_waiting, stats.num_running, caller.bench.host.num_requests) == (0, 0, 0)
     await caller.bench.host.stop()
-    assert (caller.servicer.admission.num_requests, len(caller.servicer._names)) == (0, 0)
+    assert (caller.servicer.admission.num_requests, len(caller.servicer._open._names)) == (0, 0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

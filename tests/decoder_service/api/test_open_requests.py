@@ -5,28 +5,15 @@ from typing import Any, cast
 import pytest
 
 from common.errors import ResourceExhaustedError
+from decoder_service.api.open_requests import OpenRequests
 from decoder_service.api.request_parser import parse_generate_request
-from decoder_service.api.servicer import GenerationServicer, ServicerLimits
 from decoder_service.engine.admission import AdmissionLimits
-from decoder_service.engine.generation import Pace
 from decoder_service.scheduling.capacity import Capacity
 from diptych.v1 import generation_pb2 as pb
 
-LIMITS = ServicerLimits(
-    capacity=Capacity(max_model_len=4096, num_blocks=256, block_size=16, max_num_requests=8),
-    admission=AdmissionLimits(max_requests=99, max_waiting_tokens=1000, max_picture_bytes=99),
-    pace=Pace(max_unread_tokens=9),
-    max_seconds=9,
-    max_priority=0,
-)
+CAPACITY = Capacity(max_model_len=4096, num_blocks=256, block_size=16, max_num_requests=8)
+LIMITS = AdmissionLimits(max_requests=99, max_waiting_tokens=1000, max_picture_bytes=99)
 PROMPT = pb.TokenIds(ids=range(10))
-
-
-@pytest.fixture
-def servicer() -> GenerationServicer:
-    """One that only lets in; what runs requests is not there."""
-    names = ("host", "store", "encoder", "prompts", "tokenizer", "info", "metrics", "structures")
-    return GenerationServicer(**cast(Any, dict.fromkeys(names)), limits=LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -34,20 +21,22 @@ def servicer() -> GenerationServicer:
     [({"max_tokens": 300}, 310), ({"max_tokens": 300, "n": 3}, 910), ({}, 10 + 256), ({"n": 2}, 10 + 512)],
 )
 def test_prompt_counts_once_and_every_completion_with_the_most_it_may_get(
-    servicer: GenerationServicer, sampling: dict[str, int], num_tokens: int
+    sampling: dict[str, int], num_tokens: int
 ) -> None:
+    open_requests = OpenRequests(LIMITS, CAPACITY)
+
     def let_in(request: pb.GenerateRequest) -> Any:  # noqa: ANN401
         parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0)
-        return servicer._let_in(request, parsed)
+        return open_requests._let_in(request, parsed)
 
     fitting, too_many = (
         pb.GenerateRequest(token_ids=PROMPT, sampling=pb.SamplingParams(max_tokens=1000 - num_tokens - 10 + more))
         for more in (0, 1)
     )
     with let_in(pb.GenerateRequest(token_ids=PROMPT, sampling=pb.SamplingParams(**cast(Any, sampling)))):
-        assert servicer.admission.num_waiting_tokens == num_tokens
+        assert open_requests.admission.num_waiting_tokens == num_tokens
         with let_in(fitting):
-            assert servicer.admission.num_waiting_tokens == 1000
+            assert open_requests.admission.num_waiting_tokens == 1000
         with pytest.raises(ResourceExhaustedError, match="too many tokens are waiting"), let_in(too_many):
             pass
-    assert servicer.admission.num_waiting_tokens == 0
+    assert open_requests.admission.num_waiting_tokens == 0

@@ -1,0 +1,71 @@
+"""The requests that are open: their names, their places, and what they hold.
+
+Knows how many there may be, and that two of one caller may not bear one name. Does not know what a request does.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+from common.security.principal import current_principal
+from decoder_service.api.aftermath import Aftermath
+from decoder_service.api.request_parser import ParsedRequest, request_digest
+from decoder_service.engine.admission import Admission, AdmissionLimits, Place
+from decoder_service.engine.caller import scoped_name
+from decoder_service.engine.request_names import RequestNames
+from decoder_service.prompt.prompt_spec import guess_num_tokens, num_picture_bytes
+from decoder_service.scheduling.capacity import Capacity
+from diptych.v1 import generation_pb2 as pb
+
+
+class OpenRequests:
+    """Lets requests in, and gives back what they held; used on the event loop alone."""
+
+    def __init__(self, limits: AdmissionLimits, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._names = RequestNames()
+        self._aftermath = Aftermath()
+        self.admission = Admission(limits)
+        """What is open and what waits."""
+
+    async def settled(self) -> None:
+        """Wait until all that requests held is given back; none may be open."""
+        await self._aftermath.settled()
+
+    @asynccontextmanager
+    async def holding(
+        self, request: pb.GenerateRequest, parsed: ParsedRequest, *, deadline: float
+    ) -> AsyncIterator[tuple[Place, AsyncExitStack]]:
+        """A place, and what else the request holds, all of which is given back behind the answer.
+
+        The engine lets go of a request between two steps, and the caller is not to wait for that. Raises
+        ResourceExhaustedError where there is no place, AlreadyExistsError where the name is taken, and TimeoutError.
+        """
+        name = scoped_name(current_principal(), parsed.request_id)
+        async with asyncio.timeout_at(deadline):
+            await self._names.left(name)
+        held = AsyncExitStack()
+        place = held.enter_context(self._let_in(request, parsed))
+        del request
+        try:
+            yield place, held
+        finally:
+            self._names.leave(name)
+            self._aftermath.add(held.aclose())
+
+    @contextmanager
+    def _let_in(self, request: pb.GenerateRequest, parsed: ParsedRequest) -> Iterator[Place]:
+        """Hold the request's name, and its place among those that are open, from before its prompt is laid out."""
+        name = scoped_name(current_principal(), parsed.request_id)
+        sampling = parsed.sampling.params
+        # What can never fit is let through to where it is refused for that.
+        may_fit = sampling.max_tokens <= self._capacity.max_tokens(1, n=sampling.n)
+        place = self.admission.place(
+            num_tokens=guess_num_tokens(parsed.prompt) + may_fit * sampling.max_completion_tokens,
+            picture_bytes=num_picture_bytes(parsed.prompt),
+        )
+        with place as held:
+            digest = request_digest(request)
+            del request
+            with self._names.held(name, digest):
+                yield held
