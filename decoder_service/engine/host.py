@@ -17,10 +17,11 @@ from common.errors import AlreadyExistsError, DiptychError, InternalError, Unava
 from decoder_service.engine.calls import EngineCalls, settle, stopped
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.listener import Listener, Nobody
+from decoder_service.engine.listeners import Listeners
 from decoder_service.engine.prompt_images import Features, ImageRef
 from decoder_service.engine.request import Request
 from decoder_service.engine.stats import EngineStats
-from decoder_service.engine.step import StepOutput, WantedImages
+from decoder_service.engine.step import WantedImages
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class EngineHost:
         self._on_fatal = on_fatal
         self._on_step = on_step
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._listeners: dict[str, Listener] = {}
+        self._listeners = Listeners()
         self._calls = EngineCalls()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -103,16 +104,16 @@ class EngineHost:
         if request.request_id in self._listeners:
             raise AlreadyExistsError("REQUEST_EXISTS", "a request with this request_id is running", field="request_id")
         # Before the engine knows it: its first step may be told before this coroutine runs again.
-        self._listeners[request.request_id] = listener
+        self._listeners.add(request.request_id, listener)
 
         def command(engine: Engine) -> None:
             # Told from here, so that it is heard before anything that a step says of the request.
-            self._tell(self._want, WantedImages(request.request_id, engine.submit(request)))
+            self._tell(self._listeners.want, WantedImages(request.request_id, engine.submit(request)))
 
         try:
             await self._call(command)
         except DiptychError:
-            self._forget(request.request_id, listener)
+            self._listeners.forget(request.request_id, listener)
             raise
 
     def features_arrived(self, ref: ImageRef, features: Features, *, fetch: int) -> None:
@@ -145,16 +146,16 @@ class EngineHost:
 
     async def abort(self, request_id: str, listener: Listener) -> None:
         """End a listener's request, if it still runs, and wait until the engine has let go of all that it held."""
-        if self._listeners.get(request_id) is not listener:
+        if not self._listeners.hears(request_id, listener):
             return
         # Whatever the step under way says of the request, nobody else of its name may hear it: the name is not
         # free before the engine has forgotten the request, also if this call is cancelled.
         nobody = Nobody()
-        self._listeners[request_id] = nobody
+        self._listeners.add(request_id, nobody)
 
         def command(engine: Engine) -> None:
             engine.abort(request_id)
-            self._tell(self._forget, request_id, nobody)
+            self._tell(self._listeners.forget, request_id, nobody)
 
         await self._call(command)
 
@@ -185,7 +186,7 @@ class EngineHost:
                     self._busy_since = started_at = time.monotonic()
                     output = self._engine.step()
                     ended_at = time.monotonic()
-                    self._tell(self._publish, output, started_at, ended_at)
+                    self._tell(self._listeners.publish, output, started_at, ended_at)
                     if self._on_step is not None and self._engine.num_batched_tokens:
                         self._on_step(self._engine.num_batched_tokens, len(output.tokens), ended_at - started_at)
         except BaseException:
@@ -210,38 +211,11 @@ class EngineHost:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _publish(self, output: StepOutput, started_at: float, ended_at: float) -> None:
-        """Tell the listeners what a step put out; one that is gone has been aborted and hears nothing."""
-        listeners = self._listeners
-        for request_id in output.first_scheduled:
-            listeners.get(request_id, _NOBODY).scheduled(started_at)
-        for ref in output.consumed:
-            listeners.get(ref.request_id, _NOBODY).consumed(ref)
-        for wanted in output.wanted:
-            self._want(wanted)
-        for token in output.tokens:
-            find = listeners.pop if token.is_last else listeners.get
-            find(token.request_id, _NOBODY).token(token, ended_at)
-        for request_id, error in output.failed:
-            listeners.pop(request_id, _NOBODY).failed(error)
-
-    def _want(self, wanted: WantedImages) -> None:
-        self._listeners.get(wanted.request_id, _NOBODY).wanted(wanted)
-
     def _die(self) -> None:
         self._is_alive = False
-        listeners, self._listeners = self._listeners, {}
-        for listener in listeners.values():
-            listener.failed(UnavailableError("ENGINE_DIED", "this replica no longer runs the model"))
+        self._listeners.fail(UnavailableError("ENGINE_DIED", "this replica no longer runs the model"))
         self._calls.fail()
         self._on_fatal()
-
-    def _forget(self, request_id: str, listener: Listener) -> None:
-        if self._listeners.get(request_id) is listener:
-            del self._listeners[request_id]
-
-
-_NOBODY: Listener = Nobody()
 
 
 def _ignore(_: object) -> None:

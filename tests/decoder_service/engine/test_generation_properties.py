@@ -54,7 +54,7 @@ class TurnedHost(EngineHost):
                 self._engine.check_integrity()
         if self._engine.has_work:
             now = time.monotonic()
-            self._tell(self._publish, self._engine.step(), now, now)
+            self._tell(self._listeners.publish, self._engine.step(), now, now)
         self._engine.check_integrity()
 
 
