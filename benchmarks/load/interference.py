@@ -40,8 +40,9 @@ class InterferenceConfig:
 
 def quickly(config: InterferenceConfig) -> InterferenceConfig:
     """The same with few and small requests, to see that everything runs."""
-    few = {"text_tokens": Span(6, 6), "output_tokens": Span(4, 4)}
-    text, pictures = replace(config.text, **few), replace(config.pictures, **few)
+    text, pictures = (
+        replace(each, text_tokens=Span(6, 6), output_tokens=Span(4, 4)) for each in (config.text, config.pictures)
+    )
     return replace(config, text=text, pictures=pictures, num_requests=6, pictures_per_second=50)
 
 

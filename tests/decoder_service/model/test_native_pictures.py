@@ -14,13 +14,19 @@ from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from common.model.devices import Matrices
 from common.native.opening import open_library
+from decoder_service.cache.block_manager import BlockId
+from decoder_service.engine.prompt_images import PlaceholderRange
+from decoder_service.engine.request import Request
+from decoder_service.engine.step import ScheduledBatch, ScheduledRequest
 from decoder_service.model.batch import BatchLayout, ImageRows
 from decoder_service.model.compute import WholeCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute
 from decoder_service.model.projector import Projector
+from decoder_service.model.runner import DecoderRunner
 from decoder_service.model.splice_error import SpliceError
 from decoder_service.model.weights import DecoderModel
+from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.vision.image_encoder import ImageFeatures
 from tests.tiny_models import Shape, random_pixtral, save
 
@@ -70,6 +76,28 @@ def test_a_step_with_pictures_chooses_what_its_parts_choose(model: DecoderModel,
     assert changed != chosen
 
 
+def test_the_runner_has_a_greedy_prompt_with_a_picture_computed_in_one_call(
+    model: DecoderModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = compute_of(model)
+    monkeypatch.setattr(compute, "hidden", lambda *_: pytest.fail("computed part by part"))
+    grid = PatchGrid(NUM_ROWS, 1)
+    request = Request(
+        request_id="a",
+        prompt_token_ids=(7,) * (1 + 2 * NUM_ROWS + TEXT_LENGTH),
+        placeholders=(PlaceholderRange(1, 2 * NUM_ROWS, grid),),
+        image_identities=(bytes(32),),
+        sampling=SamplingParams(max_tokens=1),
+        arrival=1,
+    )
+    request.want_images((0,))
+    assert request.take_features(0, features_of(rows_of_features()))
+    request.block_table.extend([BlockId(0), BlockId(1)])
+    batch = ScheduledBatch((ScheduledRequest(request, request.num_prompt_tokens),), ())
+    found = DecoderRunner(model, cache_of(model), compute).execute(batch)
+    assert all(isinstance(token_id, int) for token_id in found.token_ids)
+
+
 def test_rows_that_are_missing_are_an_error_and_not_read(model: DecoderModel) -> None:
     compute = compute_of(model)
     with pytest.raises(SpliceError, match="5 image rows for 6 placeholders"):
@@ -89,11 +117,15 @@ def projector_of(model: DecoderModel) -> Projector:
 
 
 def compute_of(model: DecoderModel) -> NativeCompute:
-    cache = KVCache(model.config, num_blocks=4, block_size=BLOCK_SIZE, device=torch.device("cpu"), dtype=torch.float32)
-    cache.clear(range(4))
-    compute = NativeCompute(model, cache, open_library(threads=2))
+    compute = NativeCompute(model, cache_of(model), open_library(threads=2))
     assert isinstance(compute, WholeCompute)
     return compute
+
+
+def cache_of(model: DecoderModel) -> KVCache:
+    cache = KVCache(model.config, num_blocks=4, block_size=BLOCK_SIZE, device=torch.device("cpu"), dtype=torch.float32)
+    cache.clear(range(4))
+    return cache
 
 
 def rows_of_features(count: int = NUM_ROWS, *, seed: int = 1) -> Tensor:
