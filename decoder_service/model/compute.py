@@ -44,12 +44,17 @@ class Compute(Protocol):
 
 @runtime_checkable
 class WholeCompute(Compute, Protocol):
-    """One that also does all that most steps need, a choice of the likeliest tokens of a text, in one call."""
+    """One that also does all that most steps need, up to the choice of the likeliest tokens, in one call."""
+
+    def takes(self, layout: BatchLayout) -> bool:
+        """Whether `next_tokens` reads the pictures of a batch, if it has any."""
+        ...
 
     def next_tokens(self, layout: BatchLayout) -> tuple[Sequence[int | None], int]:
         """The likeliest token for each of `layout.logits_indices` and how many of them are near ties.
 
-        Of a batch without images. None where not all of a token's logits are finite.
+        Of a batch that it `takes`. None where not all of a token's logits are finite. Raises SpliceError where rows of
+        a picture are missing.
         """
         ...
 

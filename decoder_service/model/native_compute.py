@@ -11,16 +11,16 @@ from ctypes import byref
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from common.model.rope import inverse_frequencies
-from common.native.library import CBatch, CLayer, CShape, Library
+from common.native.library import CBatch, CLayer, CProjector, CShape, Library
 from common.native.weights import PackedWeights
 from decoder_service.model.batch import BatchLayout, ForwardBatch
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import DecoderLayer
 from decoder_service.model.near_ties import MARGIN
 from decoder_service.model.projector import Projector
+from decoder_service.model.splice_error import SpliceError
 from decoder_service.model.weights import DecoderModel
 
 
@@ -67,6 +67,7 @@ class NativeCompute:
             byref(self._head.c),
             None if self._table is None else self._table.data_ptr(),
             0 if self._table is None else 8 * self._table.itemsize,
+            None if self._projector is None else byref(self._projector.c),
         )
         self._next = library.c.diptych_decoder_next
 
@@ -80,7 +81,10 @@ class NativeCompute:
         """See `Compute`. Raises RuntimeError for a model that takes no images."""
         if self._projector is None:
             raise RuntimeError("images were scheduled on a model that takes none")
-        return self._projector(image_features)
+        features = image_features.contiguous()
+        out = torch.empty(len(features), self._hidden_size)
+        self._library.c.diptych_decoder_project(self._decoder, len(features), features.data_ptr(), out.data_ptr())
+        return out
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
         """See `Compute`; the embeddings are overwritten."""
@@ -91,10 +95,18 @@ class NativeCompute:
         )
         return embeds
 
+    def takes(self, layout: BatchLayout) -> bool:
+        """See `WholeCompute`: pictures of one type, which the kernels read."""
+        dtypes = {rows.features.spec.dtype for rows in layout.image_rows}
+        return not dtypes or (len(dtypes) == 1 and dtypes <= _BITS.keys() and self._projector is not None)
+
     def next_tokens(self, layout: BatchLayout) -> tuple[Sequence[int | None], int]:
         """See `WholeCompute`."""
-        count = len(layout.logits_indices)
-        numbers = array("q", (len(layout.token_ids), len(layout.seq_lens), layout.max_blocks, count))
+        count, num_image_rows = len(layout.logits_indices), len(layout.image_indices)
+        features, bits = _features(layout)
+        numbers = array(
+            "q", (len(layout.token_ids), len(layout.seq_lens), layout.max_blocks, count, bits, num_image_rows)
+        )
         for column in (
             layout.token_ids,
             layout.positions,
@@ -103,10 +115,12 @@ class NativeCompute:
             layout.query_lengths,
             layout.seq_lens,
             layout.logits_indices,
+            layout.image_indices,
         ):
             numbers.extend(column)
         chosen = array("q", bytes(numbers.itemsize * count))
-        num_near_ties: int = self._next(self._decoder, numbers.buffer_info()[0], MARGIN, chosen.buffer_info()[0])
+        first_number, first_chosen = numbers.buffer_info()[0], chosen.buffer_info()[0]
+        num_near_ties: int = self._next(self._decoder, first_number, features, MARGIN, first_chosen)
         token_ids = chosen.tolist()
         if token_ids and min(token_ids) < 0:
             return [None if token_id < 0 else token_id for token_id in token_ids], num_near_ties
@@ -122,6 +136,23 @@ class NativeCompute:
         out = torch.empty(hidden.shape[0], self._vocabulary)
         self._library.c.diptych_decoder_logits(self._decoder, hidden.shape[0], hidden.data_ptr(), out.data_ptr())
         return out
+
+
+_BITS = {"float32": 32, "bfloat16": 16}
+"""Of the types of features that the kernels read."""
+
+
+def _features(layout: BatchLayout) -> tuple[bytes | None, int]:
+    """Rows of pictures one after another, and the bits of each number. Raises SpliceError where one is missing."""
+    if not layout.image_rows:
+        return None, 0
+    spec = layout.image_rows[0].features.spec
+    size = spec.width * _BITS[spec.dtype] // 8
+    # No tensors: torch lets go of Python's lock at every turn, and other threads of the service take it, and the core.
+    features = b"".join([each.features.data[each.first * size : each.last * size] for each in layout.image_rows])
+    if len(features) != size * len(layout.image_indices):
+        raise SpliceError(f"{len(features) // size} image rows for {len(layout.image_indices)} placeholders")
+    return features, _BITS[spec.dtype]
 
 
 def _c_batch(forward: ForwardBatch) -> CBatch:
@@ -183,14 +214,12 @@ class _Layer:
 
 
 class _Projector:
-    """The projector over packed weights."""
+    """The packed weights of the projector."""
 
     def __init__(self, projector: Projector, library: Library) -> None:
-        self._bias_1, self._bias_2 = (each.bias for each in (projector.linear_1, projector.linear_2))
-        self._linear_1 = PackedWeights(library, [projector.linear_1])
-        self._linear_2 = PackedWeights(library, [projector.linear_2])
-
-    def __call__(self, features: Tensor) -> Tensor:
-        x = self._linear_1(features)
-        x = self._linear_2(functional.gelu(x if self._bias_1 is None else x + self._bias_1))
-        return x if self._bias_2 is None else x + self._bias_2
+        first, second = projector.linear_1, projector.linear_2
+        # Kept here, as the structure has pointers alone.
+        self._biases = [None if each.bias is None else each.bias.detach().float() for each in (first, second)]
+        self._weights = [PackedWeights(library, [each]) for each in (first, second)]
+        biases = (None if bias is None else bias.data_ptr() for bias in self._biases)
+        self.c = CProjector(*(each.c for each in self._weights), *biases)

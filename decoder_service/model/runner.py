@@ -62,7 +62,7 @@ class DecoderRunner:
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the scheduled tokens and choose the next one of each sampled request."""
         layout = lay_out(batch, block_size=self._kv_cache.block_size)
-        if self._whole is not None and _is_plain(layout, batch):
+        if self._whole is not None and _is_plain(self._whole, layout, batch):
             return plain_result(self._whole, layout)
         return self._work_of(batch, layout, None)().read()
 
@@ -79,7 +79,7 @@ class DecoderRunner:
         self, batch: ScheduledBatch, layout: BatchLayout, before: "Future[Chosen] | None"
     ) -> Callable[[], Chosen]:
         """What computes a batch. All that it needs of the requests is read here, as they are now."""
-        if self._whole is not None and _is_plain(layout, batch):
+        if self._whole is not None and _is_plain(self._whole, layout, batch):
             return partial(choose_plainly, self._whole, layout, before)
         sampling = None
         if self._whole is None or not all(each.matcher is None and each.sampling.is_greedy for each in batch.sampled):
@@ -190,10 +190,9 @@ class DecoderRunner:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _is_plain(layout: BatchLayout, batch: ScheduledBatch) -> bool:
+def _is_plain(whole: WholeCompute, layout: BatchLayout, batch: ScheduledBatch) -> bool:
     """Whether torch computes nothing of it: its tensors and inference mode alone would cost more than the choice."""
-    is_text = not layout.image_rows and not layout.prompt_rows
-    return is_text and all([each.is_plain for each in batch.sampled])
+    return not layout.prompt_rows and whole.takes(layout) and all([each.is_plain for each in batch.sampled])
 
 
 def _sampling_row(request: Request, *, is_ahead: bool) -> SamplingRow:

@@ -120,15 +120,12 @@ def test_load_starts_both_halves_in_one_process_where_that_is_asked_for() -> Non
     assert "2 requests in" in text
 
 
-async def test_pictures_are_loaded_openly_and_beside_text(address: str) -> None:
+async def test_pictures_are_loaded_openly(address: str) -> None:
     async with AsyncDiptychClient(address) as client:
         loads = PictureLoads(client, PromptMaker(client, await client.get_model_info(timeout=10)))
         (found,) = await loads.open_loops([0.8], count=4)
-        interference = await loads.interference(streams=2, count=4, pictures_per_second=50)
     assert (found.figures.num_completed, found.figures.num_failed) == (4, 0)
     assert found.slo.ttft
-    assert interference.pictures.num_completed > 0
-    assert interference.alone.itl.percentiles[99] > 0
 
 
 def test_service_compares_itself_with_the_engine_alone(tmp_path: Path) -> None:
@@ -168,6 +165,20 @@ def test_scheduling_measures_ours_and_names_the_peers_that_are_not_there(tmp_pat
         (3, ["diptych"]),
     ]
     assert all(case["rows"][0]["processor_microseconds"]["median"] > 0 for case in found)
+
+
+def test_served_measures_pictures_beside_text_for_both_forms_of_ours(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    text = run(
+        *("served", "--quick", "--cases", "interference", "--requests", "5", "--rounds", "2"),
+        *("--peers", str(tmp_path), "--json", str(file)),
+    )
+    assert text.startswith(QUICK)
+    assert "Not run: vllm (not installed).\nNot run: vllm 128 tokens (not installed)." in text
+    (found,) = results(file)
+    assert [len(rounds) for rounds in found["rounds"].values()] == [2, 2]
+    for records in (each for rounds in found["rounds"].values() for one in rounds for each in one.values()):
+        assert all(record["error"] is None for record in records)
 
 
 def test_mixing_tells_what_long_prompts_do_with_each_limit() -> None:

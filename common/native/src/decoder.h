@@ -9,6 +9,7 @@
 #include "attention.h"
 #include "feed_forward.h"
 #include "greedy.h"
+#include "projector.h"
 
 struct DecoderShape {
   int64_t hidden, layers, heads, kv_heads, head_dim, feed_forward, vocabulary, block_size, window, kv_bits;
@@ -36,17 +37,18 @@ class Decoder {
  public:
   // Without a table of embeddings the head's packed weights are read.
   Decoder(Pool& pool, const DecoderShape& shape, const float* frequencies, const LayerWeights* layers,
-          const float* norm, const Weights& head, const Embeddings& table)
+          const float* norm, const Weights& head, const Embeddings& table, const ProjectorWeights& projector)
       : pool_(pool), shape_(shape), frequencies_(frequencies, frequencies + shape.head_dim / 2),
-        layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table) {}
+        layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table), projector_(projector) {}
 
-  // A whole step over tokens alone: the likeliest token of `count` rows of the batch, -1 where one's logits are not all
+  // A whole step: the likeliest token of `count` rows of the batch, -1 where one's logits are not all
   // finite. Returns how many of them are near ties.
-  int64_t next(const Batch& batch, const int64_t* token_ids, int64_t count, const int64_t* rows, float margin,
-               int64_t* chosen) {
+  int64_t next(const Batch& batch, const int64_t* token_ids, const Pictures& pictures, int64_t count,
+               const int64_t* rows, float margin, int64_t* chosen) {
     const int64_t size = shape_.hidden, vocabulary = shape_.vocabulary;
     float* x = grow(rows_, batch.tokens * size);
     embed(batch.tokens, token_ids, x);
+    projector_.splice(pool_, pictures, x);
     hidden(batch, count, rows, x);
     int64_t near_ties = 0;
     // A product takes in so many rows at once anyway, and more logits than theirs would only take up memory.
@@ -64,6 +66,11 @@ class Decoder {
       }
     }
     return near_ties;
+  }
+
+  // Embeddings [rows, hidden] of rows of pictures' features.
+  void project_features(int64_t rows, const float* features, float* embeds) {
+    projector_.project(pool_, rows, features, embeds);
   }
 
   void embed(int64_t count, const int64_t* token_ids, float* to) const {
@@ -225,6 +232,7 @@ class Decoder {
   const float* norm_;
   Weights head_;
   Embeddings table_;
+  Projector projector_;
   Buffer<float> rows_, last_, logits_, qkv_, cosines_, sines_, some_, some_qkv_;
   std::vector<Part> parts_, some_parts_;
   std::vector<int64_t> firsts_;  // row of each request's first token

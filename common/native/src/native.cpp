@@ -11,7 +11,7 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 11; }
+int32_t diptych_version() { return 12; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -54,8 +54,10 @@ void diptych_encoder_run(void* encoder, int64_t sequences, const int64_t* length
 }
 
 void* diptych_decoder_new(void* pool, const DecoderShape* shape, const float* frequencies, const LayerWeights* layers,
-                          const float* norm, const Weights* head, const void* table, int64_t table_bits) {
-  return new Decoder(*static_cast<Pool*>(pool), *shape, frequencies, layers, norm, *head, {table, table_bits});
+                          const float* norm, const Weights* head, const void* table, int64_t table_bits,
+                          const ProjectorWeights* projector) {
+  return new Decoder(*static_cast<Pool*>(pool), *shape, frequencies, layers, norm, *head, {table, table_bits},
+                     projector ? *projector : ProjectorWeights{});
 }
 
 void diptych_decoder_hidden(void* decoder, const Batch* batch, int64_t count, const int64_t* rows, float* x) {
@@ -70,19 +72,25 @@ void diptych_decoder_embed(void* decoder, int64_t count, const int64_t* token_id
   static_cast<Decoder*>(decoder)->embed(count, token_ids, embeds);
 }
 
-// A step over tokens alone: the likeliest token of each of the layout's rows, or -1 where its logits are not all finite.
-// The layout is [tokens, requests, max_blocks, rows], then the token ids and the arrays of Batch in their order, then the
-// rows. Returns how many of the choices have another token within the margin.
-int64_t diptych_decoder_next(void* decoder, const int64_t* layout, float margin, int64_t* chosen) {
+void diptych_decoder_project(void* decoder, int64_t rows, const float* features, float* embeds) {
+  static_cast<Decoder*>(decoder)->project_features(rows, features, embeds);
+}
+
+// A step: the likeliest token of each of the layout's rows, or -1 where its logits are not all finite.
+// The layout is [tokens, requests, max_blocks, rows, bits of a feature, rows of pictures], then the token ids and the arrays
+// of Batch in their order, then the rows and those of pictures. Returns how many of the choices have another token within the margin.
+int64_t diptych_decoder_next(void* decoder, const int64_t* layout, const void* features, float margin, int64_t* chosen) {
   const int64_t tokens = layout[0], requests = layout[1], max_blocks = layout[2], count = layout[3];
-  const int64_t* token_ids = layout + 4;
+  const int64_t* token_ids = layout + 6;
   const int64_t* positions = token_ids + tokens;
   const int64_t* slots = positions + tokens;
   const int64_t* tables = slots + tokens;
   const int64_t* query_lengths = tables + requests * max_blocks;
   const int64_t* seq_lens = query_lengths + requests;
   const Batch batch{tokens, requests, max_blocks, positions, slots, tables, query_lengths, seq_lens};
-  return static_cast<Decoder*>(decoder)->next(batch, token_ids, count, seq_lens + requests, margin, chosen);
+  const int64_t* rows = seq_lens + requests;
+  const Pictures pictures{layout[5], rows + count, features, layout[4]};
+  return static_cast<Decoder*>(decoder)->next(batch, token_ids, pictures, count, rows, margin, chosen);
 }
 
 // Of every row the first of its largest logits; whether all are finite; whether another is within the margin.

@@ -70,7 +70,7 @@ def decoded(library: Library, layer: Layer, *, attends_rounded: bool) -> Tensor:
     shape = CShape(SIZE, 1, HEADS, HEADS, HEAD_DIM, INNER, 50, ROWS, 0, 32, 0.0, HEAD_DIM**-0.5)
     c_layer = CLayer(ones, qkv, output, ones, gate_up, down, keys.data_ptr(), values.data_ptr())
     decoder = library.c.diptych_decoder_new(
-        library.pool, byref(shape), frequencies.data_ptr(), byref(c_layer), ones, byref(head), None, 0
+        library.pool, byref(shape), frequencies.data_ptr(), byref(c_layer), ones, byref(head), None, 0, None
     )
     rows, table, lengths = torch.arange(ROWS), torch.zeros(1, dtype=torch.long), torch.tensor([ROWS])
     pointers = (rows.data_ptr(), rows.data_ptr(), table.data_ptr(), lengths.data_ptr(), lengths.data_ptr())
