@@ -185,8 +185,10 @@ def _rotate_and_store(
             to = key_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS) * 2 * HALF + dims
         else:
             to = value_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS - NUM_KV_HEADS) * 2 * HALF + dims
+        # Names of their own, as a name keeps one type through all branches.
+        low, high = first.to(tl.float32), second.to(tl.float32)
         if LIMIT > 0:
-            first = tl.clamp(first.to(tl.float32), -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-            second = tl.clamp(second.to(tl.float32), -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(to, first.to(to.dtype.element_ty), mask=is_dim)
-        tl.store(to + HALF, second.to(to.dtype.element_ty), mask=is_dim)
+            low = tl.clamp(low, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+            high = tl.clamp(high, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(to, low.to(to.dtype.element_ty), mask=is_dim)
+        tl.store(to + HALF, high.to(to.dtype.element_ty), mask=is_dim)

@@ -26,7 +26,9 @@ class TritonAttention:
         """See `PagedAttention`."""
         shape = self._shape
         groups = shape.num_heads // shape.num_key_value_heads
-        tiles = AttentionTiles.for_lengths(spans.query_lengths, num_groups=groups, device=spans.seq_lens.device)
+        tiles = AttentionTiles.for_lengths(
+            spans.query_lengths, num_groups=groups, device=spans.seq_lens.device, dtype=shape.dtype
+        )
         splits = num_splits_for(
             num_tiles=len(tiles.requests),
             num_key_value_heads=shape.num_key_value_heads,
