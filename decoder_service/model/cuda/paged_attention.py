@@ -6,6 +6,8 @@ requests with long contexts still fill the device ("Flash-Decoding", Dao et al. 
 "FlashAttention" (arXiv 2205.14135). Without a GPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1).
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -15,9 +17,23 @@ from decoder_service.model.cuda.tiles import AttentionTiles
 
 _MIN_ROWS = 16
 """The tensor cores' products have at least so many rows."""
-_TILE_KEYS = 64
-"""Keys that a program looks at at once."""
 _LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionLaunch:
+    """How a device runs the kernel, which changes its time and nothing else; to be chosen by measuring."""
+
+    num_keys: int = 64
+    """Keys that a program looks at at once"""
+    num_warps: int = 4
+    num_stages: int = 3
+    """3 and 4 read one lot of keys and values ahead, 5 two"""
+    programs: int = 2
+    """Of each multiprocessor, that keys are split for"""
+
+
+DEFAULT_LAUNCH = AttentionLaunch()
 
 
 def triton_paged_attention(
@@ -33,6 +49,7 @@ def triton_paged_attention(
     scale: float,
     sliding_window: int | None,
     out: Tensor | None = None,
+    launch: AttentionLaunch = DEFAULT_LAUNCH,
 ) -> Tensor:
     """Causal attention of each request's newest rows over its blocks.
 
@@ -78,12 +95,12 @@ def triton_paged_attention(
         BLOCK_SIZE=block_size,
         TILE_TOKENS=tiles.num_tokens,
         ROWS=max(_MIN_ROWS, triton.next_power_of_2(tiles.num_tokens * groups)),
-        KEYS=_TILE_KEYS,
+        KEYS=launch.num_keys,
         BLOCK_D=block_d,
         IS_SPLIT=num_splits > 1,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        num_warps=4,
-        num_stages=3,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
     )
     if num_splits > 1:
         _join[(num_tokens, num_heads)](

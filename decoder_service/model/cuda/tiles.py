@@ -43,11 +43,11 @@ class AttentionTiles:
         return AttentionTiles(requests=both[0], starts=both[1], num_tokens=num_tokens)
 
 
-def num_splits_for(*, num_tiles: int, num_key_value_heads: int, num_processors: int, max_seq_len: int) -> int:
-    """Parts to split the keys into, so that programs fill `num_processors` multiprocessors twice.
+def num_splits_for(*, num_tiles: int, num_key_value_heads: int, num_programs: int, max_seq_len: int) -> int:
+    """Parts to split the keys into, so that there are up to `num_programs` where tiles alone are fewer.
 
     A power of two, so that few kernels are compiled.
     """
-    wanted = 2 * num_processors // max(1, num_tiles * num_key_value_heads)
+    wanted = num_programs // max(1, num_tiles * num_key_value_heads)
     most = min(_MAX_SPLITS, -(-max_seq_len // _MIN_KEYS), wanted)
     return 1 << max(0, most.bit_length() - 1)

@@ -12,7 +12,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from decoder_service.model.cuda.fused import _add_rms_norm, _rotate_and_store, _round_rows, _silu_and_multiply
-from decoder_service.model.cuda.paged_attention import _attend, _join
+from decoder_service.model.cuda.paged_attention import DEFAULT_LAUNCH, AttentionLaunch, _attend, _join
 
 HOPPER = GPUTarget("cuda", 90, 32)
 PTXAS = Path(backends.__file__).parent / "nvidia/bin/ptxas"
@@ -46,17 +46,31 @@ def fits(made: CompiledKernel) -> bool:
 
 
 def attend(
-    rows: int, tile_tokens: int, *, is_split: bool, query: str, keys: str, head_dim: int = 128
+    rows: int,
+    tile_tokens: int,
+    *,
+    is_split: bool,
+    query: str,
+    keys: str,
+    head_dim: int = 128,
+    launch: AttentionLaunch = DEFAULT_LAUNCH,
 ) -> CompiledKernel:
     """Attention with 32 heads over 8."""
     shape = {"NUM_HEADS": 32, "GROUPS": 4, "HEAD_DIM": head_dim, "BLOCK_SIZE": 16, "TILE_TOKENS": tile_tokens}
     precision = "ieee" if query == "*fp32" else "tf32"
-    constants = {**shape, "ROWS": rows, "KEYS": 64, "BLOCK_D": head_dim, "IS_SPLIT": is_split, "PRECISION": precision}
+    constants = {
+        **shape,
+        "ROWS": rows,
+        "KEYS": launch.num_keys,
+        "BLOCK_D": head_dim,
+        "IS_SPLIT": is_split,
+        "PRECISION": precision,
+    }
     out = "*fp32" if is_split else query
     pointers = ("block_tables", "query_starts", "seq_lens", "tile_requests", "tile_starts")
     types = dict.fromkeys(_attend.arg_names, "i32") | dict.fromkeys(pointers, "*i32")
     types |= {"query": query, "key_blocks": keys, "value_blocks": keys, "parts": out, "sums": out, "scale": "fp32"}
-    return compiled(_attend, types, constants, num_warps=4, num_stages=3)
+    return compiled(_attend, types, constants, num_warps=launch.num_warps, num_stages=launch.num_stages)
 
 
 def check_attention() -> None:

@@ -78,7 +78,7 @@ def test_another_block_table_gives_another_answer() -> None:
 
 def test_keys_are_split_where_programs_are_few_and_contexts_long() -> None:
     def splits(num_tiles: int, length: int) -> int:
-        return num_splits_for(num_tiles=num_tiles, num_key_value_heads=8, num_processors=132, max_seq_len=length)
+        return num_splits_for(num_tiles=num_tiles, num_key_value_heads=8, num_programs=264, max_seq_len=length)
 
     assert splits(1, 100_000) == 32
     assert splits(1, 300) == 2
