@@ -4,8 +4,10 @@ Knows CUDA graphs. Does not know what is recorded. What is recorded reads and wr
 caller keeps the tensors that go in and come out, and fills the ones before it runs the others.
 """
 
+import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,6 +81,19 @@ class CudaGraphRecorder:
             torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # What other threads do meanwhile, the other half of one process say, must not end the recording.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+            with _nothing_cleared_away(), capture:
                 work()
         return graph.replay
+
+
+@contextmanager
+def _nothing_cleared_away() -> Iterator[None]:
+    """Python clears no circles of references away: what they hold may be the device's, and freeing it be recorded."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

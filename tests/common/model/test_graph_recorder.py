@@ -1,5 +1,6 @@
 """Recording as it is asked of torch, where there is no GPU to record on."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -95,6 +96,13 @@ def test_other_threads_do_not_end_a_recording(cuda: FakeCuda) -> None:
     assert cuda.modes == ["thread_local"]
 
 
+def test_nothing_is_cleared_away_while_a_pass_is_recorded_and_again_after_it(cuda: FakeCuda) -> None:
+    seen: list[bool] = []
+    CudaGraphRecorder(torch.device("cuda", 0)).record(lambda: seen.append(gc.isenabled()))
+    assert seen == [True, False]
+    assert gc.isenabled()
+
+
 def test_a_recording_that_fails_leaves_the_callers_stream_the_current_one(cuda: FakeCuda) -> None:
     own, tries = cuda.current, []
 
@@ -107,3 +115,4 @@ def test_a_recording_that_fails_leaves_the_callers_stream_the_current_one(cuda: 
         CudaGraphRecorder(torch.device("cuda", 0)).record(work)
     assert len(tries) == 2
     assert cuda.current is own
+    assert gc.isenabled()
