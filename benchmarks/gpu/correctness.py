@@ -16,8 +16,9 @@ from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.cuda.attention import AttentionShape
 from decoder_service.model.cuda.attention_choice import largest_error
 from decoder_service.model.cuda.compute import CudaCompute
+from decoder_service.model.cuda.products import join
 from decoder_service.model.cuda.triton_attention import TritonAttention
-from decoder_service.model.fp8 import FP8, quantize_layers
+from decoder_service.model.fp8 import FEW_ROWS, FP8, Fp8Linear, quantize_layers, round_rows
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
 
@@ -36,15 +37,22 @@ number that one path rounds up and the other down in 8 bits is an eighth of itse
 _ATTENTION_LIMITS = {torch.float32: 1e-4, torch.bfloat16: 8 * torch.finfo(torch.bfloat16).eps}
 """Of attention alone, of numbers near 1, by the type of queries"""
 
+_PRODUCT_LIMIT = 0.02
+"""Of a row in bfloat16 whose operands are the same on both sides"""
+
 
 @torch.inference_mode()
 def correctness_rows(device: torch.device) -> Iterator[dict[str, object]]:
-    """Rows of attention alone, then one per type and mixture for whole passes: how far the paths are apart."""
+    """How far the paths are apart: rows of attention and of products in 8 bits alone, then of whole passes."""
     for dtype, keys in _TYPES:
         for window in (None, 50):
             shape = _attention_shape(dtype, keys, window)
             measure = partial(largest_error, TritonAttention(shape, device), shape, device)
             yield checked(f"attention, {dtype}, keys {keys}, window {window}", _ATTENTION_LIMITS[dtype], measure)
+    for width, num_outputs in ((DECODER_12B.hidden_size, 28672), (DECODER_12B.feed_forward_length, 5120)):
+        for num_rows in (1, 128, FEW_ROWS, FEW_ROWS + 1, 4096):
+            case = f"a product in 8 bits, {num_rows} rows, {width} to {num_outputs}"
+            yield checked(case, _PRODUCT_LIMIT, partial(_product_error, num_rows, width, num_outputs, device))
     for dtype, keys in _TYPES:
         model = random_decoder(_small(), device, dtype)
         if keys == FP8:
@@ -76,6 +84,15 @@ def _path_error(
         raise RuntimeError(f"of the passes only {fast.recorded_sizes} were recorded")
     got = _logits(fast, new, lengths, model.device)
     return row_error(got, _logits(TorchCompute(model, twin), new, lengths, model.device))
+
+
+def _product_error(num_rows: int, width: int, num_outputs: int, device: torch.device) -> float:
+    x = torch.randn(num_rows, width, device=device, dtype=torch.bfloat16)
+    linear = torch.nn.Linear(width, num_outputs, bias=False, device=device, dtype=torch.bfloat16)
+    module = Fp8Linear.of(linear)
+    rows, scale = round_rows(x)
+    want = (rows.float() * scale) @ (module.weight.float() * module.scale).T
+    return row_error(join(module)(x), want)
 
 
 def _attention_shape(dtype: torch.dtype, keys: torch.dtype, window: int | None) -> AttentionShape:

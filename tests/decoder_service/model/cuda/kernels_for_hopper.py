@@ -11,7 +11,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from decoder_service.model.cuda.fused import _add_rms_norm, _rotate_and_store, _round_rows, _silu_and_multiply
+from decoder_service.model.cuda.fused import (
+    _add_rms_norm,
+    _rotate_and_store,
+    _round_rows,
+    _scale_sums,
+    _silu_and_multiply,
+)
 from decoder_service.model.cuda.paged_attention import DEFAULT_LAUNCH, AttentionLaunch, _attend, _join
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -96,6 +102,8 @@ def check_small_steps() -> None:
         norm = {"x": kind, "delta": kind, "weight": kind, "out": kind, "eps": "fp32"}
         assert fits(compiled(_add_rms_norm, norm, {"WIDTH": 5120, "BLOCK": 8192, "ADDS": True}, num_warps=8))
         assert fits(compiled(_silu_and_multiply, {"gate_up": kind, "out": kind}, {"WIDTH": 14336, "BLOCK": 1024}))
+        sums = {"sums": "*fp32", "row_scale": "*fp32", "column_scale": "*fp32", "out": kind}
+        assert fits(compiled(_scale_sums, sums, {"WIDTH": 28672, "BLOCK": 1024}))
         for keys, limit in ((kind, 0.0), ("*fp8e4nv", 448.0)):
             types = {"qkv": kind, "cos": "*fp32", "sin": "*fp32", "slot_mapping": "*i64", "row_stride": "i32"}
             types |= {"key_blocks": keys, "value_blocks": keys}
