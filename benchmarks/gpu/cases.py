@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu.attention import attention_rows
+from benchmarks.gpu.attention import attention_rows, launch_rows
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.decoding import decode_rows, prefill_rows
@@ -76,6 +76,7 @@ def run_cases(names: Sequence[str], cases: Mapping[str, Case], bench: Bench) -> 
 
 def _attention(bench: Bench) -> None:
     bench.report.add("G3 attention", attention_rows(bench.device, bench.ceilings))
+    bench.report.add("G3 ways to launch", launch_rows(bench.device, bench.ceilings))
 
 
 def _encoder(bench: Bench) -> None:

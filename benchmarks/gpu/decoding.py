@@ -46,6 +46,7 @@ def decode_rows(
             "ms without graphs": plain_seconds[batch] * 1e3,
             "tokens/s": batch / step,
             "share of limit": num_bytes / ceilings.memory_bytes / step,
+            "recorded": batch <= max(recorded.recorded_sizes, default=0),
         }
 
 

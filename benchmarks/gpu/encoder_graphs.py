@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.row_error import row_error
 from common.model.attention import packed_attention
 from common.model.graph_recorder import GraphRecorder
 from vision_service.model.encoder import PixtralVisionModel, grid_positions
@@ -25,8 +26,9 @@ _PACKS = {
     "512 px x 4": [(32, 32)] * 4,
 }
 _MAX_PATCHES = 4096
-_MAX_ERROR = 0.15
-"""Of 16-bit features, over their spread: both ways sum in other orders, and rows that fill up change the products."""
+_MAX_ERROR = 0.1
+"""Of a row of 16-bit features: both ways sum in other orders, and rows that fill up change the products. In bfloat16 a
+row was seen to be 0.026 from what it is in float32."""
 
 Clock = Callable[[Callable[[], object]], float]
 """Seconds that work takes."""
@@ -53,12 +55,12 @@ def encoder_graph_rows(
         plain = partial(_plainly, model, patches, rows, columns, lengths)
         recorded = partial(graphs.features, patches, rows, columns, lengths=lengths, size=size)
         want = plain()
-        error = float((recorded() - want).float().abs().max() / want.float().std())
+        error = row_error(recorded(), want)
         time, unrecorded = clock(recorded), clock(plain)
         yield {
             "case": name,
             "recorded patches": size,
-            "error / spread": error,
+            "error of a row": error,
             "right": error < _MAX_ERROR,
             "ms": time * 1e3,
             "ms without graphs": unrecorded * 1e3,

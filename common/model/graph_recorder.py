@@ -4,8 +4,10 @@ Knows CUDA graphs. Does not know what is recorded. What is recorded reads and wr
 caller keeps the tensors that go in and come out, and fills the ones before it runs the others.
 """
 
+import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,18 +65,35 @@ class CudaGraphRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all, as what libraries set up for a stream, such as 32 MiB for products, they keep for good; and in
+        # the pool, where it would be set up while recording, it would keep the pool from being used again.
+        self._stream = torch.cuda.Stream(device)
 
     def record(self, work: Run) -> Run:
         """See `GraphRecorder`. Raises torch.AcceleratorError or torch.OutOfMemoryError where it cannot be recorded."""
-        # Streams belong to the device that is the thread's own, and what runs on another is not recorded.
-        with torch.cuda.device(self._device):
+        # Streams belong to the device that is the thread's own, and what runs on another is not recorded. A recording
+        # that fails leaves its stream the thread's own, so that the one before is noted here.
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             # Kernels are compiled and libraries set up at their first use, which cannot be recorded.
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 work()
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # What other threads do meanwhile, the other half of one process say, must not end the recording.
+            capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+            with _nothing_cleared_away(), capture:
                 work()
         return graph.replay
+
+
+@contextmanager
+def _nothing_cleared_away() -> Iterator[None]:
+    """Python clears no circles of references away: what they hold may be the device's, and freeing it be recorded."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

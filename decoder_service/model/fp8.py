@@ -18,6 +18,9 @@ FP8_MAX = torch.finfo(FP8).max
 """The largest number of this type."""
 MIN_SCALE = 1e-12
 """So that a row of zeros has one."""
+FEW_ROWS = 256
+"""On Hopper torch asks cuBLAS for products with a scale for each row, and that is reported to refuse so few rows where
+there are many inputs to sum up: 256 rows of 9,216, but not 257. With one scale for all it takes any."""
 _MIN_CAPABILITY = (8, 9)
 
 
@@ -49,6 +52,16 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def multiply(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor, *, dtype: torch.dtype) -> Tensor:
     """`rows @ weight.T` with both sides scaled: [num_rows, out_features] in `dtype`."""
+    if len(rows) <= FEW_ROWS:
+        sums = multiply_unscaled(rows, weight, torch.ones(1, device=rows.device))
+        return (sums * row_scale * weight_scale.t()).to(dtype)
+    return multiply_scaled(rows, row_scale, weight, weight_scale, dtype=dtype)
+
+
+def multiply_scaled(
+    rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor, *, dtype: torch.dtype
+) -> Tensor:
+    """The same for more than `FEW_ROWS` rows, by torch alone."""
     out: Tensor = functional.scaled_mm(
         rows,
         weight.t(),
@@ -58,6 +71,13 @@ def multiply(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tens
         ScalingType.RowWise,
         output_dtype=dtype,
     )
+    return out
+
+
+def multiply_unscaled(rows: Tensor, weight: Tensor, one: Tensor) -> Tensor:
+    """`rows @ weight.T` in fp32, nothing scaled, for any number of rows; `one` is 1 as fp32 [1] on their device."""
+    whole = ScalingType.TensorWise
+    out: Tensor = functional.scaled_mm(rows, weight.t(), one, whole, one, whole, output_dtype=torch.float32)
     return out
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -102,11 +103,21 @@ def test_the_peers_of_the_chosen_cases_run_and_one_that_dies_costs_nothing(
         small=True,
         gpt_fast=None,
     )
-    main.run_peers(arguments, Report(arguments.json), OwnFigures({}, {"256 px": 1.0}))
+    own = OwnFigures({}, {"256 px": 1.0})
+    main.run_peers(arguments, Report(arguments.json), own, time.monotonic() + 60.0)
     assert json.loads(arguments.json.read_text())["results"] == {
         "G1 beside transformers": [{"case": "transformers ['G1'] ['256 px']"}],
         "G1 beside gpt-fast": [{"not run": "its process ended with 1: no memory"}],
         "G8 beside transformers-paged": [{"case": "transformers-paged ['G8'] ['256 px']"}],
+    }
+
+
+def test_no_peer_begins_when_the_time_of_the_run_is_over(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(json=tmp_path / "gpu.json", cases=["G6"], peers=["transformers-encoder"])
+    arguments.peer_seconds = 240.0
+    main.run_peers(arguments, Report(arguments.json), OwnFigures(), time.monotonic() + 1.0)
+    assert json.loads(arguments.json.read_text())["results"] == {
+        "G6 beside transformers-encoder": [{"not run": "no time was left"}]
     }
 
 

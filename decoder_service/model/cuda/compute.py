@@ -62,6 +62,11 @@ class CudaCompute:
                     dtype=model.dtype,
                 )
 
+    @property
+    def recorded_sizes(self) -> tuple[int, ...]:
+        """Batch sizes whose passes were recorded, rising; fewer than were asked for where one could not be."""
+        return self._graphs.sizes if self._graphs is not None else ()
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `Compute`."""
         return self._plain.embed(token_ids)

@@ -54,10 +54,19 @@ class DecodeGraphs:
         self._planned: dict[int, RecordedAttention] = {}
         self._recorded = record_sizes(recorder, sizes, self._make_work)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What was recorded, rising."""
+        return tuple(sorted(self._recorded))
+
     def fits(self, forward: ForwardBatch) -> bool:
-        """Whether every request has one new token, and there are not too many."""
+        """Whether every request has one new token, and there are not too many.
+
+        Hidden rows that judge prompts are read later than the next pass overwrites them.
+        """
         num_requests = len(forward.query_lengths)
-        return num_requests == len(forward.token_ids) and num_requests <= max(self._recorded, default=0)
+        is_single = num_requests == len(forward.token_ids) and not forward.prompt_rows
+        return is_single and num_requests <= max(self._recorded, default=0)
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
         """Hidden rows [num_tokens, hidden_size] of a batch that `fits`; they are overwritten by the next call."""

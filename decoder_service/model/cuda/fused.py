@@ -49,6 +49,16 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return out, scale
 
 
+def scale_sums(sums: Tensor, row_scale: Tensor, column_scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """Sums fp32 [num_rows, width] times scales of rows [num_rows, 1] and of columns [width, 1], rounded to `dtype`."""
+    num_rows, width = sums.shape
+    out = torch.empty_like(sums, dtype=dtype)
+    _scale_sums[(num_rows, triton.cdiv(width, 1024))](
+        sums, row_scale, column_scale, out, WIDTH=width, BLOCK=1024, num_warps=4
+    )
+    return out
+
+
 def rotate_and_store(
     qkv: Tensor,
     cos: Tensor,
@@ -146,6 +156,23 @@ def _round_rows(
 
 
 @triton.jit
+def _scale_sums(
+    sums: tl.tensor,
+    row_scale: tl.tensor,
+    column_scale: tl.tensor,
+    out: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_in = columns < WIDTH
+    value = tl.load(sums + row * WIDTH + columns, mask=is_in, other=0.0)
+    value = value * tl.load(row_scale + row) * tl.load(column_scale + columns, mask=is_in, other=0.0)
+    tl.store(out + row * WIDTH + columns, value.to(out.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
 def _rotate_and_store(
     qkv: tl.tensor,
     cos: tl.tensor,
@@ -185,8 +212,10 @@ def _rotate_and_store(
             to = key_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS) * 2 * HALF + dims
         else:
             to = value_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS - NUM_KV_HEADS) * 2 * HALF + dims
+        # Names of their own, as a name keeps one type through all branches.
+        low, high = first.to(tl.float32), second.to(tl.float32)
         if LIMIT > 0:
-            first = tl.clamp(first.to(tl.float32), -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-            second = tl.clamp(second.to(tl.float32), -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(to, first.to(to.dtype.element_ty), mask=is_dim)
-        tl.store(to + HALF, second.to(to.dtype.element_ty), mask=is_dim)
+            low = tl.clamp(low, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+            high = tl.clamp(high, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(to, low.to(to.dtype.element_ty), mask=is_dim)
+        tl.store(to + HALF, high.to(to.dtype.element_ty), mask=is_dim)

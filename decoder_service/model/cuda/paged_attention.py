@@ -6,6 +6,8 @@ requests with long contexts still fill the device ("Flash-Decoding", Dao et al. 
 "FlashAttention" (arXiv 2205.14135). Without a GPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1).
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -15,9 +17,23 @@ from decoder_service.model.cuda.tiles import AttentionTiles
 
 _MIN_ROWS = 16
 """The tensor cores' products have at least so many rows."""
-_TILE_KEYS = 64
-"""Keys that a program looks at at once."""
 _LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionLaunch:
+    """How a device runs the kernel, which changes its time and nothing else; to be chosen by measuring."""
+
+    num_keys: int = 64
+    """Keys that a program looks at at once"""
+    num_warps: int = 4
+    num_stages: int = 3
+    """3 and 4 read one lot of keys and values ahead, 5 two"""
+    programs: int = 2
+    """Of each multiprocessor, that keys are split for"""
+
+
+DEFAULT_LAUNCH = AttentionLaunch()
 
 
 def triton_paged_attention(
@@ -33,6 +49,7 @@ def triton_paged_attention(
     scale: float,
     sliding_window: int | None,
     out: Tensor | None = None,
+    launch: AttentionLaunch = DEFAULT_LAUNCH,
 ) -> Tensor:
     """Causal attention of each request's newest rows over its blocks.
 
@@ -66,6 +83,7 @@ def triton_paged_attention(
         scale * _LOG2_E,  # Powers of two cost less than powers of e.
         sliding_window or 0,
         num_tokens,
+        num_splits,
         block_tables.stride(0),
         query.stride(0),
         key_blocks.stride(0),
@@ -77,12 +95,12 @@ def triton_paged_attention(
         BLOCK_SIZE=block_size,
         TILE_TOKENS=tiles.num_tokens,
         ROWS=max(_MIN_ROWS, triton.next_power_of_2(tiles.num_tokens * groups)),
-        KEYS=_TILE_KEYS,
+        KEYS=launch.num_keys,
         BLOCK_D=block_d,
-        NUM_SPLITS=num_splits,
+        IS_SPLIT=num_splits > 1,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        num_warps=4,
-        num_stages=3,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
     )
     if num_splits > 1:
         _join[(num_tokens, num_heads)](
@@ -91,7 +109,8 @@ def triton_paged_attention(
     return out
 
 
-@triton.jit
+# Compiled once for all that these may be: what depends on them is no address of many bytes at once.
+@triton.jit(do_not_specialize=["window", "num_tokens", "num_splits", "table_stride"])
 def _attend(  # noqa: PLR0915 - a kernel is one function
     query: tl.tensor,
     key_blocks: tl.tensor,
@@ -106,6 +125,7 @@ def _attend(  # noqa: PLR0915 - a kernel is one function
     scale: tl.tensor,
     window: tl.tensor,
     num_tokens: tl.tensor,
+    num_splits: tl.tensor,
     table_stride: tl.tensor,
     query_stride: tl.tensor,
     block_stride: tl.tensor,
@@ -119,7 +139,7 @@ def _attend(  # noqa: PLR0915 - a kernel is one function
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
     """One tile of rows against one part of its request's keys.
@@ -148,7 +168,7 @@ def _attend(  # noqa: PLR0915 - a kernel is one function
     last = tl.minimum(seq_len, seq_len - num_rows + first_row + TILE_TOKENS)
     first = tl.where(window > 0, tl.maximum(seq_len - num_rows + first_row - window + 1, 0), 0)
     first = first // KEYS * KEYS
-    part = tl.cdiv(tl.cdiv(last - first, KEYS), NUM_SPLITS) * KEYS
+    part = tl.cdiv(tl.cdiv(last - first, KEYS), num_splits) * KEYS
     start = first + split * part
     stop = tl.minimum(start + part, last)
 
@@ -178,18 +198,18 @@ def _attend(  # noqa: PLR0915 - a kernel is one function
         highest = higher
 
     is_out = is_row[:, None] & is_dim[None, :]
-    if NUM_SPLITS == 1:
-        mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
-        row = (rows_start + tokens).to(tl.int64) * NUM_HEADS + heads
-        tl.store(parts + row[:, None] * HEAD_DIM + dims[None, :], mixed.to(parts.dtype.element_ty), mask=is_out)
-    else:
+    if IS_SPLIT:
         row = (split * num_tokens + rows_start + tokens).to(tl.int64) * NUM_HEADS + heads
         tl.store(parts + row[:, None] * HEAD_DIM + dims[None, :], mixed, mask=is_out)
         tl.store(sums + row * 2, highest, mask=is_row)
         tl.store(sums + row * 2 + 1, total, mask=is_row)
+    else:
+        mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
+        row = (rows_start + tokens).to(tl.int64) * NUM_HEADS + heads
+        tl.store(parts + row[:, None] * HEAD_DIM + dims[None, :], mixed.to(parts.dtype.element_ty), mask=is_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _join(
     parts: tl.tensor,
     sums: tl.tensor,

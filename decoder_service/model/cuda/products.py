@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from decoder_service.model.cuda.fused import round_rows
-from decoder_service.model.fp8 import Fp8Linear, multiply
+from decoder_service.model.cuda.fused import round_rows, scale_sums
+from decoder_service.model.fp8 import FEW_ROWS, Fp8Linear, multiply_scaled, multiply_unscaled
 
 Product = Callable[[Tensor], Tensor]
 """Maps [num_rows, in_features] to [num_rows, out_features]."""
@@ -31,23 +31,28 @@ class PlainProduct:
 
 @dataclass(frozen=True, slots=True)
 class Fp8Product:
-    """A product in 8-bit floats; the input is rounded by one kernel."""
+    """A product in 8-bit floats; the input is rounded by one kernel, and sums of few rows are scaled by another."""
 
     weight: Tensor
     """FP8 [out_features, in_features]"""
     scale: Tensor
     """fp32 [out_features, 1]"""
+    one: Tensor
+    """fp32 [1], made once as each making is a launch"""
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Product`."""
-        return multiply(*round_rows(x), self.weight, self.scale, dtype=x.dtype)
+        rows, row_scale = round_rows(x)
+        if len(rows) > FEW_ROWS:
+            return multiply_scaled(rows, row_scale, self.weight, self.scale, dtype=x.dtype)
+        return scale_sums(multiply_unscaled(rows, self.weight, self.one), row_scale, self.scale, dtype=x.dtype)
 
 
 def join(*modules: nn.Module) -> Product:
     """One product that gives the outputs of all. Their own weights become views of the joined one: nothing is twice."""
     weight = _join_parameter(modules, "weight")
     if isinstance(modules[0], Fp8Linear):
-        return Fp8Product(weight, _join_parameter(modules, "scale"))
+        return Fp8Product(weight, _join_parameter(modules, "scale"), torch.ones(1, device=weight.device))
     return PlainProduct(weight)
 
 

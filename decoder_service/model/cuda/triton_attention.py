@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decoder_service.model.cuda.attention import Attend, AttentionShape, RecordedAttention, Spans, prepare_nothing
-from decoder_service.model.cuda.paged_attention import triton_paged_attention
+from decoder_service.model.cuda.paged_attention import DEFAULT_LAUNCH, AttentionLaunch, triton_paged_attention
 from decoder_service.model.cuda.tiles import AttentionTiles, num_splits_for
 
 
@@ -18,19 +18,22 @@ class TritonAttention:
 
     name = "triton"
 
-    def __init__(self, shape: AttentionShape, device: torch.device) -> None:
+    def __init__(self, shape: AttentionShape, device: torch.device, launch: AttentionLaunch = DEFAULT_LAUNCH) -> None:
         self._shape = shape
-        self._num_processors = num_processors(device)
+        self._launch = launch
+        self._num_programs = launch.programs * num_processors(device)
 
     def plan(self, spans: Spans) -> Attend:
         """See `PagedAttention`."""
         shape = self._shape
         groups = shape.num_heads // shape.num_key_value_heads
-        tiles = AttentionTiles.for_lengths(spans.query_lengths, num_groups=groups, device=spans.seq_lens.device)
+        tiles = AttentionTiles.for_lengths(
+            spans.query_lengths, num_groups=groups, device=spans.seq_lens.device, dtype=shape.dtype
+        )
         splits = num_splits_for(
             num_tiles=len(tiles.requests),
             num_key_value_heads=shape.num_key_value_heads,
-            num_processors=self._num_processors,
+            num_programs=self._num_programs,
             max_seq_len=max(spans.most_tokens),
         )
         return partial(self._attend, spans, tiles, splits)
@@ -53,6 +56,7 @@ class TritonAttention:
             num_splits=num_splits,
             scale=self._shape.scale,
             sliding_window=self._shape.sliding_window,
+            launch=self._launch,
         )
 
 

@@ -11,7 +11,16 @@ from torch import nn
 from common.checkpoint.checkpoint import open_checkpoint
 from common.model.weight_types import WeightTypes
 from decoder_service.model.compute import TorchCompute
-from decoder_service.model.fp8 import FP8, FP8_MAX, Fp8Linear, check_fp8, load_rounded, quantize_layers, round_rows
+from decoder_service.model.fp8 import (
+    FEW_ROWS,
+    FP8,
+    FP8_MAX,
+    Fp8Linear,
+    check_fp8,
+    load_rounded,
+    quantize_layers,
+    round_rows,
+)
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.tiled_compute import TiledCompute
 from decoder_service.model.weights import DecoderModel
@@ -55,6 +64,13 @@ def test_a_product_is_that_of_what_was_rounded(dtype: torch.dtype) -> None:
     exact = x.float() @ linear.weight.detach().float().T
     relative = ((product(x).float() - exact).norm() / exact.norm()).item()
     assert 0.005 < relative < 0.06, "rounded, and by no more than 8 bits cost"
+
+
+def test_few_rows_and_many_are_multiplied_to_the_same_numbers() -> None:
+    """Few are scaled after torch has multiplied, many by torch."""
+    product, x = Fp8Linear.of(nn.Linear(64, 48, bias=False)), rows_of(FEW_ROWS + 1, 64)
+    torch.testing.assert_close(product(x[:-1]), product(x)[:-1], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(product(x[1:]), product(x)[:-1])
 
 
 def test_a_rows_result_does_not_depend_on_the_other_rows() -> None:

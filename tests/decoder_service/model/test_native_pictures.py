@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from common.checkpoint.checkpoint import open_checkpoint
-from common.features.features import FeatureSpec
+from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
-from common.model.devices import Matrices
+from common.model.weight_types import WeightTypes
 from common.native.opening import open_library
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.prompt_images import PlaceholderRange
@@ -39,9 +39,7 @@ NUM_ROWS, BLOCK_SIZE, TEXT_LENGTH = 6, 16, 3
 @pytest.fixture(params=[True, False], ids=["bias", "no bias"])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> DecoderModel:
     directory = save(random_pixtral(replace(SHAPE, projector_bias=request.param)), tmp_path)
-    return DecoderModel.load(
-        open_checkpoint(directory), device=torch.device("cpu"), dtype=torch.float32, matrices=Matrices.ALIKE
-    )
+    return DecoderModel.load(open_checkpoint(directory), device=torch.device("cpu"), types=WeightTypes(torch.float32))
 
 
 @torch.inference_mode()

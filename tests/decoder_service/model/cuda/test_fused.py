@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from common.model.layers import RMSNorm
 from common.model.rope import apply_rotary, inverse_frequencies, rotary_1d
-from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, round_rows, silu_and_multiply
+from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, round_rows, scale_sums, silu_and_multiply
 from decoder_service.model.fp8 import FP8, FP8_MAX
 from decoder_service.model.fp8 import round_rows as plain_round_rows
 from decoder_service.model.kv_cache import saturated
@@ -66,6 +66,14 @@ def test_rows_are_rounded_to_eight_bits_as_torch_rounds_them() -> None:
     torch.testing.assert_close(scale[:5], wanted_scale[:5])
     torch.testing.assert_close(rows[:5].float(), wanted[:5].float(), rtol=0, atol=0)
     assert rows[5, 17].isnan()
+
+
+def test_sums_are_scaled_by_row_and_column_and_rounded_once() -> None:
+    sums = 1e3 * torch.randn(3, 1500, device=DEVICE)
+    row_scale, column_scale = torch.rand(3, 1, device=DEVICE), torch.rand(1500, 1, device=DEVICE)
+    want = (sums * row_scale * column_scale.T).half()
+    assert scale_sums(sums, row_scale, column_scale, dtype=torch.float16).equal(want)
+    assert not scale_sums(sums, row_scale.flip(0), column_scale, dtype=torch.float16).equal(want)
 
 
 def test_keys_and_values_of_eight_bits_are_the_largest_number_at_most() -> None:

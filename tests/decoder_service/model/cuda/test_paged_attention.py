@@ -25,6 +25,8 @@ class Case:
     block_size: int = 4
     window: int | None = None
     splits: int = 1
+    tiles_of: torch.dtype = torch.bfloat16
+    """Tiles as for queries of this type"""
 
 
 CASES = [
@@ -34,6 +36,7 @@ CASES = [
     Case(new=(5, 1, 70), lengths=(5, 9, 140)),
     Case(new=(5, 1, 33), lengths=(70, 9, 33), splits=2, window=11, block_size=16),
     Case(new=(66,), lengths=(130,), heads=4, kv_heads=1, block_size=3),
+    Case(new=(5, 1, 33), lengths=(70, 9, 33), splits=2, tiles_of=torch.float32),
 ]
 
 
@@ -75,7 +78,7 @@ def test_another_block_table_gives_another_answer() -> None:
 
 def test_keys_are_split_where_programs_are_few_and_contexts_long() -> None:
     def splits(num_tiles: int, length: int) -> int:
-        return num_splits_for(num_tiles=num_tiles, num_key_value_heads=8, num_processors=132, max_seq_len=length)
+        return num_splits_for(num_tiles=num_tiles, num_key_value_heads=8, num_programs=264, max_seq_len=length)
 
     assert splits(1, 100_000) == 32
     assert splits(1, 300) == 2
@@ -114,7 +117,9 @@ def _attend(case: Case, query: Tensor, keys: Tensor, values: Tensor, tables: Ten
         block_tables=tables,
         query_starts=torch.tensor(starts, dtype=torch.int32, device=DEVICE),
         seq_lens=torch.tensor(case.lengths, dtype=torch.int32, device=DEVICE),
-        tiles=AttentionTiles.for_lengths(case.new, num_groups=case.heads // case.kv_heads, device=DEVICE),
+        tiles=AttentionTiles.for_lengths(
+            case.new, num_groups=case.heads // case.kv_heads, device=DEVICE, dtype=case.tiles_of
+        ),
         num_splits=case.splits,
         scale=case.head_dim**-0.5,
         sliding_window=case.window,

@@ -1,0 +1,127 @@
+"""Compiles every kernel as a compiler for real GPUs sees it, and judges what came out; `test_compilation` runs it."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from triton import backends, compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.jit import JITFunction
+
+from decoder_service.model.cuda.fused import (
+    _add_rms_norm,
+    _rotate_and_store,
+    _round_rows,
+    _scale_sums,
+    _silu_and_multiply,
+)
+from decoder_service.model.cuda.paged_attention import DEFAULT_LAUNCH, AttentionLaunch, _attend, _join
+
+HOPPER = GPUTarget("cuda", 90, 32)
+PTXAS = Path(backends.__file__).parent / "nvidia/bin/ptxas"
+NUMBERS = {"window", "num_tokens", "num_splits", "table_stride"}
+"""Of attention: whatever they are, the kernel is the same."""
+SHARED_BYTES = 227 * 1024
+"""That a program of this GPU can have."""
+
+
+def compiled(
+    kernel: JITFunction, types: Mapping[str, str], constants: Mapping[str, object], **options: int
+) -> CompiledKernel:
+    """A kernel whose addresses, strides and plain numbers are multiples of 16, as at nearly every launch."""
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    odd = {name for name, kind in types.items() if kind == "fp32"} | NUMBERS | set(constants)
+    aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(kernel.arg_names) if name not in odd}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=aligned)
+    return compile(source, target=HOPPER, options=options)
+
+
+def fits(made: CompiledKernel) -> bool:
+    """Whether a multiprocessor has room for what a program shares, and each thread's numbers fit the registers."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(made.asm["ptx"])
+        file.flush()
+        command = [str(PTXAS), "-v", "--gpu-name", "sm_90a", "-o", "/dev/null", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr  # noqa: S603
+    spilled = [int(count) for count in re.findall(r"(\d+) bytes spill", said)]
+    assert spilled, said
+    return made.metadata.shared <= SHARED_BYTES and not any(spilled)
+
+
+def attend(
+    rows: int,
+    tile_tokens: int,
+    *,
+    is_split: bool,
+    query: str,
+    keys: str,
+    head_dim: int = 128,
+    launch: AttentionLaunch = DEFAULT_LAUNCH,
+) -> CompiledKernel:
+    """Attention with 32 heads over 8."""
+    shape = {"NUM_HEADS": 32, "GROUPS": 4, "HEAD_DIM": head_dim, "BLOCK_SIZE": 16, "TILE_TOKENS": tile_tokens}
+    precision = "ieee" if query == "*fp32" else "tf32"
+    constants = {
+        **shape,
+        "ROWS": rows,
+        "KEYS": launch.num_keys,
+        "BLOCK_D": head_dim,
+        "IS_SPLIT": is_split,
+        "PRECISION": precision,
+    }
+    out = "*fp32" if is_split else query
+    pointers = ("block_tables", "query_starts", "seq_lens", "tile_requests", "tile_starts")
+    types = dict.fromkeys(_attend.arg_names, "i32") | dict.fromkeys(pointers, "*i32")
+    types |= {"query": query, "key_blocks": keys, "value_blocks": keys, "parts": out, "sums": out, "scale": "fp32"}
+    return compiled(_attend, types, constants, num_warps=launch.num_warps, num_stages=launch.num_stages)
+
+
+def check_attention() -> None:
+    """On the tensor cores where they can, with keys and values that are read ahead."""
+    for keys in ("*bf16", "*fp8e4nv"):
+        for rows, tile_tokens, is_split, product in ((16, 1, True, "mma.sync"), (64, 16, False, "wgmma")):
+            made = attend(rows, tile_tokens, is_split=is_split, query="*bf16", keys=keys)
+            assert fits(made)
+            assert made.metadata.shared < 100_000, made.metadata.shared  # two programs fit on a multiprocessor
+            assert product in made.asm["ptx"], "products are not on the tensor cores"
+            assert "cp.async.c" in made.asm["ptx"], "keys and values are not read ahead"
+            assert "cp.async.cg" in made.asm["ptx"] or keys == "*fp8e4nv", "not 16 bytes at a time"
+    # In fp32 tiles of prompts are of 16 rows too.
+    assert fits(attend(16, 1, is_split=True, query="*fp32", keys="*fp32"))
+    assert fits(attend(16, 4, is_split=False, query="*fp32", keys="*fp32"))
+    types = {"parts": "*fp32", "sums": "*fp32", "out": "*bf16", "num_tokens": "i32"}
+    assert fits(compiled(_join, types, {"NUM_HEADS": 32, "HEAD_DIM": 128, "BLOCK_D": 128, "NUM_SPLITS": 32}))
+
+
+def check_small_steps() -> None:
+    """Pixtral-12B's widths, in all types."""
+    for kind in ("*bf16", "*fp16", "*fp32"):
+        norm = {"x": kind, "delta": kind, "weight": kind, "out": kind, "eps": "fp32"}
+        assert fits(compiled(_add_rms_norm, norm, {"WIDTH": 5120, "BLOCK": 8192, "ADDS": True}, num_warps=8))
+        assert fits(compiled(_silu_and_multiply, {"gate_up": kind, "out": kind}, {"WIDTH": 14336, "BLOCK": 1024}))
+        sums = {"sums": "*fp32", "row_scale": "*fp32", "column_scale": "*fp32", "out": kind}
+        assert fits(compiled(_scale_sums, sums, {"WIDTH": 28672, "BLOCK": 1024}))
+        for keys, limit in ((kind, 0.0), ("*fp8e4nv", 448.0)):
+            types = {"qkv": kind, "cos": "*fp32", "sin": "*fp32", "slot_mapping": "*i64", "row_stride": "i32"}
+            types |= {"key_blocks": keys, "value_blocks": keys}
+            constants = {"NUM_HEADS": 32, "NUM_KV_HEADS": 8, "HALF": 64, "BLOCK": 64, "LIMIT": limit}
+            assert fits(compiled(_rotate_and_store, types, constants, num_warps=1))
+        constants = {"WIDTH": 5120, "BLOCK": 4096, "MAX": 448.0, "MIN_SCALE": 1e-12}
+        made = compiled(_round_rows, {"x": kind, "out": "*fp8e4nv", "scale": "*fp32"}, constants)
+        assert fits(made)
+        assert "satfinite.e4m3x2" in made.asm["ptx"], "the device's own rounding is not used"
+
+
+def check_that_spilling_is_seen() -> None:
+    """The negative control: tiles of 64 rows in fp32."""
+    assert not fits(attend(64, 16, is_split=False, query="*fp32", keys="*fp32", head_dim=64))
+
+
+CHECKS: tuple[Callable[[], None], ...] = (check_attention, check_small_steps, check_that_spilling_is_seen)
+
+if __name__ == "__main__":
+    for check in CHECKS:
+        check()
