@@ -43,7 +43,7 @@ def quickly(config: InterferenceConfig) -> InterferenceConfig:
     text, pictures = (
         replace(each, text_tokens=Span(6, 6), output_tokens=Span(4, 4)) for each in (config.text, config.pictures)
     )
-    return replace(config, text=text, pictures=pictures, num_requests=6, pictures_per_second=50)
+    return replace(config, text=text, pictures=pictures, num_requests=6, pictures_per_second=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +97,9 @@ class Interference:
 
 
 async def interfere(send: Send, config: InterferenceConfig, *, token_ids: Sequence[int], number: int) -> Interference:
-    """Put the round of this number on a system that is warm. Raises ValueError where no request of a kind ended well.
+    """Put the round of this number on a system that is warm.
 
+    Raises ValueError where no request of a kind ended well, or nothing came beside pictures.
     Beside pictures so many streams of text go on until the last picture's request has ended.
     """
     seed = number * _SEEDS
@@ -123,6 +124,10 @@ async def interfere(send: Send, config: InterferenceConfig, *, token_ids: Sequen
     found = Interference(alone=alone, beside=beside, pictures=await sending)
     for records in (found.beside, found.pictures):
         _check(records)
+    if not found.gaps_beside:
+        raise ValueError(
+            "no two messages of text came beside pictures: more pictures must be asked for, or fewer a second"
+        )
     return found
 
 

@@ -55,6 +55,17 @@ def test_gaps_behind_the_last_picture_do_not_count() -> None:
     assert found.inflation == pytest.approx(1.3)
 
 
+async def test_a_round_in_which_nothing_came_beside_pictures_says_so() -> None:
+    """Not that the goal is met."""
+
+    async def send(plan: RequestPlan) -> RequestRecord:
+        now = time.monotonic()
+        return record(now) if plan.images else record(now + 100, now + 101)
+
+    with pytest.raises(ValueError, match="no two messages of a text came beside pictures"):
+        await interfere(send, replace(QUICK, num_requests=1), token_ids=range(300, 400), number=1)
+
+
 def test_failed_requests_are_left_out_and_counted() -> None:
     found = interference(0.013, failed=[FAILED])
     assert found.inflation == pytest.approx(1.3)
