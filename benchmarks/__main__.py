@@ -14,8 +14,12 @@ _COMMANDS = {
     "compare": ("benchmarks.compare.command", "CompareConfig", "ourselves and every installed peer in turns"),
     "table": ("benchmarks.compare.table_command", "TableConfig", "one table of several comparisons"),
     "load": ("benchmarks.load.command", "LoadConfig", "a load on the running pair, with latencies and goodput"),
-    "service": ("benchmarks.service.command", "ServiceConfig", "what the services cost, and what pictures do to text"),
-    "served": ("benchmarks.served.command", "ServedConfig", "goodput beside the peers' HTTP servers, in turns"),
+    "service": ("benchmarks.service.command", "ServiceConfig", "what the services cost, and their goodput"),
+    "served": (
+        "benchmarks.served.command",
+        "ServedConfig",
+        "goodput, and text beside pictures, of all in turns",
+    ),
     "scheduling": (
         "benchmarks.scheduling.command",
         "SchedulingConfig",

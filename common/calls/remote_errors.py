@@ -32,6 +32,8 @@ _ERRORS: dict[grpc.StatusCode, type[DiptychError]] = {
 }
 
 
+NOT_LET_IN = "NOT_LET_IN"
+"""Reason of a peer that does not take this service's calls."""
 _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
@@ -41,7 +43,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> DiptychError:
     A peer that does not let this service in says nothing of who called it, and another peer may.
     """
     if error.code() in _REFUSALS:
-        return UnavailableError("NOT_LET_IN", "another service does not let this one in")
+        return UnavailableError(NOT_LET_IN, "another service does not let this one in")
     kind = _ERRORS.get(error.code(), InternalError)
     read = to_client_error(error)
     if not read.reason:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint.safetensors_file import StoredTensor
-from common.model.devices import Mark
+from common.model.devices import Mark, wait_for_nothing
 
 PIECE_BYTES = 32 << 20
 """Read at once; so much takes many times as long as a system call and is little beside the weights."""
@@ -52,9 +52,5 @@ class _Piece:
 
     def __init__(self, memory: Tensor) -> None:
         self.memory = memory
-        self.wait: Callable[[], None] = _nothing
+        self.wait: Callable[[], None] = wait_for_nothing
         """Waits until what was read last is on the device."""
-
-
-def _nothing() -> None:
-    """There is nothing to wait for."""

@@ -15,9 +15,9 @@ def num_cores(root: Path = Path("/")) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (root / "sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
         return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def num_threads() -> int:

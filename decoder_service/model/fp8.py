@@ -1,7 +1,8 @@
 """Products whose weights are kept in 8-bit floats (e4m3), with a scale for each output and for each row of input.
 
 Knows tensors and the decoder's modules. Does not know kernels that round faster (see `cuda.products`). A row's scale
-depends on that row alone, so its result does not depend on the other rows. torch multiplies; on a CPU, slowly.
+depends on that row alone; how its sums are rounded, on whether it is among few rows or many. torch multiplies; on a
+CPU, slowly.
 """
 
 from collections.abc import Iterator

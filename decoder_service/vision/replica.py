@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.calls.call import current_call, trace_metadata
 from common.calls.channel_options import CLIENT_OPTIONS
-from common.calls.remote_errors import from_rpc_error
+from common.calls.remote_errors import NOT_LET_IN, from_rpc_error
 from common.client.tls import ChannelTls, aio_channel
 from common.errors import DiptychError, InternalError, UnavailableError
 from common.features.chunk_copy import CopyChunk
@@ -30,6 +30,7 @@ from common.telemetry.spans import SpanKind
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import read_info
 from decoder_service.vision.arena_guest import ArenaGuest, Sharing
+from decoder_service.vision.encode_message import serialized
 from decoder_service.vision.image_encoder import VisionInfo
 from diptych.v1 import vision_pb2 as pb
 from diptych.v1 import vision_pb2_grpc
@@ -76,7 +77,7 @@ class VisionReplica:
         self.address = address
         self._turns = turns
         self._copy = copy
-        self.state = ReplicaState.UNREACHABLE
+        self.state, self._reason = ReplicaState.UNREACHABLE, ""
         self.info: VisionInfo | None = None
         """What the replica said when it was last asked."""
         self.troubled = asyncio.Event()
@@ -84,7 +85,7 @@ class VisionReplica:
         self._channel = aio_channel(address, CLIENT_OPTIONS, tls)
         self._stub = vision_pb2_grpc.VisionServiceStub(self._channel)
         # Answers in bytes: the receiver reads them without the copies that generated code makes.
-        self._encode: Any = self._channel.unary_stream(f"/{_SERVICE_NAME}/Encode", request_serializer=_serialize)
+        self._encode: Any = self._channel.unary_stream(f"/{_SERVICE_NAME}/Encode", request_serializer=serialized)
         self._guest = ArenaGuest(address, wants_memory=shared_memory)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)  # its stubs do not know its methods
         self._is_serving = True
@@ -153,7 +154,7 @@ class VisionReplica:
             )
             load = await self._stub.GetLoad(pb.GetLoadRequest(), timeout=seconds)
         except grpc.aio.AioRpcError as error:
-            self._enter(ReplicaState.UNREACHABLE, error.code().name)
+            self._enter(ReplicaState.UNREACHABLE, from_rpc_error(error).reason)
             return
         self._others_patches = max(0, load.pending_patches - self._own_patches)
         self.info = read_info(model)
@@ -230,10 +231,11 @@ class VisionReplica:
             self._enter(ReplicaState.UNREACHABLE, error.reason)
 
     def _enter(self, state: ReplicaState, reason: str) -> None:
-        if state is not self.state:
+        # One that is not reached anyway may be there and not let us in, of which nobody else would tell.
+        if state is not self.state or (reason == NOT_LET_IN != self._reason):
             extra = {"address": self.address, "state": state.value, "reason": reason}
             _log.log(logging.INFO if state is ReplicaState.READY else logging.WARNING, "vision replica", extra=extra)
-            self.state = state
+            self.state, self._reason = state, reason
         if state is not ReplicaState.READY:
             self.troubled.set()
 
@@ -241,10 +243,3 @@ class VisionReplica:
 def is_bad_stream(error: DiptychError) -> bool:
     """Whether an error says that the features, not the request, were wrong."""
     return error.reason in ("EMBED_CORRUPT", "EMBED_INVALID")
-
-
-def _serialize(sent: tuple[pb.EncodeRequest, bytes]) -> bytes:
-    """A request with the token of the replica that it goes to: messages that follow each other are one message."""
-    request, token = sent
-    data = request.SerializeToString()
-    return data + pb.EncodeRequest(shared_memory_token=token).SerializeToString() if token else data

@@ -165,13 +165,13 @@ class Batcher:
         self.num_batches += 1
         num_patches = sum(waiting.num_patches for waiting in batch)
         self.pending.seconds_per_patch = seconds / num_patches
-        if self._on_batch is not None:
-            self._on_batch(len(batch), num_patches, seconds)
         for waiting, image in zip(batch, features, strict=True):
             if not waiting.result.done():
                 waiting.result.set_result(
                     EncodeResult(features=image, queue_seconds=start - waiting.arrival, encode_seconds=seconds)
                 )
+        if self._on_batch is not None:
+            self._on_batch(len(batch), num_patches, seconds)
 
     async def _after_failure(self, batch: list[_Waiting], error: Exception, *, is_repeated: bool) -> None:
         """Try the images of a failed batch one by one, so that only the one at fault fails.

@@ -97,10 +97,25 @@ def test_plain_torch_is_to_be_had_on_a_gpu_too(
         LibraryChoice(None, "this is no CPU"),
         max_num_requests=2,
         max_model_len=8,
-        attention=AttentionBackend.FLASHINFER,
     )
     assert make(cache).name == expected
-    assert chosen == [AttentionBackend.FLASHINFER] * (compute is ComputeChoice.AUTO)
+    assert chosen == [AttentionBackend.AUTO] * (compute is ComputeChoice.AUTO)
+
+
+def test_attention_that_needs_triton_is_refused_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_choice, "find_spec", lambda _: None)
+    model = DecoderModel.load(open_checkpoint(save_text(tmp_path)), device=CPU, types=WeightTypes(torch.float32))
+    with pytest.raises(ValueError, match="--attention-backend flashinfer needs Triton"):
+        choose_compute(
+            replace(model, device=torch.device("cuda")),
+            ModelSettings(model=tmp_path, device="cuda"),
+            LibraryChoice(None, "this is no CPU"),
+            max_num_requests=2,
+            max_model_len=8,
+            attention=AttentionBackend.FLASHINFER,
+        )
 
 
 def test_loading_a_model_imports_no_compiler() -> None:

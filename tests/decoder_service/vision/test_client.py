@@ -18,6 +18,7 @@ from common.errors import (
     InternalError,
     InvalidArgumentError,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from common.features.feature_spec import FeatureSpec
@@ -438,6 +439,21 @@ MISMATCHES = {
     "unknown type": pb.VisionServiceGetModelInfoResponse(dtype=99),  # type: ignore[arg-type]
     "unknown preprocessing": pb.VisionServiceGetModelInfoResponse(preprocessing=types_pb2.Preprocessing(mode=99)),  # type: ignore[arg-type]
 }
+
+
+async def test_a_replica_that_does_not_let_us_in_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Closed(FakeReplica):
+        num_asked = 0
+
+        async def GetModelInfo(self, request: object, context: object) -> pb.VisionServiceGetModelInfoResponse:
+            self.num_asked += 1
+            raise UnauthenticatedError("TOKEN_MISSING", "the call must bring a token")
+
+    replica = Closed()
+    async with client_of(replica, ready=False):
+        await until(lambda: replica.num_asked > 1)
+    told = [record for record in caplog.records if getattr(record, "reason", "") == "NOT_LET_IN"]
+    assert [getattr(record, "address", "") for record in told] == [replica.address]
 
 
 @pytest.mark.parametrize("name", MISMATCHES)

@@ -264,7 +264,7 @@ async def test_closing_refuses_those_who_wait() -> None:
             await encode(batcher, 3)
 
 
-async def test_what_fails_behind_the_encoder_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_fails_behind_the_encoder_costs_no_picture(caplog: pytest.LogCaptureFixture) -> None:
     told: list[int] = []
 
     def on_batch(num_images: int, num_patches: int, seconds: float) -> None:
@@ -277,9 +277,8 @@ async def test_what_fails_behind_the_encoder_fails_its_batch_alone(caplog: pytes
     )
     batcher.start()
     try:
-        with pytest.raises(InternalError, match="could not be encoded"):
-            await asyncio.wait_for(encode(batcher, 1), 5)
-        assert (await asyncio.wait_for(encode(batcher, 2), 5)).features
+        for name in (1, 2):
+            assert (await asyncio.wait_for(encode(batcher, name), 5)).features
     finally:
         await batcher.close()
     assert "a bug" in caplog.text

@@ -14,7 +14,13 @@ from torch.nn.attention.varlen import varlen_attn
 from common.model.attention import paged_attention
 from common.model.settings import AttentionBackend
 from decoder_service.model.compute import Compute
-from decoder_service.model.cuda.attention import AttentionShape, PagedAttention, Spans
+from decoder_service.model.cuda.attention import (
+    AttentionShape,
+    PagedAttention,
+    RecordedAttention,
+    Spans,
+    prepare_nothing,
+)
 from decoder_service.model.cuda.attention_choice import choose_attention, largest_error
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.cuda.flashinfer_attention import FlashInferAttention, PlanMemory
@@ -212,8 +218,15 @@ def test_a_plan_waits_until_the_device_has_read_the_one_before() -> None:
         return lambda: told.append("wait")
 
     attention = FlashInferAttention(shape(), Wrapper, mark)
+    once = Spans(
+        block_tables=torch.zeros(1, 1, dtype=torch.int32),
+        query_starts=torch.arange(2, dtype=torch.int32),
+        seq_lens=torch.ones(1, dtype=torch.int32),
+        query_lengths=[1],
+        most_tokens=[1],
+    )
     for _ in range(2):
-        largest_error(attention, shape(), CPU)
+        attention.plan(once)
     assert told == ["plan", "mark", "wait", "plan", "mark"]
 
 
@@ -247,6 +260,18 @@ def test_what_is_asked_for_is_chosen_and_ours_where_nothing_is(offered: Callable
     assert choose_attention(AttentionBackend.TORCH, shape(), CPU).name == "torch"
     for unset in (AttentionBackend.AUTO, AttentionBackend.TRITON):
         assert choose_attention(unset, shape(), CPU).name == "triton"
+
+
+def test_a_recorded_pass_that_reads_an_old_plan_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = FlashInferAttention(shape(), FakeWrapper, no_mark)
+    assert largest_error(attention, shape(), CPU) < 1e-5
+    plan_recorded = attention.plan_recorded
+
+    def unprepared(spans: Spans) -> RecordedAttention:
+        return RecordedAttention(plan_recorded(spans).attend, prepare_nothing)
+
+    monkeypatch.setattr(attention, "plan_recorded", unprepared)
+    assert largest_error(attention, shape(), CPU) > 1e-3
 
 
 @pytest.mark.parametrize(
