@@ -59,10 +59,11 @@ async def test_a_round_in_which_nothing_came_beside_pictures_says_so() -> None:
     """Not that the goal is met."""
 
     async def send(plan: RequestPlan) -> RequestRecord:
+        await asyncio.sleep(0.005)
         now = time.monotonic()
         return record(now) if plan.images else record(now + 100, now + 101)
 
-    with pytest.raises(ValueError, match="no two messages of a text came beside pictures"):
+    with pytest.raises(ValueError, match="no two messages of text came beside pictures"):
         await interfere(send, replace(QUICK, num_requests=1), token_ids=range(300, 400), number=1)
 
 
@@ -143,7 +144,8 @@ async def test_streams_go_on_until_the_last_picture_has_ended() -> None:
     assert len(found.beside) > QUICK.num_requests
     ended_at = max(each.ended_at or 0 for each in found.pictures)
     assert max(each.ended_at or 0 for each in found.beside) >= ended_at
-    assert all(each.sent_at <= ended_at for each in found.beside)
+    # One of each stream may begin before the end is known.
+    assert sum(each.sent_at > ended_at for each in found.beside) <= slow.streams
 
 
 async def test_a_system_that_answers_nothing_was_not_run_and_the_others_were() -> None:
