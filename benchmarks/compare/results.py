@@ -6,6 +6,7 @@ Knows rates and ratios. Does not know engines' processes or cases' workloads.
 import math
 from dataclasses import dataclass, field
 
+from benchmarks.markdown import figure, table_lines
 from benchmarks.statistics import Spread
 
 
@@ -65,24 +66,24 @@ _COLUMNS = (
 
 def table(results: list[CaseResult]) -> str:
     """A Markdown table, one row for each engine in each case."""
-    rows = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    rows: list[list[str]] = []
     for result in results:
         ours = next(engine.processor_seconds for engine in result.engines if engine.ratio is None)
-        rows.extend(_row(result, engine, ours) for engine in result.engines)
+        rows.extend(_cells(result, engine, ours) for engine in result.engines)
     missing = {f"{engine} ({reason})" for result in results for engine, reason in result.not_run.items()}
-    return "\n".join([*rows, "", *(f"Not run: {each}." for each in sorted(missing))])
+    return "\n".join([*table_lines(_COLUMNS, rows), "", *(f"Not run: {each}." for each in sorted(missing))])
 
 
-def _row(result: CaseResult, engine: EngineResult, our_processor_seconds: float) -> str:
+def _cells(result: CaseResult, engine: EngineResult, our_processor_seconds: float) -> list[str]:
     share = engine.rate.median / result.limit if result.limit else math.nan
     share_goal = f" (goal {result.limit_goal:.2f})" if result.limit_goal and engine.ratio is None else ""
     goal = "" if engine.ratio_goal is None else f"{engine.ratio_goal:.2f} {'met' if engine.is_goal_met else 'missed'}"
-    cells = [
+    return [
         result.case,
         str(result.cores),
         engine.engine,
-        f"{_figure(engine.rate.median)} {result.unit}",
-        f"{_figure(engine.rate.lowest)} to {_figure(engine.rate.highest)}",
+        f"{figure(engine.rate.median)} {result.unit}",
+        f"{figure(engine.rate.lowest)} to {figure(engine.rate.highest)}",
         "" if engine.ratio is None else f"{engine.ratio:.2f}",
         goal,
         "" if math.isnan(share) else f"{share:.2f}{share_goal}",
@@ -90,8 +91,3 @@ def _row(result: CaseResult, engine: EngineResult, our_processor_seconds: float)
         f"{engine.processor_seconds / our_processor_seconds:.2f}" if engine.ratio and our_processor_seconds else "",
         engine.agreement,
     ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

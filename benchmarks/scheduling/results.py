@@ -6,6 +6,7 @@ Knows times and ratios. Does not know engines' processes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.markdown import figure, table_lines
 from benchmarks.statistics import Spread, percentile
 
 
@@ -74,27 +75,21 @@ _COLUMNS = (
 
 def table(results: Sequence[StepsResult]) -> str:
     """A Markdown table, one row for each part of an engine at each number of requests."""
-    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
-    lines += [_line(result.running, row) for result in results for row in result.rows]
+    rows = [_cells(result.running, row) for result in results for row in result.rows]
     missing = {f"{engine} ({reason})" for result in results for engine, reason in result.not_run.items()}
-    return "\n".join([*lines, "", *(f"Not run: {each}." for each in sorted(missing))])
+    return "\n".join([*table_lines(_COLUMNS, rows), "", *(f"Not run: {each}." for each in sorted(missing))])
 
 
-def _line(running: int, row: RowResult) -> str:
+def _cells(running: int, row: RowResult) -> list[str]:
     spread, ratio, goal = row.processor_microseconds, row.ratio, row.goal
     verdict = "" if ratio is None or goal is None else f"{goal:.2f} {'met' if ratio <= goal else 'missed'}"
-    cells = [
+    return [
         str(running),
         row.name,
-        _figure(spread.median),
-        f"{_figure(spread.lowest)} to {_figure(spread.highest)}",
-        _figure(row.microseconds),
-        _figure(spread.median / running),
+        figure(spread.median),
+        f"{figure(spread.lowest)} to {figure(spread.highest)}",
+        figure(row.microseconds),
+        figure(spread.median / running),
         "" if ratio is None else f"{ratio:.2f}",
         verdict,
     ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

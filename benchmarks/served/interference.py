@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks.checkpoints import text_config
 from benchmarks.load.interference import Interference, InterferenceConfig, interfere
+from benchmarks.markdown import table_lines
 from benchmarks.served.loads import FIRST_PLAIN_TOKEN, limited
 from benchmarks.served.systems import Running, System
 from benchmarks.statistics import percentile
@@ -97,12 +98,10 @@ def tables(found: InterferenceComparison) -> str:
     """A Markdown table with a row for each system's rounds, and one for their medians where there are several."""
     missing = "".join(f"Not run: {name} ({reason}).\n" for name, reason in sorted(found.not_run.items()))
     versions = "".join(f"{name} ({version})\n" for name, version in found.versions.items())
-    rows = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
-    for name, rounds in found.rounds.items():
-        rows += [f"| {' | '.join(_cells(found, name, number))} |" for number in range(len(rounds))]
+    rows = [_cells(found, name, number) for name, rounds in found.rounds.items() for number in range(len(rounds))]
     how = found.config
     load = f"{how.streams} streams of text, {how.pictures_per_second:g} pictures a second"
-    return "\n".join([f"{NAME}: {load}\n{versions}{missing}", *rows, *_medians(found), ""])
+    return "\n".join([f"{NAME}: {load}\n{versions}{missing}", *table_lines(_COLUMNS, rows), *_medians(found), ""])
 
 
 def _cells(found: InterferenceComparison, name: str, number: int) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.load.figures import LoadFigures, Slo, figures
 from benchmarks.load.records import RequestRecord
+from benchmarks.markdown import table_lines
 from benchmarks.served.loads import Alone
 
 GOAL = 1.2
@@ -114,10 +115,7 @@ def tables(found: Comparison) -> str:
 
 def table(found: Comparison, limits: Slo) -> str:
     """A row for each system at each rate."""
-    rows = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
-    for load in found.loads:
-        rows.append(f"| {' | '.join(_cells(found, load, limits))} |")
-    return "\n".join([*rows, ""])
+    return "\n".join([*table_lines(_COLUMNS, (_cells(found, load, limits) for load in found.loads)), ""])
 
 
 def _cells(found: Comparison, load: OpenLoad, limits: Slo) -> list[str]:

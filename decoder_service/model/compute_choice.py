@@ -47,21 +47,17 @@ def choose_compute(
     """What makes what a service with these settings runs with; `kernels` are what `choose_kernels` found.
 
     On CUDA the model's weights have their last places when this returns, so that the memory that is left then is what
-    the KV cache can have. Raises ValueError where what is to compute attention cannot, and so
-    does what is made.
+    the KV cache can have. Raises ValueError where what is to compute attention cannot, and so does what is returned.
     """
-    make: MakeCompute
     if kernels.library is not None:
-        make = partial(NativeCompute, model, library=kernels.library, in_bytes=quantize is Quantize.INT8)
-    elif settings.deterministic:
-        make = partial(TiledCompute, model)
-    elif model.device.type == "cuda" and settings.compute is not ComputeChoice.TORCH and find_spec("triton"):
-        make = _cuda_compute(model, attention, max_num_requests=max_num_requests, max_model_len=max_model_len)
-    elif attention is not AttentionBackend.AUTO:
+        return partial(NativeCompute, model, library=kernels.library, in_bytes=quantize is Quantize.INT8)
+    if settings.deterministic:
+        return partial(TiledCompute, model)
+    if model.device.type == "cuda" and settings.compute is not ComputeChoice.TORCH and find_spec("triton"):
+        return _cuda_compute(model, attention, max_num_requests=max_num_requests, max_model_len=max_model_len)
+    if attention is not AttentionBackend.AUTO:
         raise ValueError(f"--attention-backend {attention.value} needs Triton, which is not installed")
-    else:
-        make = partial(TorchCompute, model)
-    return make
+    return partial(TorchCompute, model)
 
 
 def log_compute(

@@ -28,7 +28,7 @@ _OURS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.FAILED_PRECONDITION})
 
 
 class RequestWatch:
-    """One request; its methods are called on the event loop, none of them for every token."""
+    """One request; its methods are called on the event loop, once but for `first_token`, which every message calls."""
 
     def __init__(self, metrics: RequestMetrics, call: Call, *, caller: str = "") -> None:
         """Watch the request that `call` brought, of a caller by name where that is known."""
