@@ -72,10 +72,14 @@ static void attend_by(Inside& inside, const float* query, float* out, int64_t ro
     return heads.window ? std::max<int64_t>(0, position + l / heads.group + 1 - heads.window) : 0;
   };
   const int64_t end = last_of(lanes - 1);
-  for (int64_t start = first_of(0) / kTile * kTile; start < end; start += kTile) {
-    const int64_t count = std::min<int64_t>(kTile, end - start);
-    int64_t places[kTile];
-    tokens.places(start, count, places);
+  const auto count_from = [&](int64_t start) { return std::clamp<int64_t>(end - start, 0, kTile); };
+  int64_t some[kTile], others[kTile], *places = some, *ahead = others;
+  int64_t start = first_of(0) / kTile * kTile;
+  tokens.places(start, count_from(start), places);
+  for (; start < end; start += kTile, std::swap(places, ahead)) {
+    const int64_t count = count_from(start), expected = count_from(start + kTile);
+    tokens.places(start + kTile, expected, ahead);
+    inside.expect(tokens.keys, tokens.values, ahead, expected);
     inside.read(tokens.keys, tokens.values, places, count);
     for (int64_t l = 0; l < lanes; l += at_once) {
       const int64_t taken = std::min<int64_t>(at_once, lanes - l);

@@ -28,6 +28,33 @@ struct Seen {
   }
 };
 
+// Keys and values of the tile that is read next. Its rows are asked for one by one while this tile is computed, so that
+// memory is never idle: the processor does not foresee them, and all at once would be waited for.
+struct Ahead {
+  const char *keys[kTile], *values[kTile];
+  int64_t count = 0;  // of rows
+  int64_t size = 0;   // of each, in bytes
+
+  template <typename Stored>
+  void put(const Stored* all_keys, const Stored* all_values, const int64_t* places, int64_t rows, int64_t head_dim) {
+    count = rows, size = head_dim * static_cast<int64_t>(sizeof(Stored));
+    for (int64_t i = 0; i < rows; ++i) {
+      keys[i] = reinterpret_cast<const char*>(all_keys + places[i]);
+      values[i] = reinterpret_cast<const char*>(all_values + places[i]);
+    }
+  }
+
+  __attribute__((always_inline)) void ask_key(int64_t i) const { ask(keys, i); }
+  __attribute__((always_inline)) void ask_value(int64_t i) const { ask(values, i); }
+
+ private:
+  // Inlined by order: a compiler takes what only asks for memory for something without effect, and leaves the call out.
+  __attribute__((always_inline)) void ask(const char* const* rows, int64_t i) const {
+    if (i < count)
+      for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(rows[i] + at, 0, 2);
+  }
+};
+
 // A tile's keys with the dimension first: to [padded head_dim][kTile]. Behind `count` tokens stands anything, which nobody
 // sees.
 template <typename Stored>
@@ -51,12 +78,14 @@ static inline void transpose_keys(const Stored* keys, const int64_t* places, int
   }
 }
 
-// scores [L][kTile] = scale * query . keys; the query's lanes stand `stride` floats apart.
+// scores [L][kTile] = scale * query . keys.
 template <int L>
-static inline void scores(const float* const* query, const float* keys, int64_t head_dim, float scale, float* to) {
+static inline void scores(const float* const* query, const float* keys, int64_t head_dim, float scale, const Ahead& ahead,
+                          float* to) {
   for (int first = 0; first < kTile; first += kVectors * kWidth) {
     Floats sums[L][kVectors] = {};
     for (int64_t d = 0; d < head_dim; ++d) {
+      if (first == 0) ahead.ask_key(d);
       Floats key[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) key[v] = load(keys + d * kTile + first + v * kWidth);
@@ -77,13 +106,14 @@ static inline void scores(const float* const* query, const float* keys, int64_t 
 // sums [L][width] = corrections * sums + weights [L][kTile] . values, over `count` tokens.
 template <int L, int V>
 static inline void mix(const float* weights, const float* corrections, const float* const* values, int64_t count,
-                       int64_t d, int64_t width, float* sums) {
+                       int64_t d, int64_t width, const Ahead& ahead, float* sums) {
   Floats total[L][V];
 #pragma GCC unroll 6
   for (int l = 0; l < L; ++l)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) total[l][v] = load(sums + l * width + d + v * kWidth) * corrections[l];
   for (int64_t t = 0; t < count; ++t) {
+    if (d == 0) ahead.ask_value(t);
     Floats value[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) value[v] = load(values[t] + d + v * kWidth);
@@ -136,27 +166,28 @@ static inline void soften(const int64_t* first, const int64_t* last, float* weig
 // One tile for L lanes.
 template <int L>
 static void attend_tile(const float* const* query, const float* keys, const float* const* values, int64_t count,
-                        const int64_t* first, const int64_t* last, const Heads& heads, float* state, float* sums) {
+                        const int64_t* first, const int64_t* last, const Heads& heads, const Ahead& ahead, float* state,
+                        float* sums) {
   const int64_t width = padded(heads.head_dim);
   float weights[L * kTile];
   float corrections[L];
-  scores<L>(query, keys, heads.head_dim, heads.scale * kLog2E, weights);
+  scores<L>(query, keys, heads.head_dim, heads.scale * kLog2E, ahead, weights);
   bool all = true;
   for (int l = 0; l < L; ++l) all = all && first[l] <= 0 && last[l] >= kTile;
   (all ? soften<L, true> : soften<L, false>)(first, last, weights, state, corrections);
   int64_t d = 0;
   for (constexpr int64_t step = kVectors * kWidth; d + step <= width; d += step)
-    mix<L, kVectors>(weights, corrections, values, count, d, width, sums);
-  for (; d < width; d += kWidth) mix<L, 1>(weights, corrections, values, count, d, width, sums);
+    mix<L, kVectors>(weights, corrections, values, count, d, width, ahead, sums);
+  for (; d < width; d += kWidth) mix<L, 1>(weights, corrections, values, count, d, width, ahead, sums);
 }
 
 template <int L>
 static void attend_lanes(int lanes, const float* const* query, const float* keys, const float* const* values,
-                         int64_t count, const int64_t* first, const int64_t* last, const Heads& heads, float* state,
-                         float* sums) {
+                         int64_t count, const int64_t* first, const int64_t* last, const Heads& heads,
+                         const Ahead& ahead, float* state, float* sums) {
   if constexpr (L > 1) {
     if (lanes < L)
-      return attend_lanes<L - 1>(lanes, query, keys, values, count, first, last, heads, state, sums);
+      return attend_lanes<L - 1>(lanes, query, keys, values, count, first, last, heads, ahead, state, sums);
   }
-  attend_tile<L>(query, keys, values, count, first, last, heads, state, sums);
+  attend_tile<L>(query, keys, values, count, first, last, heads, ahead, state, sums);
 }

@@ -26,11 +26,19 @@ class TileLanes {
     shapes_.emplace(std::min(lanes, kTileRows));
   }
 
+  // The tile that is read next; of no tokens where there is none.
+  template <typename Stored>
+  void expect(const Stored* keys, const Stored* values, const int64_t* places, int64_t count) {
+    ahead_.put(keys, values, places, count, head_dim_);
+  }
+
   // A tile of so many tokens, whose rows lie at `places`.
   template <typename Stored>
   void read(const Stored* keys, const Stored* values, const int64_t* places, int64_t count) {
     for (int64_t token = 0; token < count; token += kStrip)
       for (int64_t step = 0; step < steps_; ++step) {
+        if (step == 0)
+          for (int64_t i = 0; i < kStrip; ++i) ahead_.ask_key(token + i);
         Floats words[kStrip];
         for (int64_t i = 0; i < kStrip; ++i)
           words[i] = pairs(keys + places[std::min(token + i, count - 1)] + step * kDepthStep, left(step * kDepthStep));
@@ -39,7 +47,9 @@ class TileLanes {
         for (int64_t i = 0; i < kStrip; ++i) store(to + i * kStrip, words[i]);
       }
     // What is behind the last token is multiplied by zero, and so must be a number.
-    for (int64_t token = 0; token < kTile; token += 2)
+    for (int64_t token = 0; token < kTile; token += 2) {
+      ahead_.ask_value(token);
+      ahead_.ask_value(token + 1);
       for (int64_t d = 0; d < head_dim_; d += kStrip) {
         const Unsigned even = token < count ? halves(values + places[token] + d, left(d)) : Unsigned{};
         const Unsigned odd = token + 1 < count ? halves(values + places[token + 1] + d, left(d)) : Unsigned{};
@@ -47,6 +57,7 @@ class TileLanes {
         const Unsigned both = even | odd << 16;
         std::memcpy(values_.data() + tile * kTileWords + token % kDepthStep / 2 * kStrip, &both, sizeof both);
       }
+    }
   }
 
   // `taken` lanes from `lane` on over the tile's tokens, of which each sees those from `first` to `last`.
@@ -86,9 +97,13 @@ class TileLanes {
   // Up to 32 numbers as bfloat16s, two in a word, zeros behind them.
   template <typename Stored>
   static Floats pairs(const Stored* from, int64_t count) {
+    Floats words;
+    if (sizeof(Stored) == 2 && count >= kDepthStep) {
+      std::memcpy(&words, from, sizeof words);
+      return words;
+    }
     alignas(64) uint16_t some[kDepthStep] = {};
     copy_numbers(from, std::min(count, kDepthStep), some);
-    Floats words;
     std::memcpy(&words, some, sizeof words);
     return words;
   }
@@ -96,6 +111,11 @@ class TileLanes {
   // Up to 16 numbers as bfloat16s in the lower halves of words, zeros behind them.
   template <typename Stored>
   static Unsigned halves(const Stored* from, int64_t count) {
+    if (sizeof(Stored) == 2 && count >= kWidth) {
+      HalfVector some;
+      std::memcpy(&some, from, sizeof some);
+      return __builtin_convertvector(some, Unsigned);
+    }
     const Floats floats = count >= kWidth ? load(from) : load_some(from, count);
     return reinterpret_cast<Unsigned>(rounded(floats)) >> 16;
   }
@@ -150,6 +170,7 @@ class TileLanes {
 
   int64_t lanes_, head_dim_, steps_, width_;
   std::optional<TileShapes> shapes_;
+  Ahead ahead_;
   Buffer<uint16_t> queries_;
   Buffer<float> keys_, values_, scaled_;
   Seen seen_;

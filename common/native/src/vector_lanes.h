@@ -17,6 +17,12 @@ class VectorLanes {
     seen_.begin(lanes, width_);
   }
 
+  // The tile that is read next; of no tokens where there is none.
+  template <typename Stored>
+  void expect(const Stored* keys, const Stored* values, const int64_t* places, int64_t count) {
+    ahead_.put(keys, values, places, count, heads_.head_dim);
+  }
+
   // A tile of so many tokens, whose rows lie at `places`.
   template <typename Stored>
   void read(const Stored* keys, const Stored* values, const int64_t* places, int64_t count) {
@@ -37,8 +43,9 @@ class VectorLanes {
   void attend(int64_t lane, int taken, int64_t count, const int64_t* first, const int64_t* last) {
     const float* queries[kLanes];
     for (int i = 0; i < taken; ++i) queries[i] = queries_[lane + i];
-    attend_lanes<kLanes>(taken, queries, keys_.data(), value_rows_, count, first, last, heads_, seen_.state.data() + 2 * lane,
-                         seen_.sums.data() + lane * width_);
+    attend_lanes<kLanes>(taken, queries, keys_.data(), value_rows_, count, first, last, heads_, ahead_,
+                         seen_.state.data() + 2 * lane, seen_.sums.data() + lane * width_);
+    ahead_.count = 0;  // The first lanes have asked for it.
   }
 
   void finish(const Lanes<float>& results) const { seen_.finish(lanes_, width_, results); }
@@ -56,6 +63,7 @@ class VectorLanes {
   int64_t lanes_, width_;
   Heads heads_;
   const float* value_rows_[kTile];
+  Ahead ahead_;
   Buffer<float> keys_, values_;
   Seen seen_;
 };
