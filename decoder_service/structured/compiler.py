@@ -97,12 +97,11 @@ class StructureCompiler:
         loop = asyncio.get_running_loop()
         async with self._turn:
             self.num_compiled += 1
-            if self._grammars is None:
-                self._grammars = await loop.run_in_executor(self._thread, self._load)
+            grammars = await loop.run_in_executor(self._thread, self._loaded)
             try:
-                reason = await self._grammars.try_out(structure, seconds=self._seconds)
+                reason = await grammars.try_out(structure, seconds=self._seconds)
                 if reason is None:
-                    return await loop.run_in_executor(self._thread, self._grammars.compile, structure)
+                    return await loop.run_in_executor(self._thread, grammars.compile, structure)
             except ValueError as error:
                 reason = str(error)
             except TimeoutError:
@@ -120,6 +119,12 @@ class StructureCompiler:
                     metadata={"limit": self._seconds},
                 ) from None
             raise _invalid(structure, reason)
+
+    def _loaded(self) -> Grammars:
+        """What makes the grammars; asked for on the one thread alone, so that it is made once."""
+        if self._grammars is None:
+            self._grammars = self._load()
+        return self._grammars
 
 
 def not_installed(structure: Structure) -> InvalidArgumentError:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -296,6 +297,21 @@ async def test_equal_languages_are_compiled_once_and_few_are_kept(compiler: Stru
     assert compiler.num_compiled == 3
     await compiler.matcher(second)
     assert compiler.num_compiled == 4
+
+
+async def test_a_vocabulary_is_prepared_once_however_many_languages_come_first(demo_tekken: Path) -> None:
+    tokenizer = load_tokenizer(demo_tekken)
+    loaded: list[GrammarVocabulary] = []
+
+    def load() -> GrammarVocabulary:
+        ends = {tokenizer.eos_id}
+        loaded.append(GrammarVocabulary(tokenizer, vocabulary_size=tokenizer.vocabulary_size, end_token_ids=ends))
+        return loaded[-1]
+
+    compiler = StructureCompiler(load)
+    await asyncio.gather(*(compiler.matcher(structure("regex", regex)) for regex in ("a", "b", "c")))
+    await compiler.close()
+    assert (len(loaded), compiler.num_compiled) == (1, 3)
 
 
 async def test_callers_that_leave_stop_nobody_else(compiler: StructureCompiler) -> None:
