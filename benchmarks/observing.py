@@ -8,6 +8,7 @@ somebody else's work on the same cores.
 
 import argparse
 import logging
+import time
 import timeit
 from collections.abc import Callable
 
@@ -49,7 +50,7 @@ def main() -> None:
 def _request(metrics: RequestMetrics, span: Span) -> None:
     with handling(Call(span)), watching(metrics) as watch:
         watch.named("request", {})
-        watch.admitted(prompt_tokens=500, num_images=1)
+        watch.admitted(at=time.monotonic(), prompt_tokens=500, num_images=1)
         watch.first_token()
         watch.finished(
             FinishReason.STOP,

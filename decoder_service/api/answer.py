@@ -41,8 +41,9 @@ class Answer:
         return not self._texts
 
     def begins(self) -> None:
-        """Let it be known that the prompt is laid out and goes to the engine."""
+        """Let it be known that the engine has taken the request."""
         self._watch.admitted(
+            at=self._generation.submitted_at,
             prompt_tokens=len(self._prompt.token_ids),
             num_images=len(self._prompt.images),
             count_completion_tokens=lambda: self._replies.num_completion_tokens,

@@ -154,6 +154,11 @@ class Generation:
             if self._unfinished:  # The last one ends with the request.
                 self._host.end(self._request.request_id, index, then=self._fetches[index].stop)
 
+    @property
+    def submitted_at(self) -> float:
+        """The moment from which its times are counted."""
+        return self._stopwatch.submitted_at
+
     def timings(self, index: int) -> Timings:
         """Where a completion's time went; complete once its last token is out."""
         return self._stopwatch.timings(index)

@@ -25,7 +25,7 @@ class Stopwatch:
 
     def __init__(self, *, now: float, n: int) -> None:
         """Begin when the request is submitted."""
-        self._submitted_at = self._features_at = self._scheduled_at = now
+        self.submitted_at = self._features_at = self._scheduled_at = now
         self._is_scheduled = False
         self._first_token_at: list[float | None] = [None] * n
         self._last_token_at = [now] * n
@@ -55,7 +55,7 @@ class Stopwatch:
         first = self._first_token_at[index] or last
         return Timings(
             queue=self._scheduled_at - self._features_at,
-            encode_wait=self._features_at - self._submitted_at,
+            encode_wait=self._features_at - self.submitted_at,
             prefill=first - self._scheduled_at,
             decode=last - first,
         )

@@ -49,18 +49,21 @@ class RequestWatch:
         self._call.span.set({"gen_ai.response.id": request_id, **attributes})
 
     def admitted(
-        self, *, prompt_tokens: int, num_images: int, count_completion_tokens: Callable[[], int] = lambda: 0
+        self, *, at: float, prompt_tokens: int, num_images: int, count_completion_tokens: Callable[[], int] = lambda: 0
     ) -> None:
-        """Hear that the request goes to the engine, and whom to ask for the tokens that its caller was told."""
-        self._admitted_at = time.monotonic()
+        """Hear that the engine has taken the request, and whom to ask for the tokens that its caller was told.
+
+        It was prepared `at` a time of the monotonic clock, from which on its timings are counted.
+        """
+        self._admitted_at = at
         self._prompt_tokens = prompt_tokens
         self._num_images = num_images
         self._count_completion_tokens = count_completion_tokens
         metrics, exemplar = self._metrics, self._call.exemplar
-        metrics.prepare.observe(self._admitted_at - self._arrived_at, exemplar)
+        metrics.prepare.observe(at - self._arrived_at, exemplar)
         metrics.request_prompt_tokens.observe(prompt_tokens, exemplar)
         metrics.request_images.observe(num_images, exemplar)
-        self._call.span.record("prepare", start=self._arrived_at, end=self._admitted_at)
+        self._call.span.record("prepare", start=self._arrived_at, end=at)
 
     def first_token(self) -> None:
         """Hear that there is a token; what is called again is not heard."""

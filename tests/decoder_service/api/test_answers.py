@@ -140,6 +140,24 @@ FIRST = Letters.letter(expected(PROMPT, 1)[0])
 
 
 @pytest.mark.parametrize("caller", [1], indirect=True)
+async def test_no_time_of_a_request_is_counted_twice(caller: Caller) -> None:
+    """The engine takes a request between two steps: that wait is one for its turn, and no part of preparing it."""
+    first = asyncio.create_task(caller.generate(asking("a", max_tokens=3)))
+    while caller.runner.num_free >= 0:
+        await asyncio.sleep(0.001)
+    second = asyncio.create_task(caller.generate(asking("b", max_tokens=3)))
+    await asyncio.sleep(0.1)
+    caller.runner.gate.set()
+    await asyncio.gather(first, second)
+
+    def seconds(name: str) -> float:
+        return caller.registry.get_sample_value(f"diptych_{name}_seconds_sum") or 0.0
+
+    stages = ("prepare", "queue", "prefill", "decode")
+    assert sum(seconds(f"request_{stage}_time") for stage in stages) <= seconds("e2e_request_latency")
+
+
+@pytest.mark.parametrize("caller", [1], indirect=True)
 async def test_a_stream_that_a_stop_text_ends_does_not_wait_for_the_step_under_way(caller: Caller) -> None:
     responses = await caller.generate(asking("a", stop=[FIRST]))
     assert responses[-1].finish.stop_text == FIRST

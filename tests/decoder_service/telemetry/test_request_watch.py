@@ -37,7 +37,7 @@ TIMINGS = Timings(queue=0.3, encode_wait=0.2, prefill=0.1, decode=0.9)
 
 def finish(watch: RequestWatch) -> None:
     watch.named("r1", {})
-    watch.admitted(prompt_tokens=7, num_images=2)
+    watch.admitted(at=time.monotonic(), prompt_tokens=7, num_images=2)
     watch.first_token()
     watch.first_token()
     watch.finished(
@@ -161,7 +161,7 @@ def end(registry: CollectorRegistry, error: BaseException, *, admitted: bool) ->
     def run() -> None:
         with acting_for(Principal("alice")), watching(RequestMetrics(registry)) as watch:
             if admitted:
-                watch.admitted(prompt_tokens=7, num_images=2, count_completion_tokens=lambda: 5)
+                watch.admitted(at=time.monotonic(), prompt_tokens=7, num_images=2, count_completion_tokens=lambda: 5)
             raise error
 
     with pytest.raises(type(error)) as raised:
