@@ -128,6 +128,10 @@ class BlockManager:
         unclean, self._unclean = self._unclean, []
         return unclean
 
+    def keep_unclean(self, block_ids: Iterable[BlockId]) -> None:
+        """Have blocks that `take_unclean` gave, and that could not be cleared, given again."""
+        self._unclean.extend(block_ids)
+
     def find(self, hashes: Iterable[BlockHash]) -> list[BlockId]:
         """The remembered blocks of the longest start of a chain; they count as just used."""
         found: list[BlockId] = []

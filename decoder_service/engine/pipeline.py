@@ -78,13 +78,29 @@ class Pipeline:
 
     def _begin(self, output: StepOutput) -> Step | None:
         """Plan a step when nothing runs; None where there is nothing to compute."""
-        batch = self._scheduler.schedule(output)
-        if unclean := self._blocks.take_unclean():
-            self._runner.clear(unclean)
+        batch = self._clear(self._scheduler.schedule(output), output)
         if not batch.requests:
             return None
         # Blocks are copied once, before anything else of a step, and apart from it.
         return Step(batch, None if batch.copies else self._launch(batch))
+
+    def _clear(self, batch: ScheduledBatch, output: StepOutput) -> ScheduledBatch:
+        """Clear what must be cleared before a batch is computed; where that fails, who was to write there ends."""
+        unclean = self._blocks.take_unclean()
+        try:
+            if unclean:
+                self._runner.clear(unclean)
+        except DeviceLostError:
+            raise
+        except Exception as error:
+            error_id = f"step-{self.num_steps + 1}"
+            _log.exception("clearing failed", extra={"error_id": error_id, "num_blocks": len(unclean)})
+            self._blocks.keep_unclean(unclean)
+            spoilt = [each for each in batch.requests if not set(unclean).isdisjoint(each.request.block_table)]
+            self._bookkeeper.fail(batch.part(spoilt), error, error_id, output)
+            live = [each for each in batch.requests if each.request.status is not RequestStatus.FINISHED]
+            return ScheduledBatch(tuple(live), batch.copies)
+        return batch
 
     def _begin_next(self, step: Step) -> Step | None:
         """Begin the step behind one that runs; None where it cannot be planned yet."""

@@ -57,6 +57,8 @@ class FakeRunner:
         """Raised by the next step when it has written all that it writes."""
         self.copy_error: Exception | None = None
         """Raised by the next step that copies."""
+        self.clear_error: Exception | None = None
+        """Raised when blocks are next to be cleared."""
         self.launch_error: Exception | None = None
         """Raised by the next step that is begun before it is waited for."""
         self.num_near_ties = 0
@@ -136,6 +138,9 @@ class FakeRunner:
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         self._check_idle()
+        if self.clear_error is not None:
+            error, self.clear_error = self.clear_error, None
+            raise error
         for block_id in block_ids:
             start = block_id * self._block_size
             self._cache[start : start + self._block_size] = [None] * self._block_size

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from decoder_service.engine.device_errors import DeviceLostError
+from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
 from decoder_service.engine.prompt_images import ImageRef
 from decoder_service.scheduling.step_plan import STEPS_BEFORE_GROWTH
 from tests.decoder_service.engine_fakes import Host, make_request
@@ -133,6 +133,35 @@ def test_nan_of_a_request_that_is_gone_before_it_shows_harms_nobody(
     assert ({host.outcomes[other.request_id].end for other in others} == {"length"}) == clears
     if clears:
         host.check_outputs()
+
+
+@pytest.mark.parametrize(
+    ("error", "end"), [(RuntimeError("planted"), "STEP_FAILED"), (DeviceMemoryError(), "DEVICE_MEMORY")]
+)
+def test_blocks_that_could_not_be_cleared_cost_those_that_were_to_write_there_alone(error: Exception, end: str) -> None:
+    host = Host(num_blocks=14, block_size=4, max_num_batched_tokens=24, max_num_requests=3)
+    before = host.submit(make_request("before", 5, max_tokens=12))
+    host.runner.poisoned.add("poisoned")
+    host.submit(make_request("poisoned", 26, arrival=1))
+    host.step()
+    host.abort("poisoned")
+    host.runner.clear_error = error
+    host.submit(make_request("into it", 12, arrival=2))
+    host.step()
+    after = host.submit(make_request("after", 30, arrival=3))
+    host.run()
+    assert ends(host) == {"before": "length", "poisoned": "aborted", "into it": end, "after": "length"}
+    assert (before.num_preemptions, after.num_preemptions) == (0, 0)
+    host.check_outputs()
+
+
+def test_a_device_that_is_lost_where_blocks_are_cleared_is_not_tried_again() -> None:
+    host = busy_host(2)
+    host.runner.poisoned.add("r0")
+    host.step()
+    host.runner.clear_error = DeviceLostError()
+    with pytest.raises(DeviceLostError):
+        host.engine.step()
 
 
 def test_nan_in_a_step_that_fails_harms_nobody_in_blocks_that_were_clean() -> None:

@@ -231,6 +231,10 @@ class EngineMachine(RuleBasedStateMachine):
     def raise_in_the_next_copy(self) -> None:
         self.host.runner.copy_error = RuntimeError("planted")
 
+    @rule(is_memory=st.booleans())
+    def raise_when_blocks_are_next_cleared(self, is_memory: bool) -> None:
+        self.host.runner.clear_error = DeviceMemoryError() if is_memory else RuntimeError("planted")
+
     @rule()
     def raise_in_the_next_step(self) -> None:
         self.host.runner.error = RuntimeError("planted")
