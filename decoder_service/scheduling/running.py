@@ -61,19 +61,18 @@ class RunningRequests:
         whose tenant has most left, as long as that tenant keeps as many as the request's then has: so two tenants
         never take places from each other in turn, and nobody's last is taken.
         """
-        others = sorted(self._requests, key=_willingness, reverse=True)
-        victims = [each for each in others if each.is_paused or each.priority < request.priority]
-        shares = Counter(each.tenant for each in self._requests)
-        shares.subtract(each.tenant for each in victims)
-        left = [each for each in others if not each.is_paused and each.priority == request.priority]
-        while left:
-            tenant = max((each.tenant for each in left), key=lambda tenant: shares[tenant])
-            if shares[tenant] < shares[request.tenant] + 2:
-                break
-            victim = next(each for each in left if each.tenant == tenant)
-            left.remove(victim)
+        # Asked in every step in which somebody waits for a place, and most often nobody gives way.
+        yielding = [each for each in self._requests if each.is_paused or each.priority < request.priority]
+        victims = sorted(yielding, key=_willingness, reverse=True)
+        shares = Counter([each.tenant for each in self._requests])
+        shares.subtract([each.tenant for each in victims])
+        equals = [each for each in self._requests if not each.is_paused and each.priority == request.priority]
+        least = shares[request.tenant] + 2
+        while equals and (share := max([shares[each.tenant] for each in equals])) >= least:
+            victim = max((each for each in equals if shares[each.tenant] == share), key=_willingness)
+            equals.remove(victim)
             victims.append(victim)
-            shares[tenant] -= 1
+            shares[victim.tenant] -= 1
         return victims
 
     def check_integrity(self) -> None:
