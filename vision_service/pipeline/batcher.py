@@ -79,18 +79,18 @@ class Batcher:
         self.num_encoded_images = 0
         self.num_batches = 0
         self.device_lost = asyncio.Event()
-        """Set when the encoder says that it will not work again in this process."""
+        """Set when nothing will be encoded again in this process: the encoder says so, or the batcher has stopped."""
 
     def start(self) -> None:
         """Begin to encode."""
         self._task = asyncio.create_task(self._run(), name="batcher")
+        self._task.add_done_callback(self._ended)
 
     async def close(self) -> None:
         """Let the batch under way end in its thread, refuse all others with UNAVAILABLE."""
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
             self._task = None
         await asyncio.to_thread(self._thread.shutdown)
         _fail(self._waiting, _closing())
@@ -101,7 +101,7 @@ class Batcher:
 
         Raises the encoder's DiptychError, or InternalError ENCODE_FAILED.
         """
-        if self._task is None:
+        if self._task is None or self._task.done():
             raise _closing()
         result = asyncio.get_running_loop().create_future()
         waiting = _Waiting(pixels, num_patches, time.monotonic(), result)
@@ -120,6 +120,13 @@ class Batcher:
             except Exception:  # A bug in what hears of a batch: the next one is encoded all the same.
                 _LOG.exception("a batch failed behind the encoder")
                 _fail(batch, _failed())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Let nobody wait for a batcher that a bug has stopped, which nobody else would notice."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.critical("the batcher stopped", exc_info=error)
+            _fail(self._waiting, _failed())
+            self.device_lost.set()
 
     async def _next_batch(self) -> list[_Waiting]:
         """Wait until a batch may leave, and take it out of the queue."""

@@ -282,3 +282,20 @@ async def test_what_fails_behind_the_encoder_costs_no_picture(caplog: pytest.Log
     finally:
         await batcher.close()
     assert "a bug" in caplog.text
+
+
+async def test_a_batcher_that_stops_by_itself_lets_nobody_wait_and_has_the_process_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fault(batcher: Batcher) -> None:
+        raise RuntimeError("planted")
+
+    async with batcher_of(FakeEncoder()) as batcher:
+        await encode(batcher, 1)
+        monkeypatch.setattr(Batcher, "_pack", fault)
+        async with asyncio.timeout(5):
+            with pytest.raises(InternalError):
+                await encode(batcher, 2)
+            await batcher.device_lost.wait()
+            with pytest.raises(UnavailableError):
+                await encode(batcher, 3)
