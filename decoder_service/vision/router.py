@@ -27,6 +27,8 @@ _SLACK_PATCHES = 32_768
 _HALF_LIFE = 30.0
 """Seconds after which what was sent counts half."""
 _MAX_REMEMBERED = 65_536
+_MAX_HOLDERS = 64
+"""Of one image, the latest: pods are replaced by others at new addresses, for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class VisionRouter:
     def arrived(self, image_hash: ImageHash, address: str) -> None:
         """Hear that a replica gave an image's features, so that it has them."""
         holders = self._holders.pop(image_hash, ())
-        self._holders[image_hash] = holders if address in holders else (*holders, address)
+        self._holders[image_hash] = holders if address in holders else (*holders, address)[-_MAX_HOLDERS:]
         if len(self._holders) > _MAX_REMEMBERED:
             self._holders.popitem(last=False)
 

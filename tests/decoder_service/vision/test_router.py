@@ -173,3 +173,14 @@ def test_new_images_keep_all_encoders_busy() -> None:
 
 def _hash(image: int) -> ImageHash:
     return ImageHash(image.to_bytes(32, "big"))
+
+
+def test_addresses_that_come_and_go_are_not_remembered_without_end() -> None:
+    """A deployment that is replaced again and again has each picture at ever new addresses."""
+    router, image = VisionRouter(), _hash(1)
+    addresses = [f"10.0.{number // 256}.{number % 256}:50052" for number in range(1000)]
+    for address in addresses:
+        router.arrived(image, address)
+    assert len(router._holders[image]) < 100
+    pending = dict.fromkeys(addresses, 0)
+    assert router.choose(image, pending, now=0.0) in addresses[-100:], "and of the latest ones all"
