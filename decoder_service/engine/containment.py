@@ -1,13 +1,13 @@
 """Runs a batch so that what fails in it costs as few requests as possible.
 
-Knows how a batch is cut. Does not know what a runner does, or what becomes of those that failed (see `engine`).
+Knows how a batch is cut. Does not know what a runner does, or what becomes of those that failed (see `bookkeeper`).
 
 A batch that raises is cut in two and each half is run again, and so on down to the requests that raise alone. That is
 sound because a step writes keys and values only behind the tokens that count as computed, where the next try writes
 again, because the blocks that it copies were copied once and before, and because a request's tokens do not depend on
-its company. It takes about 2 k log2(n / k) tries for k culprits
-among n, against n one by one; a fault that does not come again costs nobody anything. Where memory runs out, the
-tokens of a single request are cut too, and run one half after the other.
+its company. It takes about 2 k log2(n / k) tries for k culprits among n, against n one by one; a fault that does not
+come again costs nobody anything. Where memory runs out, the tokens of a single request are cut too, and run one half
+after the other.
 """
 
 import logging

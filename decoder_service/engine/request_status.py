@@ -21,5 +21,3 @@ class FinishReason(Enum):
     """An end or stop token, or, by the servicer, a stop text."""
     LENGTH = "length"
     """`max_tokens` were generated."""
-    ABORTED = "aborted"
-    """The caller left."""

@@ -1,7 +1,7 @@
 """Several completions of one prompt: the first one computes it, the others part from it there.
 
 Knows what completions of a request have in common. Does not know blocks or the batch (see `scheduler`), or when
-they part (see `engine`).
+they part (see `bookkeeper`).
 
 The first completion is the request as it was submitted. The others hang on it, own nothing and are in no queue
 until the prompt is computed: then each gets its first token from the same logits, and goes on as a request of its

@@ -1,7 +1,7 @@
 """Which tokens of which requests are computed next.
 
 Knows requests and the blocks they own. Does not know who goes first (see `fair_queue`) or gives way (see `running`),
-what computes the tokens, what ends a request (see `engine`), time, or how image features come and go.
+what computes the tokens, what ends a request (see `bookkeeper`), time, or how image features come and go.
 """
 
 from collections.abc import Collection

@@ -32,7 +32,8 @@ class WaitingRequests:
         """Those that are to want other images than before: preempted, paused while they waited, or to go on."""
 
     def __len__(self) -> int:
-        num_returning = sum(not request.is_paused for request in self._changed)
+        # Of a copy, as figures may be read beside a running step.
+        num_returning = sum(not request.is_paused for request in tuple(self._changed))
         return len(self.ready) + len(self._awaiting_features) + len(self._paused) + num_returning
 
     def __iter__(self) -> Iterator[Request]:
