@@ -41,7 +41,7 @@ class Answer:
         return not self._texts
 
     def begins(self) -> None:
-        """Let it be known that the engine has taken the request."""
+        """Let it be known that the request is let in: the engine has it, or need not have it."""
         self._watch.admitted(
             at=self._generation.submitted_at,
             prompt_tokens=len(self._prompt.token_ids),

@@ -96,7 +96,7 @@ def _admission_metrics(admission: Admission, *, busy_since: float | None) -> Ite
     )
     yield GaugeMetricFamily(
         "diptych_waiting_prompt_tokens",
-        "Tokens of the prompts that wait, as admission counts them.",
+        "Tokens that those that wait may come to, prompts and completions together.",
         admission.num_waiting_tokens,
     )
     yield GaugeMetricFamily("diptych_picture_bytes", "Bytes of the pictures of open requests.", admission.picture_bytes)

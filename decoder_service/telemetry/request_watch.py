@@ -51,7 +51,7 @@ class RequestWatch:
     def admitted(
         self, *, at: float, prompt_tokens: int, num_images: int, count_completion_tokens: Callable[[], int] = lambda: 0
     ) -> None:
-        """Hear that the engine has taken the request, and whom to ask for the tokens that its caller was told.
+        """Hear that the request is let in, and whom to ask for the tokens that its caller was told.
 
         It was prepared `at` a time of the monotonic clock, from which on its timings are counted.
         """
