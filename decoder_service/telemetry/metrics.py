@@ -17,7 +17,8 @@ from decoder_service.engine.admission import Admission
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.stats import EngineStats
 from decoder_service.vision.arena_guest import Sharing
-from decoder_service.vision.replica import ReplicaState, VisionReplica
+from decoder_service.vision.replica import VisionReplica
+from decoder_service.vision.replica_state import ReplicaState
 
 _PATIENCE = 0.5
 """Seconds that a scrape waits for the end of a step, to read figures that belong together."""

@@ -17,6 +17,7 @@ from common.client.tls import ChannelTlsFiles
 from common.errors import (
     DiptychError,
     FailedPreconditionError,
+    InternalError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -27,7 +28,8 @@ from decoder_service.vision.agreement import Expected
 from decoder_service.vision.fleet import VisionFleet
 from decoder_service.vision.hedging import hedged
 from decoder_service.vision.image_encoder import VisionInfo
-from decoder_service.vision.replica import ReplicaState, VisionReplica, is_bad_stream
+from decoder_service.vision.replica import VisionReplica, is_bad_stream
+from decoder_service.vision.replica_state import ReplicaState
 from decoder_service.vision.resolver import VisionResolver
 from decoder_service.vision.retry_budget import RetryBudget
 from decoder_service.vision.router import VisionRouter
@@ -114,9 +116,10 @@ class VisionClient:
         """
         request = pb.EncodeRequest(image=image, salt=salt, request_id=request_id)
         tried: list[VisionReplica] = []
+        full: list[VisionReplica] = []
         failure: DiptychError | None = None
         for _ in range(_MAX_TRIES):
-            replica = await self._choose(request, spec, tried, failure)
+            replica = await self._choose(request, spec, tried, full)
             if replica is None or not self._may_try(failure):
                 break
             tried.append(replica)
@@ -124,11 +127,11 @@ class VisionClient:
                 await self._attempt(replica, request, spec, buffer, tried)
                 return
             except DiptychError as error:
-                if not isinstance(error, UnavailableError | ResourceExhaustedError) and not is_bad_stream(error):
+                if isinstance(error, ResourceExhaustedError):
+                    full.append(replica)
+                elif not isinstance(error, UnavailableError) and not is_bad_stream(error):
                     raise
                 failure = error
-                if is_bad_stream(error):
-                    self.bad_streams[error.reason] += 1
         raise self._refusal(failure)
 
     def _may_try(self, failure: DiptychError | None) -> bool:
@@ -144,17 +147,20 @@ class VisionClient:
         return may
 
     async def _choose(
-        self, request: pb.EncodeRequest, spec: FeatureSpec, tried: Sequence[VisionReplica], failure: DiptychError | None
+        self,
+        request: pb.EncodeRequest,
+        spec: FeatureSpec,
+        tried: Sequence[VisionReplica],
+        full: Sequence[VisionReplica],
     ) -> VisionReplica | None:
         """The best replica for the next try; None where waiting for one would be of no use.
 
         One that was not tried goes before one that was. A full replica is not asked a second time.
         """
         ready = self._fleet.ready or await self._wait_ready_replicas()
-        fresh = [replica for replica in ready if replica not in tried]
-        if fresh or (ready and not isinstance(failure, ResourceExhaustedError)):
-            return self._route(fresh or ready, request, spec)
-        return None
+        left = [replica for replica in ready if replica not in full]
+        fresh = [replica for replica in left if replica not in tried]
+        return self._route(fresh or left, request, spec) if left else None
 
     async def _wait_ready_replicas(self) -> list[VisionReplica]:
         """Those that are ready after a moment; none where waiting for one would be of no use."""
@@ -208,7 +214,12 @@ class VisionClient:
     ) -> None:
         self._router.sent(replica.address, num_patches=spec.grid.num_patches, now=time.monotonic())
         with self._placed(request.request_id, replica.address):
-            await replica.encode(request, spec=spec, buffer=buffer)
+            try:
+                await replica.encode(request, spec=spec, buffer=buffer)
+            except InternalError as error:
+                if is_bad_stream(error):
+                    self.bad_streams[error.reason] += 1
+                raise
         self._router.arrived(spec.image_hash, replica.address)
 
     @contextmanager

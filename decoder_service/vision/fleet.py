@@ -16,7 +16,8 @@ from common.features.chunk_copy import CopyChunk
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import Expected
 from decoder_service.vision.image_encoder import VisionInfo
-from decoder_service.vision.replica import ReplicaState, VisionReplica
+from decoder_service.vision.replica import VisionReplica
+from decoder_service.vision.replica_state import ReplicaState
 from decoder_service.vision.resolver import VisionResolver
 
 _PROBE_EVERY = 1.0
@@ -84,6 +85,8 @@ class VisionFleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._watches.clear()
+        # None is there any more, so that what one of them loses is not tried with the next.
+        self._members.clear()
         for replica in replicas:
             await replica.close()
 
@@ -144,16 +147,19 @@ class VisionFleet:
             replica.troubled.clear()
             await replica.probe(self._agree)
             self._notify()
+            if replica.is_silent and self.ready:
+                # Its connection lives, so they would wait as long as their callers do. Another one can serve them.
+                replica.drop_calls()
             if replica.state is ReplicaState.READY:
                 pause = _FIRST_PAUSE
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_PROBE_EVERY):
                         await replica.troubled.wait()
-                if replica.is_bad:
-                    await asyncio.sleep(_LAST_PAUSE)
-            else:
+            elif replica.state is not ReplicaState.BAD:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
+            if replica.state is ReplicaState.BAD:
+                await asyncio.sleep(_LAST_PAUSE)
 
     def _notify(self) -> None:
         # A fresh event for the next change, so that nobody who waits misses one.

@@ -1,18 +1,11 @@
 """One vision replica: its channel, what is known of it, and one attempt to get features from it.
 
 Knows one address. Does not know the other replicas or when to try again (see `fleet`).
-
-    UNREACHABLE --handshake--> READY        <-- the only state that gets work
-         ^      --handshake--> MISMATCH         another model, or another version of the API
-         ├── a call or a probe fails
-         ├── after a pause -- BAD <-- three bad streams in a row
-         └── its health says SERVING -- DRAINING <-- its health says NOT_SERVING
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 import grpc
@@ -32,11 +25,13 @@ from decoder_service.vision.agreement import read_info
 from decoder_service.vision.arena_guest import ArenaGuest, Sharing
 from decoder_service.vision.encode_message import serialized
 from decoder_service.vision.image_encoder import VisionInfo
+from decoder_service.vision.replica_state import ReplicaState
 from diptych.v1 import vision_pb2 as pb
 from diptych.v1 import vision_pb2_grpc
 
 _log = logging.getLogger(__name__)
 _MAX_BAD_STREAMS = 3
+_MAX_UNANSWERED = 2
 _PROBE_SECONDS = 1.0
 """How long a replica that is not ready may take to answer."""
 _READY_PROBE_SECONDS = 5.0
@@ -48,16 +43,6 @@ _HEALTH_PAUSE = 0.5
 _MAX_CALLS = 64
 """Images on their way from one replica. Servers refuse streams over 100 of one connection as if they were broken,
 and questions about health and load need some too."""
-
-
-class ReplicaState(Enum):
-    """What is known of a replica."""
-
-    UNREACHABLE = "unreachable"
-    MISMATCH = "mismatch"
-    READY = "ready"
-    DRAINING = "draining"
-    BAD = "bad"
 
 
 Matches = Callable[[str, VisionInfo], bool]
@@ -95,6 +80,8 @@ class VisionReplica:
         self._own_patches = 0
         self._others_patches = 0
         self._bad_streams = 0
+        self._num_unanswered = 0
+        self._calls: set[Any] = set()
 
     @property
     def pending_patches(self) -> int:
@@ -107,14 +94,20 @@ class VisionReplica:
         return self._guest.sharing
 
     @property
-    def is_bad(self) -> bool:
-        """Whether its streams were bad, so that it should be left alone for a while."""
-        return self.state is ReplicaState.BAD
+    def is_silent(self) -> bool:
+        """Whether it answers nothing any more, though nothing says that it is gone or about to go."""
+        return self._num_unanswered >= _MAX_UNANSWERED and self._is_serving
 
     async def close(self) -> None:
-        """Close the channel; calls under way end."""
+        """Close the channel; calls under way end, and those that wait for their turn do not begin."""
+        self.state = ReplicaState.UNREACHABLE
         self._guest.leave()
         await self._channel.close()
+
+    def drop_calls(self) -> None:
+        """End the calls under way with UNAVAILABLE."""
+        for call in self._calls:
+            call.cancel()
 
     async def wait_unused(self) -> None:
         """Wait until no call is under way."""
@@ -146,25 +139,29 @@ class VisionReplica:
 
     async def probe(self, matches: Matches) -> None:
         """Ask for model and load, and set the state by the answer."""
-        was_ready = self.state is ReplicaState.READY
-        seconds = _READY_PROBE_SECONDS if was_ready else _PROBE_SECONDS
+        before = self.state
+        seconds = _READY_PROBE_SECONDS if before is ReplicaState.READY else _PROBE_SECONDS
         try:
             model = await self._stub.GetModelInfo(
                 pb.VisionServiceGetModelInfoRequest(), timeout=seconds, wait_for_ready=True
             )
             load = await self._stub.GetLoad(pb.GetLoadRequest(), timeout=seconds)
         except grpc.aio.AioRpcError as error:
+            self._num_unanswered += error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             self._enter(ReplicaState.UNREACHABLE, from_rpc_error(error).reason)
             return
+        self._num_unanswered = 0
         self._others_patches = max(0, load.pending_patches - self._own_patches)
         self.info = read_info(model)
         if self.info is None or not matches(model.api_version, self.info):
-            self._enter(ReplicaState.MISMATCH, model.api_version)
+            self._enter(ReplicaState.MISMATCH, api_version=model.api_version)
             return
-        if self.is_bad:
-            self._bad_streams = 0
         await self._guest.meet(model.shared_memory_socket)
-        self._enter(ReplicaState.READY if self._is_serving else ReplicaState.DRAINING, model.api_version)
+        if self.state is ReplicaState.BAD:
+            if before is not ReplicaState.BAD:
+                return  # Its streams turned out bad while it answered.
+            self._bad_streams = 0
+        self._enter(ReplicaState.READY if self._is_serving else ReplicaState.DRAINING, api_version=model.api_version)
 
     async def encode(self, request: pb.EncodeRequest, *, spec: FeatureSpec, buffer: memoryview) -> None:
         """Fill `buffer` with the features of one image, in one attempt. Raises a DiptychError.
@@ -197,6 +194,7 @@ class VisionReplica:
         receiver = FeatureReceiver(spec, buffer, shared=visit.memory if visit else None, copy=self._copy)
         span = current_call().span.start(_ENCODE, kind=SpanKind.CLIENT)
         call = self._encode((request, visit.token if visit else b""), metadata=trace_metadata(span))
+        self._calls.add(call)
         try:
             # Not by an iterator, which holds a message until the next one is there: so that one gets the same memory.
             while (message := await call.read()) is not grpc.aio.EOF:
@@ -216,6 +214,7 @@ class VisionReplica:
         finally:
             # The server would go on encoding for a stream that is merely no longer read.
             call.cancel()
+            self._calls.discard(call)
             span.end(error=None if receiver.is_complete else "INCOMPLETE")
 
     def _count_bad_stream(self, error: DiptychError) -> None:
@@ -230,10 +229,10 @@ class VisionReplica:
             # Perhaps another model has come up at this address, so it must introduce itself again.
             self._enter(ReplicaState.UNREACHABLE, error.reason)
 
-    def _enter(self, state: ReplicaState, reason: str) -> None:
+    def _enter(self, state: ReplicaState, reason: str = "", **told: str) -> None:
         # One that is not reached anyway may be there and not let us in, of which nobody else would tell.
         if state is not self.state or (reason == NOT_LET_IN != self._reason):
-            extra = {"address": self.address, "state": state.value, "reason": reason}
+            extra = {"address": self.address, "state": state.value, **told, **({"reason": reason} if reason else {})}
             _log.log(logging.INFO if state is ReplicaState.READY else logging.WARNING, "vision replica", extra=extra)
             self.state, self._reason = state, reason
         if state is not ReplicaState.READY:

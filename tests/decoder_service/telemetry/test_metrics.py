@@ -21,7 +21,8 @@ from decoder_service.model.splice_error import SpliceError
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from decoder_service.telemetry.metrics import EngineCollector
 from decoder_service.vision.arena_guest import Sharing
-from decoder_service.vision.replica import ReplicaState, VisionReplica
+from decoder_service.vision.replica import VisionReplica
+from decoder_service.vision.replica_state import ReplicaState
 from tests.decoder_service.engine_fakes import make_request
 from tests.decoder_service.runner_fakes import FakeRunner
 

@@ -31,7 +31,7 @@ from common.image.preprocessing import PatchGrid, PreprocessingMode
 from common.server.config import ServerConfig
 from common.server.server import GrpcServer
 from decoder_service.vision.client import VisionClient
-from decoder_service.vision.replica import ReplicaState
+from decoder_service.vision.replica_state import ReplicaState
 from decoder_service.vision.resolver import VisionResolver
 from decoder_service.vision.router import VisionRouter
 from diptych.v1 import types_pb2, vision_pb2_grpc

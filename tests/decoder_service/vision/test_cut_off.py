@@ -28,7 +28,7 @@ except (OSError, RuntimeError) as error:
     print("no network:", error)
     sys.exit()
 from decoder_service.vision.client import VisionClient
-from decoder_service.vision.replica import ReplicaState
+from decoder_service.vision.replica_state import ReplicaState
 from decoder_service.vision.resolver import VisionResolver
 from tests.decoder_service.vision import test_client as tests
 
