@@ -7,6 +7,7 @@ the name service must not become one of ours, and replicas that are gone are fou
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
@@ -15,6 +16,7 @@ Lookup = Callable[[str, int], Awaitable[Iterable[str]]]
 
 _log = logging.getLogger(__name__)
 _SCHEME = "dns:///"
+_HOST_AND_PORT = re.compile(r"(?:\[(?P<address>[^\[\]/\s]+)\]|(?P<name>[^\[\]:/\s]+)):(?P<port>[0-9]{1,5})")
 _EVERY = 3.0
 """Seconds between two look-ups; a new pod must be in use within ten."""
 _LONGEST = 5.0
@@ -40,6 +42,7 @@ class VisionResolver:
         self._lookup = lookup
         self._every = every
         self._found: dict[tuple[str, int], frozenset[str]] = {}
+        self._asking: dict[tuple[str, int], asyncio.Task[Iterable[str]]] = {}
 
     @property
     def addresses(self) -> list[str]:
@@ -49,23 +52,38 @@ class VisionResolver:
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Look up the names, for ever, and tell when `addresses` has changed; ends at once without names."""
-        while self._names:
-            before = self.addresses
-            for host, port in self._names:
-                await self._refresh(host, port)
-            if self.addresses != before:
-                changed()
-            await asyncio.sleep(self._every)
+        try:
+            while self._names:
+                before = self.addresses
+                for host, port in self._names:
+                    await self._refresh(host, port)
+                if self.addresses != before:
+                    changed()
+                await asyncio.sleep(self._every)
+        finally:
+            for asking in self._asking.values():
+                asking.cancel()
+            await asyncio.gather(*self._asking.values(), return_exceptions=True)
 
     async def _refresh(self, host: str, port: int) -> None:
         try:
-            async with asyncio.timeout(_LONGEST):
-                found = frozenset(await self._lookup(host, port))
+            found = frozenset(await self._ask(host, port))
         except (OSError, TimeoutError, UnicodeError) as error:  # the last for what can be no name
             _log.warning("the name of the vision replicas is not found", extra={"host": host, "error": str(error)})
             return
         if found:
             self._found[host, port] = found
+
+    async def _ask(self, host: str, port: int) -> Iterable[str]:
+        """Look a name up; where the last look-up has not ended, wait on for that one. Raises TimeoutError."""
+        name = (host, port)
+        if name not in self._asking:
+            self._asking[name] = asyncio.create_task(_awaited(self._lookup(host, port)), name=f"look up {host}")
+        # A thread that asks the system cannot be called back, and a few that hang would be all that there are.
+        done, _ = await asyncio.wait({self._asking[name]}, timeout=_LONGEST)
+        if not done:
+            raise TimeoutError("the name service does not answer")
+        return self._asking.pop(name).result()
 
 
 def check_targets(targets: Iterable[str]) -> None:
@@ -84,7 +102,12 @@ def name_of_all(targets: Sequence[str]) -> str:
 
 
 def _split(target: str) -> tuple[str, int]:
-    host, _, port = target.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in host:
+    """Host and port; an IPv6 address stands in brackets, and is returned without."""
+    found = _HOST_AND_PORT.fullmatch(target)
+    if found is None or not 0 < int(found["port"]) < 65536:
         raise ValueError(f"--vision-addresses: {target!r} is not HOST:PORT or dns:///NAME:PORT")
-    return host, int(port)
+    return found["address"] or found["name"], int(found["port"])
+
+
+async def _awaited(found: Awaitable[Iterable[str]]) -> Iterable[str]:
+    return await found

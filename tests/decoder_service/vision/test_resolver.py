@@ -53,3 +53,46 @@ async def test_changes_are_told_and_failures_are_not() -> None:
     with suppress(asyncio.CancelledError):
         await task
     assert seen == [["a:9", "x:1"], ["a:9", "x:1", "y:1"], ["a:9", "y:1"]]
+
+
+@pytest.mark.parametrize("target", ["::1:50052", "[::1:50052", "::1]:50052", "dns:///::1:7", "a:²", "a:٣", "a:-1", "a b:1"])
+def test_an_address_that_could_be_read_in_two_ways_is_refused(target: str) -> None:
+    with pytest.raises(ValueError, match=r"--vision-addresses: .* is not HOST:PORT or dns:///NAME:PORT"):
+        VisionResolver([target])
+
+
+async def test_an_address_of_version_six_is_in_brackets_and_is_asked_for_without_them() -> None:
+    assert VisionResolver(["[::1]:50052"]).addresses == ["[::1]:50052"]
+    resolver = VisionResolver(["dns:///[::1]:50052"], every=0.0)
+    task = asyncio.create_task(resolver.run(lambda: None))
+    async with asyncio.timeout(5):
+        while not resolver.addresses:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert resolver.addresses == ["[::1]:50052"]
+
+
+async def test_a_name_service_that_says_nothing_is_asked_once_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("decoder_service.vision.resolver._LONGEST", 0.01)
+    gate, num_asked, seen = asyncio.Event(), 0, asyncio.Event()
+
+    async def lookup(host: str, port: int) -> list[str]:
+        nonlocal num_asked
+        num_asked += 1
+        # As a thread that asks the system: nobody can call it back.
+        await asyncio.shield(asyncio.ensure_future(gate.wait()))
+        return [f"{host}:{port}"]
+
+    resolver = VisionResolver(["dns:///a:1"], lookup=lookup, every=0.0)
+    task = asyncio.create_task(resolver.run(seen.set))
+    await asyncio.sleep(0.2)
+    assert num_asked == 1
+    gate.set()
+    async with asyncio.timeout(5):
+        await seen.wait()
+    assert resolver.addresses == ["a:1"]
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
