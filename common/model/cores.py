@@ -1,10 +1,12 @@
 """How many cores a process may compute on.
 
-Knows Linux: affinity, and the time that a container has. Does not know torch, or who computes.
+Knows Linux's affinity, and that a container may have less (see `cgroup`). Does not know torch, or who computes.
 """
 
 import os
 from pathlib import Path
+
+from common.model.cgroup import num_cores_of
 
 
 def num_cores(root: Path = Path("/")) -> int:
@@ -13,11 +15,8 @@ def num_cores(root: Path = Path("/")) -> int:
     Threads over that time are all stopped for the rest of a period once it is used up, in the middle of a step.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):
-        return cores
+    limit = num_cores_of(root)
+    return cores if limit is None else max(1, min(cores, int(limit)))
 
 
 def num_threads() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from common.model.cgroup import free_bytes_of
 from common.model.settings import DtypeChoice
 
 Mark = Callable[[], Callable[[], None]]
@@ -68,14 +69,5 @@ def free_host_bytes(root: Path) -> int:
     """Memory that can still be taken on the machine, or in the container, whose file system is at `root`."""
     lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    group = root / "sys/fs/cgroup"
-    try:
-        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-    except OSError:
-        return available
-    if limit == "max":
-        return available
-    # What files left in memory, weights that were just read above all, counts as used but goes when it is needed.
-    cached = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
-    return min(available, int(limit) - max(0, int(used) - cached))
+    in_container = free_bytes_of(root)
+    return available if in_container is None else min(available, in_container)

@@ -32,6 +32,21 @@ def test_a_container_computes_on_no_more_cores_than_it_has_time_of(
     assert num_cores(tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("quota", "period", "expected"),
+    [("-1", "100000", 8), ("200000", "100000", 2), ("50000", "100000", 1), ("200000", None, 8), ("x", "100000", 8)],
+)
+def test_a_container_of_older_control_groups_says_it_in_other_files(
+    quota: str, period: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "sys/fs/cgroup/cpu").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").write_text(quota + "\n")
+    if period is not None:
+        (tmp_path / "sys/fs/cgroup/cpu/cpu.cfs_period_us").write_text(period + "\n")
+    assert num_cores(tmp_path) == expected
+
+
 def test_there_is_a_core() -> None:
     assert num_cores() >= 1
 

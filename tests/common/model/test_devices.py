@@ -84,5 +84,15 @@ def test_free_memory_is_the_machines_or_the_containers_without_its_file_cache(
     assert free_host_bytes(machine(tmp_path, **group)) == free
 
 
+@pytest.mark.parametrize(("limit", "free"), [("5000", 4100), ("9223372036854771712", 8192)])
+def test_free_memory_is_the_containers_of_older_control_groups_too(limit: str, free: int, tmp_path: Path) -> None:
+    root = machine(tmp_path)
+    (root / "sys/fs/cgroup/memory").mkdir()
+    stat = "cache 5000\ninactive_file 3000\nactive_file 1000\ntotal_inactive_file 3000"
+    for name, content in {"limit_in_bytes": limit, "usage_in_bytes": "4900", "stat": stat}.items():
+        (root / f"sys/fs/cgroup/memory/memory.{name}").write_text(content + "\n")
+    assert free_host_bytes(root) == free
+
+
 def test_this_machine_has_some() -> None:
     assert free_host_bytes(Path("/")) > 2**20
