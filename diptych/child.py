@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -115,11 +115,25 @@ class Child:
         output = self._process.stdout
         if output is None:
             return
-        async for line in output:
+        async for line in _lines(output):
             if line.startswith(_LISTENING) and not self._listening.done():
                 self._listening.set_result(line.removeprefix(_LISTENING).decode().strip())
             else:
-                sys.stderr.write(line.decode(errors="replace"))
+                # Read on where nobody takes it, or the service would stand still with a full pipe.
+                with suppress(OSError):
+                    sys.stderr.write(line.decode(errors="replace"))
+
+
+async def _lines(output: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Lines with their ends; one that is longer than the reader's buffer comes in pieces."""
+    while True:
+        try:
+            yield await output.readuntil()
+        except asyncio.LimitOverrunError as error:
+            yield await output.read(error.consumed)
+        except asyncio.IncompleteReadError as error:
+            yield error.partial
+            return
 
 
 async def _wait_serving(address: str) -> None:
