@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from common.image.preprocessing import PatchGrid
@@ -15,6 +16,7 @@ from diptych.v1 import generation_pb2 as pb
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _TYPE_PREFIX = "type.googleapis.com/google.rpc."
+_MAX_RETRY_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +112,13 @@ def to_client_error(error: grpc.RpcError) -> ClientError:
         call.details() or "",
         metadata=dict(info.metadata),
         field=bad.field_violations[0].field if bad.field_violations else None,
-        retry_after=None if retry is None else retry.retry_delay.ToTimedelta().total_seconds(),
+        retry_after=None if retry is None else _seconds(retry.retry_delay),
     )
+
+
+def _seconds(delay: Duration) -> float:
+    """A delay as a time that can be waited for, whatever the other side says."""
+    return min(max(0.0, delay.seconds + delay.nanos / 1e9), _MAX_RETRY_SECONDS)
 
 
 def _details(call: grpc.Call) -> dict[str, Any]:

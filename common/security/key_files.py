@@ -34,6 +34,7 @@ class KeyFiles:
         self._lock = threading.Lock()
         self._stamp = self._look()
         self._keys = self._read()
+        self._complaint = ""
 
     def latest(self) -> Keys:
         """The files as they are, or as they last were when they fitted; the same object until something changes."""
@@ -44,11 +45,17 @@ class KeyFiles:
                     keys = self._read()
                     # Read while they were being replaced: the next call looks again.
                     if self._look() == stamp:
-                        self._stamp, self._keys = stamp, keys
+                        self._stamp, self._keys, self._complaint = stamp, keys, ""
                         _log.info("certificates were read again", extra={"cert": self._cert, "ca": self._ca})
             except ValueError as error:
-                _log.warning("new certificates cannot be used yet", extra={"error": str(error)})
+                self._complain(str(error))
             return self._keys
+
+    def _complain(self, error: str) -> None:
+        # Once: whoever can reach a port makes us look at the files as often as the network allows.
+        if error != self._complaint:
+            self._complaint = error
+            _log.warning("new certificates cannot be used yet", extra={"error": error})
 
     def _look(self) -> _Stamp:
         try:

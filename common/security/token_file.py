@@ -95,7 +95,7 @@ def _entry(words: Sequence[str], defaults: Limits) -> TokenEntry:
         elif key == "methods" and value:
             entry = replace(entry, methods=frozenset(value.split(",")))
         else:
-            raise ValueError(f"{key!r} is none of expires, methods, {', '.join(_LIMITS)}")
+            raise ValueError(f"what follows the name is none of expires=, methods=, {', '.join(_LIMITS)}=")
     return entry
 
 

@@ -55,6 +55,9 @@ class ServerConfig:
     )
 
     def __post_init__(self) -> None:
+        if not self.host:
+            # Sockets take it for every interface, and a variable that is empty by mistake must not open the service.
+            raise ValueError("--host '' names no address; 0.0.0.0 is every interface")
         if self.access.allowed_clients and self.tls.tls_client_ca is None:
             raise ValueError("--allowed-clients needs --tls-client-ca: without certificates nobody has a name")
         if not self.verifies_callers and any(limit is not None for limit in self.access.limits):

@@ -137,9 +137,14 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_unique(path, node)
         content = yaml.safe_load(text)
+    except SettingError:
+        raise
     except OSError as error:
         raise SettingError(f"{path}: {error.strerror}") from None
+    except RecursionError:
+        raise SettingError(f"{path}: is nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
@@ -148,7 +153,6 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingError(f"{path}: must be a mapping of sections")
-    _check_unique(path, node)
     return content
 
 

@@ -96,11 +96,18 @@ def _convert(given: Given, kind: Any, *, is_optional: bool) -> object:  # noqa: 
     if isinstance(given, bool) or kind is bool:
         return _truth(given, kind)
     if typing.get_origin(kind) is tuple:
-        parts = given if isinstance(given, list) else str(given).split(",")
-        return tuple(str(part).strip() for part in parts if str(part).strip())
+        parts = given if isinstance(given, list) else _text(given).split(",")
+        return tuple(text for part in parts if (text := _text(part).strip()))
     if isinstance(given, list) or (kind is int and isinstance(given, float)):
         raise ValueError(given)
-    return kind(given if kind in (int, float) else str(given))
+    return kind(given if kind in (int, float) else _text(given))
+
+
+def _text(given: object) -> str:
+    # A number with a point is not the text that was written: 1.10 comes as 1.1.
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise ValueError(given)
+    return str(given)
 
 
 def _truth(given: Given, kind: Any) -> bool:  # noqa: ANN401 - a type
@@ -116,7 +123,8 @@ def _truth(given: Given, kind: Any) -> bool:  # noqa: ANN401 - a type
 def _within(value: float, bounds: Bounds) -> bool:
     low = -math.inf if bounds.minimum is None else bounds.minimum
     high = math.inf if bounds.maximum is None else bounds.maximum
-    return math.isfinite(value) and low <= value <= high
+    # A whole number may be larger than any that can be asked whether it is finite.
+    return (isinstance(value, int) or math.isfinite(value)) and low <= value <= high
 
 
 def _wrong(label: str, shown: str, kind: Any, bounds: Bounds) -> SettingError:  # noqa: ANN401 - a type

@@ -2,6 +2,10 @@
 
 import grpc
 import pytest
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from grpc.aio import AioRpcError, Metadata
 
 from common.calls.remote_errors import from_rpc_error
@@ -48,6 +52,18 @@ def test_foreign_statuses_lose_their_text(code: grpc.StatusCode) -> None:
     assert read.reason == ("NOT_LET_IN" if code in REFUSALS else code.name)
     if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.DATA_LOSS):
         assert isinstance(read, InternalError)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(2**62, 3600.0), (-(2**62), 0.0), (-1, 0.0), (2, 2.0)])
+def test_a_delay_is_read_as_one_that_can_be_waited_for(seconds: int, expected: float) -> None:
+    delay = RetryInfo(retry_delay=Duration(seconds=seconds))
+    status = Status(code=8, message="full", details=[Any(), Any()])
+    status.details[0].Pack(ErrorInfo(reason="FULL"))
+    status.details[1].Pack(delay)
+    trailers = Metadata(("grpc-status-details-bin", status.SerializeToString()))
+    read = from_rpc_error(AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, Metadata(), trailers, details="full"))
+    assert isinstance(read, ResourceExhaustedError)
+    assert read.retry_after == expected
 
 
 @pytest.mark.parametrize("kind", [UnauthenticatedError, PermissionDeniedError])

@@ -186,6 +186,27 @@ async def test_a_reader_who_says_nothing_keeps_nobody_waiting(authority: Authori
             writer.close()
 
 
+def test_files_that_cannot_be_used_are_told_of_once_however_often_they_are_asked_for(
+    authority: Authority, server_leaf: Leaf, decoder_leaf: Leaf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    cert.write_bytes(server_leaf.cert.read_bytes())
+    key.write_bytes(server_leaf.key.read_bytes())
+    files = KeyFiles(cert=cert, key=key)
+    for _ in range(2):
+        used = files.latest()
+        key.write_bytes(decoder_leaf.key.read_bytes())
+        for _ in range(5):
+            assert files.latest() is used
+        key.unlink()
+        for _ in range(5):
+            assert files.latest() is used
+        key.write_bytes(server_leaf.key.read_bytes())
+        assert files.latest() == used
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["new certificates cannot be used yet"] * 4
+
+
 def test_files_that_do_not_fit_are_one_line(authority: Authority, server_leaf: Leaf, decoder_leaf: Leaf) -> None:
     for cert, key, ca in (
         (server_leaf.cert, decoder_leaf.key, None),

@@ -44,8 +44,10 @@ def test_a_file_names_who_has_which_token_and_what_differs(tmp_path: Path) -> No
         (HASH + " alice expires=tomorrow", "expires must be a day"),
         (HASH + " alice max-open-calls=0", "max-open-calls must be a whole number"),
         (HASH + " alice max-open-calls=²", "max-open-calls must be a whole number"),
-        (HASH + " alice admin", "'admin' is none of"),
-        (HASH + " alice methods=", "'methods' is none of"),
+        (HASH + " alice admin", "what follows the name is none of"),
+        (HASH + " alice secret", "what follows the name is none of"),
+        (HASH + " alice secret=1", "what follows the name is none of"),
+        (HASH + " alice methods=", "what follows the name is none of"),
     ],
 )
 def test_a_wrong_line_is_named_and_not_quoted(tmp_path: Path, line: str, words: str) -> None:

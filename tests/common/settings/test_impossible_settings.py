@@ -23,6 +23,7 @@ BOTH = [
     ("--compute=native --device=cuda", "--compute native needs --device cpu"),
     ("--compute=native --dtype=float16", "--compute native needs --device cpu and no --dtype float16"),
     ("--port=9090 --metrics-port=9090", "--port, --health-port and --metrics-port must differ"),
+    ("--host=", "--host '' names no address; 0.0.0.0 is every interface"),
     ("--tls-cert=a", "--tls-cert and --tls-key go together"),
     ("--tls-client-ca=a", "--tls-client-ca needs --tls-cert"),
     ("--metrics-client-ca=a", "--metrics-client-ca needs --tls-cert"),

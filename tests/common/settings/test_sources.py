@@ -119,6 +119,7 @@ def test_variables_of_commands_and_kernels_are_no_settings() -> None:
         ({"DIPTYCH_DEPHT": "3"}, "DIPTYCH_DEPHT is no setting of this command; did you mean DIPTYCH_DEPTH?"),
         ({"DIPTYCH_depth": "3"}, "DIPTYCH_depth is no setting of this command; did you mean DIPTYCH_DEPTH?"),
         ({"DIPTYCH_DEPTH": "10"}, "DIPTYCH_DEPTH must be a whole number from 1 to 9, got 10"),
+        ({"DIPTYCH_DEPTH": "9" * 400}, f"DIPTYCH_DEPTH must be a whole number from 1 to 9, got {'9' * 400}"),
         ({"DIPTYCH_DEPTH": ""}, "DIPTYCH_DEPTH must be a whole number from 1 to 9, got ''"),
         ({"DIPTYCH_LOUD": "aye"}, "DIPTYCH_LOUD must be true or false, got 'aye'"),
         ({"DIPTYCH_COLOUR": "green"}, "DIPTYCH_COLOUR must be one of red, blue, got 'green'"),
@@ -153,6 +154,13 @@ def test_a_wrong_variable_is_named(environment: Mapping[str, str], words: str) -
         ("inner: [", "1: not YAML"),
         ("model: !!python/object/apply:os.system [true]", "not YAML"),
         ("1: 2", "1 is no section or setting"),
+        (f"inner: {{depth: 1{'0' * 400}}}", "inner.depth must be a whole number from 1 to 9, got 1000"),
+        ("inner: &inner {depth: *inner}", "is nested too deeply"),
+        ("[" * 5000, "is nested too deeply"),
+        ("names: [a, null]", "names must be texts, got ['a', None]"),
+        ("names: [{a: 1}]", "names must be texts, got [{'a': 1}]"),
+        ("names: [1.10]", "names must be texts, got [1.1]"),
+        ("password: 1.10", "password must be a text"),
     ],
 )
 def test_a_wrong_line_of_a_file_is_named(tmp_path: Path, text: str, words: str) -> None:

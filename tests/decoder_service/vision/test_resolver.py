@@ -55,7 +55,9 @@ async def test_changes_are_told_and_failures_are_not() -> None:
     assert seen == [["a:9", "x:1"], ["a:9", "x:1", "y:1"], ["a:9", "y:1"]]
 
 
-@pytest.mark.parametrize("target", ["::1:50052", "[::1:50052", "::1]:50052", "dns:///::1:7", "a:²", "a:٣", "a:-1", "a b:1"])
+@pytest.mark.parametrize(
+    "target", ["::1:50052", "[::1:50052", "::1]:50052", "dns:///::1:7", "a:²", "a:٣", "a:-1", "a b:1"]
+)
 def test_an_address_that_could_be_read_in_two_ways_is_refused(target: str) -> None:
     with pytest.raises(ValueError, match=r"--vision-addresses: .* is not HOST:PORT or dns:///NAME:PORT"):
         VisionResolver([target])
