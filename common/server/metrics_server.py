@@ -75,7 +75,11 @@ class _Server(ThreadingWSGIServer):
         if not self._places.acquire(timeout=_READER_SECONDS):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # There was no thread for it.
+            self._places.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         try:

@@ -15,6 +15,8 @@ from vision_service.decoding.frames import PREFIX, pack_head, parse_header
 
 _MAX_HEADER_SIZE = 4096
 _PIPE_BUFFER = 1 << 20
+_START_SECONDS = 60.0
+"""Time to import what a worker needs, for which a second is enough where nothing else is wrong."""
 
 
 class WorkerBrokenError(Exception):
@@ -30,7 +32,7 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, settings: DecodeSettings, *, max_payload_size: int) -> "WorkerProcess":
-        """Start a worker and wait until it is ready. Raises WorkerBrokenError, OSError."""
+        """Start a worker and wait until it is ready, for a minute at most. Raises WorkerBrokenError, OSError."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "vision_service.decoding.decode_worker", settings.to_json()),
             stdin=asyncio.subprocess.PIPE,
@@ -44,7 +46,8 @@ class WorkerProcess:
         )
         worker = cls(process, max_payload_size=max_payload_size)
         try:
-            await worker._receive()
+            async with asyncio.timeout(_START_SECONDS):
+                await worker._receive()
         except BaseException:
             await worker.close()
             raise

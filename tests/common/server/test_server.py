@@ -1,6 +1,7 @@
 import asyncio
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import time
@@ -219,3 +220,16 @@ async def test_a_message_over_the_limit_is_refused() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call(request.SerializeToString())
     assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_readers_for_whom_there_was_no_thread_take_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with running(FakeGeneration(), metrics_port=0) as (server, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(socketserver.ThreadingMixIn, "process_request", no_thread)
+            for _ in range(40):
+                with pytest.raises(OSError):  # noqa: PT011 - however the connection ends
+                    await asyncio.to_thread(_read, server.metrics_port)
+        assert "grpc_server_started_total" in await asyncio.to_thread(_read, server.metrics_port)

@@ -17,6 +17,7 @@ from common.image.header import ImageLimits
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from common.native.resizing import find_kernels
 from tests.pictures import LIMITS, noise, preprocessing, save
+from vision_service.decoding import decode_pool, worker_process
 from vision_service.decoding.decode_pool import DecodePool
 from vision_service.decoding.decode_worker import DecodeSettings
 from vision_service.decoding.frames import parse_header
@@ -148,6 +149,28 @@ async def test_a_worker_that_hangs_costs_one_image_and_is_replaced() -> None:
         error = await error_of(pool)
         assert (error.reason, error.metadata["unit"]) == ("IMAGE_TOO_LARGE", "seconds")
         assert (await pool.decode(PICTURE, grid=GRID, field="image")).shape == (48, 32, 3)
+
+
+async def test_a_worker_that_hangs_at_its_start_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    receive, num_starts = WorkerProcess._receive, 0
+
+    async def hang_twice(worker: WorkerProcess) -> tuple[dict[str, object], bytes]:
+        nonlocal num_starts
+        num_starts += 1
+        if num_starts <= 2:
+            await asyncio.sleep(60)
+        return await receive(worker)
+
+    async with pool_of() as pool, asyncio.timeout(20):
+        monkeypatch.setattr(worker_process, "_START_SECONDS", 0.2)
+        monkeypatch.setattr(decode_pool, "_RESTART_PAUSE", 0.01)
+        monkeypatch.setattr(WorkerProcess, "_receive", hang_twice)
+        os.kill(pool.worker_ids[0], signal.SIGKILL)
+        await until(lambda: not pool.worker_ids)
+        waiting = asyncio.create_task(pool.decode(PICTURE, grid=GRID, field="image"))
+        await until(lambda: num_starts > 2)
+        monkeypatch.setattr(worker_process, "_START_SECONDS", 20.0)
+        assert (await waiting).shape == (48, 32, 3)
 
 
 async def test_a_picture_that_takes_too_much_memory_is_refused_and_the_worker_lives() -> None:
