@@ -5,6 +5,7 @@ call does; until then its bytes stay, and the call waits until the reader has sa
 """
 
 import asyncio
+import errno
 import itertools
 import logging
 import secrets
@@ -20,6 +21,9 @@ from diptych.v1 import vision_pb2
 
 _log = logging.getLogger(__name__)
 _MAX_READERS = 64
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""The process or the system has no descriptor or memory for a connection just now."""
+_DEAF_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +75,7 @@ class ArenaDoor:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._listener.bind(socket_address(self.name))
         self._listener.listen(_MAX_READERS)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+        self._listen()
 
     async def close(self) -> None:
         """Let go of all readers and of the memory."""
@@ -101,11 +105,20 @@ class ArenaDoor:
             reader.leases.pop(lease.number, None)
             self._arena.give(region)
 
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
     def _accept(self, listener: socket.socket) -> None:
         """Let one reader in."""
         try:
             connection, _ = listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                # Whoever knocks goes on knocking, and the event loop would do nothing but hear it.
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener)
+                loop.call_later(_DEAF_SECONDS, self._listen)
             return
         connection.setblocking(False)
         if len(self._readers) >= _MAX_READERS or not is_same_user(connection):

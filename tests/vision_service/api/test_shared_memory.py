@@ -5,6 +5,7 @@ import logging
 import mmap
 import os
 import random
+import resource
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -352,3 +353,31 @@ async def test_nothing_is_left_of_a_killed_owner_and_its_reader_reads_on() -> No
         assert await is_refused(name)
         visit.release(1)
         visit.close()
+
+
+async def test_a_door_without_a_free_descriptor_is_deaf_for_a_while_and_hears_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accept, num_tries = ArenaDoor._accept, 0
+
+    def count(door: ArenaDoor, listener: socket.socket) -> None:
+        nonlocal num_tries
+        num_tries += 1
+        accept(door, listener)
+
+    monkeypatch.setattr(arena_door, "_DEAF_SECONDS", 0.2)
+    monkeypatch.setattr(ArenaDoor, "_accept", count)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with door_of() as door:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as reader:
+            try:
+                # No number of a descriptor is below this limit, so that none is free.
+                resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+                reader.connect(socket_address(door.name))
+                await asyncio.sleep(0.5)
+                assert 2 <= num_tries <= 4
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            await asyncio.sleep(0.3)
+            reader.setblocking(False)
+            assert len(reader.recv(100)) == GREETING.size
