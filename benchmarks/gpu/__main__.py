@@ -1,27 +1,26 @@
 """Correctness first, then our own cases with Pixtral-12B's shape, then peers: `python -m benchmarks.gpu`.
 
 Prints a table a case and writes everything to a JSON file as it comes. A case or peer that fails is named and costs no
-other figure. By reckoning it needs 50 GB on the device, of which G8 takes what is free; `--small` needs 10.
+other figure: ours run in a process beside this one, which is started anew after a case that hangs, ends it or loses the
+device. By reckoning it needs 50 GB on the device, of which G8 takes what is free; `--small` needs 10.
 """
 
 import argparse
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.cases import CASES, Bench, run_cases
-from benchmarks.gpu.ceilings import measure
-from benchmarks.gpu.correctness import correctness_rows
-from benchmarks.gpu.models import DECODER_12B
+from benchmarks.gpu.cases import CASES
 from benchmarks.gpu.own_figures import OwnFigures
+from benchmarks.gpu.own_process import CORRECTNESS
+from benchmarks.gpu.own_runs import run_own
 from benchmarks.gpu.peers.catalogue import PEERS
 from benchmarks.gpu.peers.process import child_command, rows_of
-from benchmarks.gpu.report import Report
-from common.model.devices import free_bytes
+from benchmarks.gpu.report import Report, Row
 
 _LEAST_SECONDS = 30.0
 """Of a peer, which takes most of them to import what it needs and to be checked"""
@@ -33,20 +32,11 @@ def main() -> None:
     stop_at = time.monotonic() + arguments.seconds
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here")
-    device = torch.device("cuda", 0)
-    report = Report(arguments.json)
-    is_right = all([row["right"] for row in report.add("correctness", correctness_rows(device))])
-    if not is_right and not arguments.despite_errors:
+    report, own = Report(arguments.json), OwnFigures()
+    failed = run_own_cases(CORRECTNESS, arguments, report, own, stop_at)
+    if failed and not arguments.despite_errors:
         raise SystemExit("the CUDA path computes something else than the plain path; nothing is timed")
-    ceilings = measure(device)
-    limits = {"copy TB/s": ceilings.copy_bytes / 1e12, "read TB/s": ceilings.read_bytes / 1e12}
-    report.add("G0 ceilings", [{**limits, "TFLOP/s": ceilings.flops / 1e12}])
-    config = replace(DECODER_12B, num_hidden_layers=4) if arguments.small else DECODER_12B
-    own = OwnFigures()
-    bench = Bench(device=device, ceilings=ceilings, decoder=config, report=report, own=own)
-    failed = [] if is_right else ["correctness"]
-    failed += run_cases([name for name in CASES if name in arguments.cases], CASES, bench)
-    report.add("before the peers", [{"free GiB": free_bytes(device) / 2**30}])
+    failed += run_own_cases([name for name in CASES if name in arguments.cases], arguments, report, own, stop_at)
     run_peers(arguments, report, own, stop_at)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
@@ -68,6 +58,9 @@ def _arguments() -> argparse.Namespace:
         "--seconds", type=float, default=3600.0, help="of the whole run, after which no peer begins or goes on"
     )
     parser.add_argument(
+        "--silent-seconds", type=float, default=150.0, help="a case of ours that finds nothing for so long is ended"
+    )
+    parser.add_argument(
         "--despite-errors", action="store_true", help="time also what computes something else than the plain path"
     )
     parser.add_argument("--gpt-fast", type=Path, help="a checkout of gpt-fast, without which it is not run")
@@ -84,6 +77,22 @@ def some_of(names: Collection[str]) -> Callable[[str], list[str]]:
         return chosen
 
     return parse
+
+
+def run_own_cases(
+    names: Sequence[str], arguments: argparse.Namespace, report: Report, own: OwnFigures, stop_at: float
+) -> list[str]:
+    """Run our own cases in processes of their own; returns those that failed. None is left after `stop_at`."""
+    log = arguments.json.with_suffix(".own.log")
+
+    def run_process(left: Sequence[str]) -> Iterable[Row]:
+        seconds = stop_at - time.monotonic()
+        if seconds < _LEAST_SECONDS:
+            return [{"not run": "no time was left"}]
+        command = [sys.executable, "-m", "benchmarks.gpu.own_process", *left, *(["--small"] if arguments.small else [])]
+        return rows_of(command, seconds=seconds, log=log, silent_seconds=arguments.silent_seconds)
+
+    return run_own(names, run_process, report, own)
 
 
 def run_peers(arguments: argparse.Namespace, report: Report, own: OwnFigures, stop_at: float) -> None:

@@ -6,6 +6,7 @@ To add one, write what makes its rows in a file of its own, a function here, and
 import gc
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +24,7 @@ from benchmarks.gpu.ours import OurEngine, our_compute
 from benchmarks.gpu.overlap import NEW_TOKENS, PROMPT, CudaTimeline, overlap_rows
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.peers.decoding_rows import decoding_workloads
-from benchmarks.gpu.report import Report, Row
+from benchmarks.gpu.report import Reporting, Row
 from benchmarks.gpu.workloads import Workload
 from common.model.config import MistralConfig
 from common.model.graph_recorder import CudaGraphRecorder
@@ -42,7 +43,7 @@ class Bench:
     ceilings: Ceilings
     decoder: MistralConfig
     """Shape of the decoder, large or small"""
-    report: Report
+    report: Reporting
     own: OwnFigures
     """What peers are held against; a case that they take part in puts its own figures there"""
 
@@ -70,7 +71,8 @@ def run_cases(names: Sequence[str], cases: Mapping[str, Case], bench: Bench) -> 
         # Outside of the handler, as a traceback holds what its frames hold.
         gc.collect()
         if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # Of a device that is lost: who asked for the cases sees to it.
+                torch.cuda.empty_cache()
     return failed
 
 

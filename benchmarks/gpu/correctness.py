@@ -2,13 +2,14 @@
 
 import copy
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from benchmarks.gpu.models import BLOCK_SIZE, DECODER_12B, forward_batch, kv_cache_for, random_decoder
+from benchmarks.gpu.report import Row
 from benchmarks.gpu.row_error import row_error
 from common.model.config import MistralConfig
 from common.model.graph_recorder import CudaGraphRecorder, GraphRecorder
@@ -23,6 +24,7 @@ from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
 
 _MIXTURES = {
+    "one token": ([1], [700]),
     "single tokens": ([1, 1, 1], [1, 700, 65]),
     "a prompt": ([300], [300]),
     "chunks and single tokens": ([1, 130, 1, 7], [40, 900, 4000, 7]),
@@ -42,28 +44,45 @@ _PRODUCT_LIMIT = 0.02
 
 
 @torch.inference_mode()
-def correctness_rows(device: torch.device) -> Iterator[dict[str, object]]:
-    """How far the paths are apart: rows of attention and of products in 8 bits alone, then of whole passes."""
+def attention_checks(device: torch.device) -> Iterator[Row]:
+    """How far rows of attention alone are apart."""
     for dtype, keys in _TYPES:
         for window in (None, 50):
             shape = _attention_shape(dtype, keys, window)
             measure = partial(largest_error, TritonAttention(shape, device), shape, device)
             yield checked(f"attention, {dtype}, keys {keys}, window {window}", _ATTENTION_LIMITS[dtype], measure)
+
+
+@torch.inference_mode()
+def product_checks(device: torch.device) -> Iterator[Row]:
+    """How far rows of products in 8 bits are apart."""
     for width, num_outputs in ((DECODER_12B.hidden_size, 28672), (DECODER_12B.feed_forward_length, 5120)):
         for num_rows in (1, 128, FEW_ROWS, FEW_ROWS + 1, 4096):
             case = f"a product in 8 bits, {num_rows} rows, {width} to {num_outputs}"
             yield checked(case, _PRODUCT_LIMIT, partial(_product_error, num_rows, width, num_outputs, device))
-    for dtype, keys in _TYPES:
-        model = random_decoder(_small(), device, dtype)
-        if keys == FP8:
-            quantize_layers(model.decoder)
-        for recorder in (None, CudaGraphRecorder(device)):
-            for name, (new, lengths) in _MIXTURES.items():
-                case = f"{name}, {dtype}, keys {keys}, graphs {recorder is not None}"
-                yield checked(case, _LIMITS[keys], partial(_path_error, model, recorder, keys, new, lengths))
 
 
-def checked(case: str, limit: float, measure: Callable[[], float]) -> dict[str, object]:
+@torch.inference_mode()
+def pass_checks(device: torch.device, dtype: torch.dtype, keys: torch.dtype) -> Iterator[Row]:
+    """How far whole passes are apart, launched kernel by kernel and recorded, with these types."""
+    model = random_decoder(_small(), device, dtype)
+    if keys == FP8:
+        quantize_layers(model.decoder)
+    for recorder in (None, CudaGraphRecorder(device)):
+        for name, (new, lengths) in _MIXTURES.items():
+            case = f"{name}, {dtype}, keys {keys}, graphs {recorder is not None}"
+            yield checked(case, _LIMITS[keys], partial(_path_error, model, recorder, keys, new, lengths))
+
+
+CHECKS: Mapping[str, Callable[[torch.device], Iterator[Row]]] = {
+    "attention": attention_checks,
+    "products": product_checks,
+    **{f"passes, {keys}": partial(pass_checks, dtype=dtype, keys=keys) for dtype, keys in _TYPES},
+}
+"""In the order in which they run; what loses the device costs the rest of its own alone."""
+
+
+def checked(case: str, limit: float, measure: Callable[[], float]) -> Row:
     """A row that says whether an error is within its limit; what cannot be measured is not right, and says why."""
     try:
         error = measure()

@@ -5,10 +5,19 @@ import platform
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 Row = dict[str, object]
+
+
+class Reporting(Protocol):
+    """Takes what is found."""
+
+    def add(self, name: str, rows: Iterable[Row]) -> list[Row]:
+        """Take rows while they are made, and return them."""
+        ...
 
 
 class Report:
@@ -17,16 +26,26 @@ class Report:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._results: dict[str, list[Row]] = {}
+        self._last = ""
 
     def add(self, name: str, rows: Iterable[Row]) -> list[Row]:
-        """Take rows while they are made, and return them."""
-        print(f"\n{name}", flush=True)
-        taken = self._results.setdefault(name, [])
+        """See `Reporting`."""
+        if name != self._last:
+            print(f"\n{name}", flush=True)
+        self._last = name
+        results, taken = self._results.setdefault(name, []), []
         for row in rows:
             taken.append(row)
+            results.append(row)
             print("  " + "   ".join(f"{key}: {_text(value)}" for key, value in row.items()), flush=True)
-            self._path.write_text(json.dumps({"machine": _machine(), "results": self._results}, indent=1))
+            self._write()
         return taken
+
+    def _write(self) -> None:
+        """Whoever is cut short here leaves the file as it was before."""
+        aside = self._path.with_name(f"{self._path.name}.part")
+        aside.write_text(json.dumps({"machine": _machine(), "results": self._results}, indent=1))
+        aside.replace(self._path)
 
 
 def _machine() -> dict[str, str]:

@@ -29,31 +29,48 @@ def child_command(
     return command + (["--gpt-fast", str(gpt_fast)] if gpt_fast is not None else [])
 
 
-def rows_of(command: Sequence[str], *, seconds: float, log: Path) -> Iterator[Row]:
-    """The rows that a command writes, one a line; what it says beside them goes to the end of `log`."""
+def rows_of(command: Sequence[str], *, seconds: float, log: Path, silent_seconds: float | None = None) -> Iterator[Row]:
+    """The rows that a command writes, one a line; what it says beside them goes to the end of `log`.
+
+    It is ended after so many seconds, and where it writes none for so many. What is no row, as half a one that it was
+    ended in, is left out.
+    """
     with (
         log.open("ab") as errors,
         subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
         ) as process,
     ):
-        is_late = threading.Event()
+        reasons: list[str] = []
 
-        def end() -> None:
-            is_late.set()
+        def end(reason: str) -> None:
+            reasons.append(reason)
             _end(process)
 
-        timer = threading.Timer(seconds, end)
-        timer.start()
+        def end_after(limit: float, reason: str) -> threading.Timer:
+            timer = threading.Timer(limit, end, (reason,))
+            timer.start()
+            return timer
+
+        def begin_silence() -> threading.Timer:
+            limit = seconds if silent_seconds is None else silent_seconds
+            return end_after(limit, f"it said nothing for {limit:.0f} s")
+
+        late = end_after(seconds, f"it took more than {seconds:.0f} s")
+        silence = begin_silence()
         try:
             for line in process.stdout or ():
-                yield json.loads(line)
+                silence.cancel()
+                with suppress(ValueError):
+                    yield json.loads(line)
+                silence = begin_silence()
             process.wait()
         finally:
-            timer.cancel()
+            late.cancel()
+            silence.cancel()
             _end(process)
-    if is_late.is_set():
-        yield {"not run": f"the rest, as it took more than {seconds:.0f} s"}
+    if reasons:
+        yield {"not run": f"the rest, as {reasons[0]}"}
     elif process.returncode:
         yield {"not run": f"its process ended with {process.returncode}: {_last_line(log)}"}
 
