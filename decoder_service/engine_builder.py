@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 _PARTS = (Part.DECODER, Part.PROJECTOR)
 _CUDA_DOUBLING_TOKENS = 200
 """How many tokens a GPU computes, about, in the time in which it reads all weights."""
+_IDLE_PROMPTS = (64, 2048)
+"""Tokens; of the second, attention is cut up otherwise."""
 _CPU_SHARE, _CPU_LEAST = 0.3, 8
 """What each prompt adds to a step on a CPU where nothing is set: part of its time, and tokens at least."""
 
@@ -126,6 +128,9 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
     runner = DecoderRunner(model, kv_cache, compute, queue=OnThread() if overlap and is_cpu else AtOnce())
     # What is set up at first use, the first request must not pay for.
     runner.run_idle(2)
+    if not is_cpu:  # Else the first prompts would wait for a compiler: of few tokens, and of few behind many.
+        for seq_len in _IDLE_PROMPTS:
+            runner.run_idle_prompt(min(_IDLE_PROMPTS[0], run_config.max_seq_len), min(seq_len, run_config.max_seq_len))
     guarded = GuardedRunner(runner)
     mixed_tokens = num_mixed_tokens(engine, run_config.device, measure=partial(doubling_tokens, runner.run_idle))
     _log.info("prompts beside next tokens", extra={"max_num_mixed_tokens": mixed_tokens or "no limit"})

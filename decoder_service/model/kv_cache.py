@@ -39,14 +39,20 @@ class KVCache:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy blocks; every source is read before any target is written."""
+        read, written = self._there(sources), self._there(targets)
         for blocks in (*self.key_blocks, *self.value_blocks):
             moved = _movable(blocks)
-            moved[list(targets)] = moved[list(sources)]
+            moved.index_copy_(0, written, moved.index_select(0, read))
 
     def clear(self, block_table: Sequence[int]) -> None:
         """Zero blocks, so that what they held harms nobody who gets them next."""
+        cleared = self._there(block_table)
         for blocks in (*self.key_blocks, *self.value_blocks):
-            _movable(blocks)[list(block_table)] = 0
+            _movable(blocks).index_fill_(0, cleared, 0)
+
+    def _there(self, block_ids: Sequence[int]) -> Tensor:
+        """Numbers of blocks on the cache's device, brought there once: each time is waited for."""
+        return torch.tensor(list(block_ids), dtype=torch.long, device=self.key_blocks[0].device)
 
 
 def saturated(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -80,5 +80,9 @@ class MistralForCausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits as fp32 [num_rows, vocab_size] for the hidden rows [num_rows, hidden_size] asked for."""
+        return self.head(self.model.norm(hidden))
+
+    def head(self, normed: Tensor) -> Tensor:
+        """The same for rows behind the final norm."""
         weight = self.model.embed_tokens.weight if not hasattr(self, "lm_head") else self.lm_head.weight
-        return nn.functional.linear(self.model.norm(hidden), weight).float()
+        return nn.functional.linear(normed, weight).float()

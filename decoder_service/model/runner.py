@@ -145,6 +145,25 @@ class DecoderRunner:
         )
         self.logits(hidden[:1])
 
+    def run_idle_prompt(self, num_tokens: int, seq_len: int) -> None:
+        """Compute so many last tokens of nobody's prompt of that length, all of it in the first block as above."""
+        places = torch.arange(seq_len - num_tokens, seq_len, device=self._model.device)
+        block_size = self._kv_cache.block_size
+        self.hidden(
+            ForwardBatch(
+                token_ids=torch.zeros_like(places),
+                positions=places,
+                slot_mapping=places % block_size,
+                block_tables=places.new_zeros(1, -(-seq_len // block_size)),
+                query_lengths=(num_tokens,),
+                seq_lens=(seq_len,),
+                seq_lens_there=places[-1:] + 1,
+                logits_indices=places[:0],
+                image_indices=places[:0],
+                image_rows=(),
+            )
+        )
+
     def compute(self, forward: ForwardBatch) -> tuple[Tensor, Tensor]:
         """The batch's hidden rows, and the logits to choose tokens from."""
         hidden = self.hidden(forward)

@@ -212,4 +212,6 @@ def _fetch(rows: Tensor) -> memoryview:
 
 def _to_host(rows: Tensor) -> memoryview:
     """The bytes of rows of features; numpy has no bfloat16, bytes will do."""
-    return rows.cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
+    # To memory that the device writes by itself, and that torch keeps for the next batch: any other is written twice.
+    there = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows) if rows.is_cuda else rows
+    return there.contiguous().view(torch.uint8).numpy().data.cast("B")

@@ -4,7 +4,7 @@ Knows the model's weights, the KV cache and one batch's tensors. Does not know r
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 
 import torch
@@ -15,6 +15,7 @@ from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.cuda.attention import AttentionShape, PagedAttention, Spans
 from decoder_service.model.cuda.decode_graphs import DecodeGraphs, batch_sizes
+from decoder_service.model.cuda.fused import add_rms_norm
 from decoder_service.model.cuda.layer_weights import LayerWeights, join_layers
 from decoder_service.model.cuda.layers import CudaLayers, Places
 from decoder_service.model.cuda.triton_attention import TritonAttention
@@ -43,6 +44,7 @@ class CudaCompute:
         The model's weights are joined, and attention is computed by our own kernel, where none are given.
         """
         self._plain = TorchCompute(model, kv_cache)
+        self._decoder, self._norm = model.decoder, model.decoder.model.norm
         self._device = model.device
         shape = AttentionShape.of(model.config, kv_cache, model.dtype)
         self._attention = attention or TritonAttention(shape, model.device)
@@ -77,15 +79,19 @@ class CudaCompute:
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
         """See `Compute`."""
-        # Triton launches on the thread's own device, which need not be the one that the tensors are on.
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+        with self._own_device():
             if self._graphs is not None and self._graphs.fits(forward):
                 return self._graphs.hidden(embeds, forward)
             return self._layers(embeds, self._places(forward))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Compute`."""
-        return self._plain.logits(hidden)
+        with self._own_device():
+            return self._decoder.head(add_rms_norm(hidden, None, self._norm.weight, eps=self._norm.eps))
+
+    def _own_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the thread's own device, which need not be the one that the tensors are on."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def _places(self, forward: ForwardBatch) -> Places:
         starts = [*accumulate(forward.query_lengths, initial=0)]

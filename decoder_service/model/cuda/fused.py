@@ -172,7 +172,8 @@ def _scale_sums(
     tl.store(out + row * WIDTH + columns, value.to(out.dtype.element_ty), mask=is_in)
 
 
-@triton.jit
+# Slots are part of a larger tensor, wherever they begin in it.
+@triton.jit(do_not_specialize_on_alignment=["slot_mapping"])
 def _rotate_and_store(
     qkv: tl.tensor,
     cos: tl.tensor,

@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from triton import backends, compile
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from decoder_service.model.cuda.fused import (
     _add_rms_norm,
@@ -22,8 +23,6 @@ from decoder_service.model.cuda.paged_attention import DEFAULT_LAUNCH, Attention
 
 HOPPER = GPUTarget("cuda", 90, 32)
 PTXAS = Path(backends.__file__).parent / "nvidia/bin/ptxas"
-NUMBERS = {"window", "num_tokens", "num_splits", "table_stride"}
-"""Of attention: whatever they are, the kernel is the same."""
 SHARED_BYTES = 227 * 1024
 """That a program of this GPU can have."""
 
@@ -33,7 +32,8 @@ def compiled(
 ) -> CompiledKernel:
     """A kernel whose addresses, strides and plain numbers are multiples of 16, as at nearly every launch."""
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    odd = {name for name, kind in types.items() if kind == "fp32"} | NUMBERS | set(constants)
+    unknown = {param.name for param in kernel.params if param.do_not_specialize or param.do_not_specialize_on_alignment}
+    odd = {name for name, kind in types.items() if kind == "fp32"} | unknown | set(constants)
     aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(kernel.arg_names) if name not in odd}
     source = ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=aligned)
     return compile(source, target=HOPPER, options=options)
@@ -115,12 +115,34 @@ def check_small_steps() -> None:
         assert "satfinite.e4m3x2" in made.asm["ptx"], "the device's own rounding is not used"
 
 
+def check_that_numbers_anywhere_are_one_kernel() -> None:
+    """Where a batch's numbers begin in a larger tensor changes nothing that is compiled; where weights begin does."""
+    even, odd = torch.zeros(64, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)[1:]
+    places = ("block_tables", "query_starts", "seq_lens", "tile_requests", "tile_starts")
+    for kernel, names in ((_attend, places), (_rotate_and_store, ("slot_mapping",))):
+        plain = dict.fromkeys(kernel.arg_names, even)
+        first = specialization(kernel, plain)
+        assert specialization(kernel, plain | dict.fromkeys(names, odd)) == first
+        assert specialization(kernel, plain | {"key_blocks": odd}) != first
+
+
+def specialization(kernel: JITFunction, arguments: Mapping[str, object]) -> object:
+    """What tells compiled kernels of one source apart."""
+    bind = create_function_from_signature(kernel.signature, kernel.params, make_backend(HOPPER))
+    return bind(**arguments)[1]
+
+
 def check_that_spilling_is_seen() -> None:
     """The negative control: tiles of 64 rows in fp32."""
     assert not fits(attend(64, 16, is_split=False, query="*fp32", keys="*fp32", head_dim=64))
 
 
-CHECKS: tuple[Callable[[], None], ...] = (check_attention, check_small_steps, check_that_spilling_is_seen)
+CHECKS: tuple[Callable[[], None], ...] = (
+    check_attention,
+    check_small_steps,
+    check_that_numbers_anywhere_are_one_kernel,
+    check_that_spilling_is_seen,
+)
 
 if __name__ == "__main__":
     for check in CHECKS:
