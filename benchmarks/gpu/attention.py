@@ -50,10 +50,13 @@ def launch_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[str, 
         shape = replace(_SHAPE, kv_dtype=kv_dtype)
         for launch in _LAUNCHES:
             ours = TritonAttention(shape, device, launch)
-            shares = {}
-            for batch, context in _LAUNCHED:
-                time = _seconds(ours, batch, context, device, kv_dtype)
-                shares[f"{batch} x {context}"] = _num_bytes(batch, context, kv_dtype) / time / ceilings.memory_bytes
+            shares: dict[str, object] = {}
+            try:
+                for batch, context in _LAUNCHED:
+                    time = _seconds(ours, batch, context, device, kv_dtype)
+                    shares[f"{batch} x {context}"] = _num_bytes(batch, context, kv_dtype) / time / ceilings.memory_bytes
+            except RuntimeError as error:  # One that asks for more than the device has, say.
+                shares["not run"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             yield {"case": f"{kv_dtype}, {launch}", **shares}
 
 

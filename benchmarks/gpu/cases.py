@@ -20,6 +20,7 @@ from benchmarks.gpu.encoder_graphs import encoder_graph_rows
 from benchmarks.gpu.encoding import encode_rows
 from benchmarks.gpu.engine_rows import engine_rows, offline_limit, offline_rows
 from benchmarks.gpu.models import DECODER_1B, random_decoder, random_encoder
+from benchmarks.gpu.one_row import one_row_rows
 from benchmarks.gpu.ours import OurEngine, our_compute
 from benchmarks.gpu.overlap import NEW_TOKENS, PROMPT, CudaTimeline, overlap_rows
 from benchmarks.gpu.own_figures import OwnFigures
@@ -105,6 +106,10 @@ def _decode(bench: Bench, *, case: str, batches: tuple[int, ...]) -> None:
     bench.report.add(f"{case} decode, whole engine", engine_rows(engine, workloads, bench.own))
 
 
+def _one_row(bench: Bench) -> None:
+    bench.report.add("G1 products of one row", one_row_rows(bench.device, bench.ceilings))
+
+
 def _prefill(bench: Bench) -> None:
     bench.report.add("G5 prefill", prefill_rows(_decoder(bench), bench.ceilings, _PROMPTS))
 
@@ -134,6 +139,7 @@ CASES: Mapping[str, Case] = {
     "G1": partial(_decode, case="G1", batches=(1,)),
     "G2": partial(_decode, case="G2", batches=(8, 32, 128)),
     "G5": _prefill,
+    "one-row": _one_row,
     "G8": _offline,
     "fp8": _fp8,
 }

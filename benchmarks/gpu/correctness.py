@@ -17,6 +17,7 @@ from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.cuda.attention import AttentionShape
 from decoder_service.model.cuda.attention_choice import largest_error
 from decoder_service.model.cuda.compute import CudaCompute
+from decoder_service.model.cuda.pass_choice import Clock
 from decoder_service.model.cuda.products import join
 from decoder_service.model.cuda.triton_attention import TritonAttention
 from decoder_service.model.fp8 import FEW_ROWS, FP8, Fp8Linear, quantize_layers, round_rows
@@ -68,10 +69,14 @@ def pass_checks(device: torch.device, dtype: torch.dtype, keys: torch.dtype) -> 
     model = random_decoder(_small(), device, dtype)
     if keys == FP8:
         quantize_layers(model.decoder)
-    for recorder in (None, CudaGraphRecorder(device)):
+    recorder = CudaGraphRecorder(device)
+    for used in (None, recorder):
         for name, (new, lengths) in _MIXTURES.items():
-            case = f"{name}, {dtype}, keys {keys}, graphs {recorder is not None}"
-            yield checked(case, _LIMITS[keys], partial(_path_error, model, recorder, keys, new, lengths))
+            case = f"{name}, {dtype}, keys {keys}, graphs {used is not None}"
+            yield checked(case, _LIMITS[keys], partial(_path_error, model, used, keys, new, lengths))
+    case = f"one token by kernels of its own, {dtype}, keys {keys}"
+    clock = partial(next, iter((1.0, 2.0)))
+    yield checked(case, _LIMITS[keys], partial(_path_error, model, recorder, keys, [1], [700], lambda _: clock()))
 
 
 CHECKS: Mapping[str, Callable[[torch.device], Iterator[Row]]] = {
@@ -94,13 +99,21 @@ def checked(case: str, limit: float, measure: Callable[[], float]) -> Row:
 
 
 def _path_error(
-    model: DecoderModel, recorder: GraphRecorder | None, keys: torch.dtype, new: list[int], lengths: list[int]
+    model: DecoderModel,
+    recorder: GraphRecorder | None,
+    keys: torch.dtype,
+    new: list[int],
+    lengths: list[int],
+    clock: Clock = lambda _: 0.0,
 ) -> float:
+    """The distance of both paths; of one token the usual pass is taken unless the `clock` says otherwise."""
     cache = kv_cache_for(model, sum(lengths), keys)
     twin = _copy(cache)
-    fast = CudaCompute(model, cache, recorder=recorder, max_num_requests=_MOST, max_model_len=8192)
+    fast = CudaCompute(model, cache, recorder=recorder, max_num_requests=_MOST, max_model_len=8192, clock=clock)
     if recorder is not None and _MOST not in fast.recorded_sizes:
         raise RuntimeError(f"of the passes only {fast.recorded_sizes} were recorded")
+    if recorder is not None and not fast.one_row_figures:
+        raise RuntimeError("of one token only the usual pass could be recorded")
     got = _logits(fast, new, lengths, model.device)
     return row_error(got, _logits(TorchCompute(model, twin), new, lengths, model.device))
 

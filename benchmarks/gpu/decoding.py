@@ -47,6 +47,7 @@ def decode_rows(
             "tokens/s": batch / step,
             "share of limit": num_bytes / ceilings.memory_bytes / step,
             "recorded": batch <= max(recorded.recorded_sizes, default=0),
+            **({f"one row, {name}": value for name, value in recorded.one_row_figures.items()} if batch == 1 else {}),
         }
 
 

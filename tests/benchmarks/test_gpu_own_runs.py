@@ -1,4 +1,4 @@
-"""Our own cases in processes of their own: whatever a case does to its process or device, no other loses its figures."""
+"""Our own cases in processes of their own: whatever one does to its process or device, no other loses its figures."""
 
 import json
 import sys

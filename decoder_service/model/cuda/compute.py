@@ -14,13 +14,20 @@ from common.model.graph_recorder import GraphRecorder
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.cuda.attention import AttentionShape, PagedAttention, Spans
-from decoder_service.model.cuda.decode_graphs import DecodeGraphs, batch_sizes
+from decoder_service.model.cuda.decode_graphs import DecodeGraphs, OneRow, batch_sizes
 from decoder_service.model.cuda.fused import add_rms_norm
 from decoder_service.model.cuda.layer_weights import LayerWeights, join_layers
 from decoder_service.model.cuda.layers import CudaLayers, Places
+from decoder_service.model.cuda.one_row_layers import OneRowLayers
+from decoder_service.model.cuda.pass_choice import Clock, device_clock
+from decoder_service.model.cuda.products import Fp8Product
 from decoder_service.model.cuda.triton_attention import TritonAttention
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
+
+_LIMIT, _FP8_LIMIT = 0.25, 0.5
+"""How far a row may be from that of the other way to compute it, over its length: a few times what rounding does, which
+in 8 bits only one of the two ways does to what goes in."""
 
 
 class CudaCompute:
@@ -38,17 +45,20 @@ class CudaCompute:
         max_model_len: int,
         weights: Sequence[LayerWeights] | None = None,
         attention: PagedAttention | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """Record passes for up to `max_num_requests` requests.
 
-        The model's weights are joined, and attention is computed by our own kernel, where none are given.
+        The model's weights are joined, and attention is computed by our own kernel, where none are given. Ways to
+        compute a step of one token are measured by `clock`, or a GPU's own; without one there is the usual way.
         """
         self._plain = TorchCompute(model, kv_cache)
         self._decoder, self._norm = model.decoder, model.decoder.model.norm
         self._device = model.device
         shape = AttentionShape.of(model.config, kv_cache, model.dtype)
         self._attention = attention or TritonAttention(shape, model.device)
-        self._layers = CudaLayers(model.config, weights or join_layers(model.decoder), kv_cache)
+        joined = weights or join_layers(model.decoder)
+        self._layers = CudaLayers(model.config, joined, kv_cache)
         self._graphs: DecodeGraphs | None = None
         if recorder is not None:
             with torch.inference_mode():
@@ -62,12 +72,29 @@ class CudaCompute:
                     hidden_size=model.config.hidden_size,
                     device=model.device,
                     dtype=model.dtype,
+                    one_row=self._one_row(model, joined, kv_cache, clock),
                 )
+
+    def _one_row(
+        self, model: DecoderModel, weights: Sequence[LayerWeights], kv_cache: KVCache, clock: Clock | None
+    ) -> OneRow | None:
+        clock = clock or (device_clock(model.device) if model.device.type == "cuda" else None)
+        if clock is None:
+            return None
+        layers = OneRowLayers(model.config, weights, kv_cache)
+        return OneRow(
+            layers=layers, clock=clock, limit=_FP8_LIMIT if isinstance(weights[0].qkv, Fp8Product) else _LIMIT
+        )
 
     @property
     def recorded_sizes(self) -> tuple[int, ...]:
         """Batch sizes whose passes were recorded, rising; fewer than were asked for where one could not be."""
         return self._graphs.sizes if self._graphs is not None else ()
+
+    @property
+    def one_row_figures(self) -> dict[str, float]:
+        """See `DecodeGraphs`."""
+        return self._graphs.one_row_figures if self._graphs is not None else {}
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `Compute`."""

@@ -5,17 +5,30 @@ not know how anything is computed or recorded. A row that fills up has no keys t
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from common.model.graph_recorder import GraphRecorder, Run, record_sizes
+from common.model.graph_recorder import GraphRecorder, Recorded, Run, record_sizes
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.cuda.attention import PagedAttention, RecordedAttention, Spans
 from decoder_service.model.cuda.layers import Places
+from decoder_service.model.cuda.pass_choice import Challenge, Clock, faster
 
 Layers = Callable[[Tensor, Places], Tensor]
 """See `CudaLayers`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneRow:
+    """Layers for steps of one token alone, which are taken where they are faster."""
+
+    layers: Layers
+    clock: Clock
+    limit: float
+    """How far their row may be from that of the others, over its length"""
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
@@ -39,8 +52,12 @@ class DecodeGraphs:
         hidden_size: int,
         device: torch.device,
         dtype: torch.dtype,
+        one_row: OneRow | None = None,
     ) -> None:
-        """Record a pass for each of `sizes` that there is memory for, of requests of up to `max_model_len` tokens."""
+        """Record a pass for each of `sizes` that there is memory for, of requests of up to `max_model_len` tokens.
+
+        For steps of one token `one_row` is measured too.
+        """
         most, max_blocks = max(sizes), -(-max_model_len // block_size)
         self._embeds = torch.zeros(most, hidden_size, device=device, dtype=dtype)
         self._positions = torch.zeros(most, device=device, dtype=torch.long)
@@ -53,6 +70,16 @@ class DecodeGraphs:
         self._max_model_len = max_model_len
         self._planned: dict[int, RecordedAttention] = {}
         self._recorded = record_sizes(recorder, sizes, self._make_work)
+        self.one_row_figures: dict[str, float] = {}
+        """Of two ways to compute a step of one token: milliseconds of both, and how far they are apart."""
+        if one_row is not None and 1 in self._recorded:
+            challenge = Challenge(
+                record=partial(self._record_one_row, one_row.layers, recorder),
+                fill=self._fill_one_row,
+                clock=one_row.clock,
+                limit=one_row.limit,
+            )
+            self._recorded[1], self.one_row_figures = faster(self._recorded[1], challenge)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -84,6 +111,18 @@ class DecodeGraphs:
         recorded.run()
         return recorded.out[:num_requests]
 
+    def _record_one_row(self, layers: Layers, recorder: GraphRecorder) -> Recorded:
+        work, out = self._work(layers, 1, self._planned[1])
+        return Recorded(recorder.record(work), out)
+
+    def _fill_one_row(self) -> None:
+        """The first token of a request that owns the first block, which nobody may own yet."""
+        row = self._embeds[:1]
+        row.copy_(torch.arange(row.shape[1], device=row.device).sin())
+        self._slots[:1].fill_(0)
+        self._seq_lens[:1].fill_(1)
+        self._planned[1].prepare((1,))
+
     def _make_work(self, size: int) -> tuple[Run, Tensor]:
         spans = Spans(
             block_tables=self._tables[:size],
@@ -93,10 +132,13 @@ class DecodeGraphs:
             most_tokens=[self._max_model_len] * size,
         )
         planned = self._planned[size] = self._attention.plan_recorded(spans)
+        return self._work(self._layers, size, planned)
+
+    def _work(self, layers: Layers, size: int, planned: RecordedAttention) -> tuple[Run, Tensor]:
         places = Places(positions=self._positions[:size], slot_mapping=self._slots[:size], attend=planned.attend)
         hidden = torch.zeros_like(self._embeds[:size])
 
         def work() -> None:
-            hidden.copy_(self._layers(self._embeds[:size], places))
+            hidden.copy_(layers(self._embeds[:size], places))
 
         return work, hidden

@@ -109,8 +109,8 @@ def triton_paged_attention(
     return out
 
 
-# Compiled once for all that these may be: what depends on them is no address of many bytes at once. Else the first batch
-# whose numbers lie at odd places would wait for a compiler.
+# Compiled once for all that these may be: what depends on them is no address of many bytes at once. Else the first
+# batch whose numbers lie at odd places would wait for a compiler.
 @triton.jit(
     do_not_specialize=["window", "num_tokens", "num_splits", "table_stride"],
     do_not_specialize_on_alignment=["block_tables", "query_starts", "seq_lens", "tile_requests", "tile_starts"],

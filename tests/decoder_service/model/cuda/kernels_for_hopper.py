@@ -19,12 +19,16 @@ from decoder_service.model.cuda.fused import (
     _scale_sums,
     _silu_and_multiply,
 )
+from decoder_service.model.cuda.one_row import DEFAULT_LAUNCH as DEFAULT_ROW_LAUNCH
+from decoder_service.model.cuda.one_row import _multiply
 from decoder_service.model.cuda.paged_attention import DEFAULT_LAUNCH, AttentionLaunch, _attend, _join
 
 HOPPER = GPUTarget("cuda", 90, 32)
 PTXAS = Path(backends.__file__).parent / "nvidia/bin/ptxas"
 SHARED_BYTES = 227 * 1024
-"""That a program of this GPU can have."""
+"""That a program of this GPU can have, and all on a multiprocessor together."""
+REGISTERS = 65536
+"""Of a multiprocessor."""
 
 
 def compiled(
@@ -39,13 +43,23 @@ def compiled(
     return compile(source, target=HOPPER, options=options)
 
 
-def fits(made: CompiledKernel) -> bool:
-    """Whether a multiprocessor has room for what a program shares, and each thread's numbers fit the registers."""
+def registers(made: CompiledKernel) -> int:
+    """Of a thread."""
+    return int(re.findall(r"Used (\d+) registers", assembled(made))[0])
+
+
+def assembled(made: CompiledKernel) -> str:
+    """What the assembler says of a kernel."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(made.asm["ptx"])
         file.flush()
         command = [str(PTXAS), "-v", "--gpu-name", "sm_90a", "-o", "/dev/null", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr  # noqa: S603
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr  # noqa: S603
+
+
+def fits(made: CompiledKernel) -> bool:
+    """Whether a multiprocessor has room for what a program shares, and each thread's numbers fit the registers."""
+    said = assembled(made)
     spilled = [int(count) for count in re.findall(r"(\d+) bytes spill", said)]
     assert spilled, said
     return made.metadata.shared <= SHARED_BYTES and not any(spilled)
@@ -115,6 +129,34 @@ def check_small_steps() -> None:
         assert "satfinite.e4m3x2" in made.asm["ptx"], "the device's own rounding is not used"
 
 
+def check_one_row() -> None:
+    """Pixtral-12B's products of one row: weights are read ahead, 16 bytes at a time, by five programs at once at least.
+
+    Those of 8 bits by three.
+    """
+    shapes = ((5120, 6144, True, False), (5120, 14336, True, True), (4096, 5120, False, False))
+    for weights, programs in (("*bf16", 5), ("*fp8e4nv", 3)):
+        for width, count, norms, gates in (*shapes, (14336, 5120, False, False)):
+            types = {"x": "*bf16", "weight": weights, "scale": "*fp32", "norm": "*bf16", "out": "*bf16", "eps": "fp32"}
+            launch, is_fp8 = DEFAULT_ROW_LAUNCH, weights == "*fp8e4nv"
+            constants = {
+                "WIDTH": width,
+                "COUNT": count,
+                "OUTPUTS": launch.num_outputs // (2 if gates else 1),
+                "BLOCK": launch.stage_bytes // (1 if is_fp8 else 2),
+                "STAGES": launch.num_stages,
+                "NORMS": norms,
+                "GATES": gates,
+                "SCALES": is_fp8,
+                "ADDS": not norms,
+            }
+            made = compiled(_multiply, types, constants, num_warps=launch.num_warps)
+            assert fits(made)
+            assert programs * made.metadata.shared <= SHARED_BYTES
+            assert programs * launch.num_warps * 32 * registers(made) <= REGISTERS, registers(made)
+            assert "cp.async.cg" in made.asm["ptx"], "weights are not read ahead"
+
+
 def check_that_numbers_anywhere_are_one_kernel() -> None:
     """Where a batch's numbers begin in a larger tensor changes nothing that is compiled; where weights begin does."""
     even, odd = torch.zeros(64, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)[1:]
@@ -140,6 +182,7 @@ def check_that_spilling_is_seen() -> None:
 CHECKS: tuple[Callable[[], None], ...] = (
     check_attention,
     check_small_steps,
+    check_one_row,
     check_that_numbers_anywhere_are_one_kernel,
     check_that_spilling_is_seen,
 )

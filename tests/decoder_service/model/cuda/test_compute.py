@@ -71,6 +71,49 @@ def test_in_eight_bits_it_gives_the_logits_that_plain_torch_gives_in_eight_bits(
     assert 0.01 * spread < (expected - exact).abs().max() < spread
 
 
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_steps_of_one_token_give_the_same_by_kernels_of_their_own(in_fp8: bool, tmp_path: Path) -> None:
+    """Kernels that are slower are not taken; what both give differs by rounding, or only one of them was tried."""
+    shape = Shape(name="pixtral-like", rope_theta=1e9, heads=6, kv_heads=2, head_dim=16)
+    model = random_pixtral(shape)
+    directory, prompt = save(model, tmp_path), Prompt(token_ids=list(range(20, 38)))
+    kv_dtype = FP8 if in_fp8 else torch.float32
+
+    def logits(seconds: tuple[float, float]) -> tuple[list[int], torch.Tensor]:
+        """`seconds` of their own kernels, and of the usual ones."""
+        times, computes = iter(seconds), []
+
+        def make(loaded: DecoderModel, kv_cache: KVCache) -> Compute:
+            if in_fp8:
+                quantize_layers(loaded.decoder)
+            computes.append(
+                CudaCompute(
+                    loaded,
+                    kv_cache,
+                    recorder=Replayer(),
+                    max_num_requests=2,
+                    max_model_len=1024,
+                    clock=lambda _: next(times),
+                )
+            )
+            return computes[0]
+
+        harness = Harness(
+            directory, num_blocks=40, block_size=8, token_budget=64, make_compute=make, new_tokens=4, kv_dtype=kv_dtype
+        )
+        ((ids, found),) = harness.run([prompt])
+        assert computes[0].one_row_figures["ms"] == seconds[0] * 1e3
+        return ids, found
+
+    (ids, own), (_, usual) = logits((1.0, 2.0)), logits((2.0, 1.0))
+    assert not own[1:].equal(usual[1:])
+    assert own[0].equal(usual[0])  # Of the prompt.
+    # In 8 bits only the usual way rounds what goes into a product.
+    torch.testing.assert_close(own, usual, atol=(0.2 if in_fp8 else 1e-4) * usual.std().item(), rtol=0)
+    if not in_fp8:
+        torch.testing.assert_close(own, reference_logits(model, prompt, ids), atol=1e-4, rtol=0)
+
+
 def test_recorded_sizes_reach_the_most_and_rise() -> None:
     for most in (1, 3, 6, 64, 100, 256, 400):
         sizes = batch_sizes(most)
