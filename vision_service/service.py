@@ -6,6 +6,7 @@ composes both services in one process uses this as it is.
 
 import asyncio
 import logging
+from importlib.util import find_spec
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -154,6 +155,7 @@ def _load_runner(
         library=kernels.library,
         keeps_on_device=keeps_on_device,
         segment_attention=choose_segment_attention(device, dtype),
+        fused=device.type == "cuda" and settings.compute is not ComputeChoice.TORCH and find_spec("triton") is not None,
     )
     give_memory_back()
     extra = {"model": info.model_name, "device": str(device), "dtype": info.dtype}

@@ -12,7 +12,7 @@ from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.models import DECODER_12B
 from benchmarks.gpu.report import Row
-from decoder_service.model.cuda.fused import add_rms_norm, silu_and_multiply
+from common.model.fused_rows import add_rms_norm, silu_and_multiply
 from decoder_service.model.cuda.one_row import (
     DEFAULT_LAUNCH,
     RowLaunch,

@@ -5,6 +5,7 @@ decoder service). Attribute names are those of a Hugging Face checkpoint below `
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,16 @@ class PixtralVisionModel(nn.Module):
         for index, layer in enumerate(self.transformer.layers):
             x = layer(x, cos, sin, layer=index, attend=attend)
         return x
+
+
+class PatchEncoder(Protocol):
+    """Whatever computes what `PixtralVisionModel` does; its `forward` says what it takes."""
+
+    config: PixtralVisionConfig
+
+    def __call__(self, patches: Tensor, rows: Tensor, columns: Tensor, attend: Attend) -> Tensor:
+        """Features of packed patches."""
+        ...
 
 
 def grid_positions(grids: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

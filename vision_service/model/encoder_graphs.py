@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.model.graph_recorder import GraphRecorder, Run, record_sizes
-from vision_service.model.encoder import PixtralVisionModel
+from vision_service.model.encoder import PatchEncoder
 from vision_service.model.segment_attention import SegmentAttention
 
 _SIZES = (256, 512, 1024, 1536, 2048, 3072, 4096)
@@ -31,7 +31,7 @@ class EncoderGraphs:
 
     def __init__(
         self,
-        model: PixtralVisionModel,
+        model: PatchEncoder,
         attention: SegmentAttention,
         recorder: GraphRecorder,
         *,

@@ -26,7 +26,7 @@ from common.native.library import Library
 from common.native.opening import weight_types
 from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import DeviceImage, EncodedImage, HostImage
-from vision_service.model.encoder import PixtralVisionModel, grid_positions
+from vision_service.model.encoder import PatchEncoder, PixtralVisionModel, grid_positions
 from vision_service.model.encoder_graphs import EncoderGraphs, pack_sizes
 from vision_service.model.native_encoder import NativeEncoder
 from vision_service.model.segment_attention import SegmentAttention
@@ -46,17 +46,18 @@ class EncoderRunner:
         library: Library | None = None,
         keeps_on_device: bool = False,
         segment_attention: SegmentAttention | None = None,
+        fused: bool = False,
     ) -> None:
         """Run `model` on `device` and give features in `dtype`; every image alone where `deterministic`.
 
         With a `library` the kernels compute; they take the model's weights over. Without it these are in `dtype`. With
         `keeps_on_device` features stay where they were made until they are sent. `segment_attention` serves packs
-        of several sizes, and passes that are recorded.
+        of several sizes, and passes that are recorded. `fused` has Triton's kernels compute what is between products.
         """
         self._segment_attention = segment_attention
         self._graphs: EncoderGraphs | None = None
         self._keeps_on_device = keeps_on_device
-        self._model = model
+        self._model: PatchEncoder = _fused(model) if fused else model
         self._native = None if library is None else NativeEncoder(model, library)
         self._deterministic = deterministic
         self._device = device
@@ -81,6 +82,7 @@ class EncoderRunner:
         library: Library | None = None,
         keeps_on_device: bool = False,
         segment_attention: SegmentAttention | None = None,
+        fused: bool = False,
     ) -> "EncoderRunner":
         """Load the encoder's weights, and nothing else, from a checkpoint. Raises CheckpointError."""
         if not isinstance(checkpoint.config, PixtralConfig):
@@ -97,6 +99,7 @@ class EncoderRunner:
             library=library,
             keeps_on_device=keeps_on_device,
             segment_attention=segment_attention,
+            fused=fused,
         )
 
     @torch.inference_mode()
@@ -186,6 +189,13 @@ class EncoderRunner:
         height, width = pixels.shape[0] // self._patch_size, pixels.shape[1] // self._patch_size
         split = pixels.view(height, self._patch_size, width, self._patch_size, 3)
         return split.permute(0, 2, 4, 1, 3).reshape(height * width, -1).to(self.activation_dtype)
+
+
+def _fused(model: PixtralVisionModel) -> PatchEncoder:
+    # Imported here: triton comes only with torch's CUDA builds.
+    from vision_service.model.fused_encoder import FusedEncoder
+
+    return FusedEncoder(model)
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from common.model.fused_rows import add_rms_norm
 from common.model.graph_recorder import GraphRecorder
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.cuda.attention import AttentionShape, PagedAttention, Spans
 from decoder_service.model.cuda.decode_graphs import DecodeGraphs, OneRow, batch_sizes
-from decoder_service.model.cuda.fused import add_rms_norm
 from decoder_service.model.cuda.layer_weights import LayerWeights, join_layers
 from decoder_service.model.cuda.layers import CudaLayers, Places
 from decoder_service.model.cuda.one_row_layers import OneRowLayers

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common.model.config import MistralConfig
+from common.model.fused_rows import add_rms_norm, silu_and_multiply
 from common.model.rope import inverse_frequencies
 from decoder_service.model.cuda.attention import Attend
-from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, silu_and_multiply
+from decoder_service.model.cuda.fused import rotate_and_store
 from decoder_service.model.cuda.layer_weights import LayerWeights
 from decoder_service.model.kv_cache import KVCache
 

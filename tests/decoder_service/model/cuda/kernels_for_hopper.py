@@ -12,16 +12,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from decoder_service.model.cuda.fused import (
-    _add_rms_norm,
-    _rotate_and_store,
-    _round_rows,
-    _scale_sums,
-    _silu_and_multiply,
-)
+from common.model.fused_rows import _add_rms_norm, _silu_and_multiply
+from decoder_service.model.cuda.fused import _rotate_and_store, _round_rows, _scale_sums
 from decoder_service.model.cuda.one_row import DEFAULT_LAUNCH as DEFAULT_ROW_LAUNCH
 from decoder_service.model.cuda.one_row import _multiply
 from decoder_service.model.cuda.paged_attention import DEFAULT_LAUNCH, AttentionLaunch, _attend, _join
+from vision_service.model.fused_encoder import _rotate
 
 HOPPER = GPUTarget("cuda", 90, 32)
 PTXAS = Path(backends.__file__).parent / "nvidia/bin/ptxas"
@@ -157,6 +153,18 @@ def check_one_row() -> None:
             assert "cp.async.cg" in made.asm["ptx"], "weights are not read ahead"
 
 
+def check_encoder() -> None:
+    """Widths of Pixtral-12B's encoder."""
+    for kind in ("*bf16", "*fp16"):
+        norm = {"x": kind, "delta": kind, "weight": kind, "out": kind, "eps": "fp32"}
+        assert fits(compiled(_add_rms_norm, norm, {"WIDTH": 1024, "BLOCK": 1024, "ADDS": True}, num_warps=4))
+        assert fits(compiled(_silu_and_multiply, {"gate_up": kind, "out": kind}, {"WIDTH": 4096, "BLOCK": 1024}))
+        shape = {"HEADS": 32, "ROW": 3072, "HALF": 32, "BLOCK_HEADS": 32, "BLOCK": 32}
+        made = compiled(_rotate, {"qkv": kind, "cos": "*fp32", "sin": "*fp32"}, shape, num_warps=4)
+        assert fits(made)
+        assert "st.global.v4" in made.asm["ptx"], "not 16 bytes at a time"
+
+
 def check_that_numbers_anywhere_are_one_kernel() -> None:
     """Where a batch's numbers begin in a larger tensor changes nothing that is compiled; where weights begin does."""
     even, odd = torch.zeros(64, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)[1:]
@@ -183,6 +191,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     check_attention,
     check_small_steps,
     check_one_row,
+    check_encoder,
     check_that_numbers_anywhere_are_one_kernel,
     check_that_spilling_is_seen,
 )

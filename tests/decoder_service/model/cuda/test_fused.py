@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from common.model.fused_rows import add_rms_norm, silu_and_multiply
 from common.model.layers import RMSNorm
 from common.model.rope import apply_rotary, inverse_frequencies, rotary_1d
-from decoder_service.model.cuda.fused import add_rms_norm, rotate_and_store, round_rows, scale_sums, silu_and_multiply
+from decoder_service.model.cuda.fused import rotate_and_store, round_rows, scale_sums
 from decoder_service.model.fp8 import FP8, FP8_MAX
 from decoder_service.model.fp8 import round_rows as plain_round_rows
 from decoder_service.model.kv_cache import saturated
