@@ -46,15 +46,15 @@ def test_one_kernel_is_norm_product_scale_gate_and_sum(width: int, count: int, i
 
 @torch.inference_mode()
 def test_in_sixteen_bits_a_row_is_nearer_to_exact_than_one_that_is_rounded_on_the_way() -> None:
-    width, count = 1000, 64
-    norm, exact = made_norm(width), torch.randn(count, width, device=DEVICE)
-    x, half = torch.randn(1, width, device=DEVICE).bfloat16(), exact.bfloat16()
-    want = norm(x.float()) @ half.float().T
-    half_norm = norm.weight.bfloat16()
-    got = normed_product(x, half_norm, RowWeight(weight=half), eps=norm.eps)
+    """Of float16, as the interpreter (triton 3.7) cuts numbers off to bfloat16 and does not round them."""
+    width, count = 1000, 512
+    torch.manual_seed(0)
+    norm, weight = made_norm(width), torch.randn(count, width, device=DEVICE).half()
+    x, half_norm = torch.randn(1, width, device=DEVICE).half(), norm.weight.half()
+    got = normed_product(x, half_norm, RowWeight(weight=weight), eps=norm.eps)
     norm.weight.copy_(half_norm)
-    want = norm(x.float()) @ half.float().T
-    rounded = (norm.to(torch.bfloat16)(x).float() @ half.float().T).bfloat16()
-    assert got.dtype == torch.bfloat16
-    assert (got.float() - want).norm() <= (rounded.float() - want).norm()
-    torch.testing.assert_close(got.float(), want, atol=0.02 * want.std().item(), rtol=0.01)
+    want = norm(x.float()) @ weight.float().T
+    rounded = (norm.half()(x).float() @ weight.float().T).half()
+    assert got.dtype == torch.float16
+    assert (got.float() - want).norm() < 0.8 * (rounded.float() - want).norm()
+    torch.testing.assert_close(got.float(), want, atol=2e-3 * want.std().item(), rtol=1e-3)
