@@ -6,12 +6,13 @@ Knows records of requests. Does not know how they were sent. The definitions:
     E2EL   last streamed chunk - sending
     ITL    gaps between a request's consecutive chunks, pooled over all requests
     TPOT   (E2EL - TTFT) / (output tokens - 1), of requests with more than one output token
-    duration             last end - first sending
+    duration             last end - first sending, of all requests; one that failed ends when that is known
     request throughput   requests that ended well / duration
     output throughput    output tokens / duration; total throughput counts prompt tokens too
     goodput              requests a second that meet every limit of the SLO; one token alone counts as TPOT 0
 
-Failed requests are left out of everything, and counted.
+Failed requests are counted and left out of everything else, but not the time that they took: who answers the first
+few of a load and refuses the rest has not done those few a second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ def figures(records: Sequence[RequestRecord], slo: Slo | None = None) -> LoadFig
     good = [record for record in records if record.succeeded]
     if not good:
         raise ValueError(f"none of {len(records)} requests ended well: {_errors(records)}")
-    duration = max(record.chunk_times[-1] for record in good) - min(record.sent_at for record in records)
+    duration = max(map(_end, records)) - min(record.sent_at for record in records)
     output_tokens = sum(record.output_tokens for record in good)
     prompt_tokens = sum(record.prompt_tokens for record in good)
     return LoadFigures(
@@ -127,6 +128,10 @@ def figures(records: Sequence[RequestRecord], slo: Slo | None = None) -> LoadFig
         goodput=None if slo is None else sum(map(slo.is_met, good)) / duration,
         errors=_errors(records),
     )
+
+
+def _end(record: RequestRecord) -> float:
+    return record.chunk_times[-1] if record.succeeded else record.ended_at or record.sent_at
 
 
 def _errors(records: Sequence[RequestRecord]) -> dict[str, int]:

@@ -75,7 +75,14 @@ def test_failed_requests_are_counted_and_left_out() -> None:
     result = figures([FAST, refused, silent])
     assert (result.num_completed, result.num_failed) == (1, 2)
     assert result.errors == {"RESOURCE_EXHAUSTED": 1, "no token came": 1}
-    assert result.output_throughput == pytest.approx(3 / 0.4)
+    assert (result.ttft.mean, result.e2el.mean) == pytest.approx((100, 400))
+
+
+def test_who_answers_one_request_and_refuses_those_after_it_has_not_answered_them_in_its_time() -> None:
+    answered, refused = record(0.0, 0.1), [record(float(second), error="X") for second in range(1, 10)]
+    result = figures([answered, *refused], Slo(ttft=200))
+    assert result.duration == pytest.approx(9.5)  # The last one is refused half a second after it was sent.
+    assert result.goodput == result.request_throughput == pytest.approx(1 / 9.5)
 
 
 def test_a_load_of_failures_has_no_figures() -> None:
