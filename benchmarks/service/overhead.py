@@ -21,7 +21,9 @@ from benchmarks.peers.protocol import Worker
 from benchmarks.statistics import percentile
 from common.client.client import AsyncDiptychClient
 
-_WORKLOAD = WorkloadConfig(text_tokens=Span(63, 63), output_tokens=Span(64, 64))
+_TOKENS = 64
+"""Of every prompt and of every answer."""
+_WORKLOAD = WorkloadConfig(text_tokens=Span(_TOKENS - 1, _TOKENS - 1), output_tokens=Span(_TOKENS, _TOKENS))
 _ONE_TOKEN = replace(_WORKLOAD, output_tokens=Span(1, 1))
 
 
@@ -59,7 +61,7 @@ def measure_overhead(
         OURS.start(folder, [engine_core]) as engine,
         running_pair(directory, cores=[engine_core], log=log, flags=("--dtype", dtype, *flags)) as pair,
     ):
-        engine.ask("load", model=str(directory), max_requests=max(concurrencies), max_tokens=128, dtype=dtype)
+        engine.ask("load", model=str(directory), max_requests=max(concurrencies), max_tokens=2 * _TOKENS, dtype=dtype)
         return [
             asyncio.run(_compare(engine, pair.address, concurrency, rounds=rounds)) for concurrency in concurrencies
         ]
@@ -71,18 +73,18 @@ async def _compare(engine: Worker, address: str, concurrency: int, *, rounds: in
         prompts = PromptMaker(client, await client.get_model_info(timeout=60))
         sender = Sender(client, prompts)
         for number in range(rounds + 1):
-            workload = replace(_WORKLOAD, seed=number)
-            plans = plan_requests(workload, concurrency, token_ids=prompts.text_token_ids)
-            first = plan_requests(replace(_ONE_TOKEN, seed=100 + number), 1, token_ids=prompts.text_token_ids)[0]
-            records = await closed_loop(plans, concurrency, sender.send, lambda: None)
+            plans, first = round_plans(concurrency, number, prompts.text_token_ids)
+            found = figures(await closed_loop(plans, concurrency, sender.send, lambda: None))
+            if found.num_failed:
+                raise ValueError(f"{found.num_failed} of {concurrency} requests failed: {found.errors}")
             # Right behind a load on either side, so that neither's code has to come from memory.
             served_first = time_to_first_token(await sender.send(first))
-            answer = engine.ask("generate", prompts=[_ids(plan) for plan in plans], max_tokens=64)
+            answer = engine.ask("generate", prompts=[_ids(plan) for plan in plans], max_tokens=_TOKENS)
             alone_first = _first_token_seconds(engine, first)
             if number == 0:
                 continue  # To warm both.
-            served.append(figures(records).output_throughput)
-            alone.append(concurrency * 64 / answer["seconds"])
+            served.append(found.output_throughput)
+            alone.append(concurrency * _TOKENS / answer["seconds"])
             ratios.append(served[-1] / alone[-1])
             if concurrency == 1:
                 added.append(served_first - alone_first)
@@ -93,6 +95,17 @@ async def _compare(engine: Worker, address: str, concurrency: int, *, rounds: in
         rate_ratio=percentile(ratios, 50),
         added_ttft_ms=percentile(added, 50) * 1000 if added else None,
     )
+
+
+def round_plans(concurrency: int, number: int, token_ids: Sequence[int]) -> tuple[list[RequestPlan], RequestPlan]:
+    """The requests of a round, and the one whose first token is timed behind them.
+
+    None comes again in another round or at another concurrency: the two sides' prefix caches are not equally large.
+    """
+    seed = 2 * (1000 * concurrency + number)
+    plans = plan_requests(replace(_WORKLOAD, seed=seed), concurrency, token_ids=token_ids)
+    (first,) = plan_requests(replace(_ONE_TOKEN, seed=seed + 1), 1, token_ids=token_ids)
+    return plans, first
 
 
 def _first_token_seconds(engine: Worker, plan: RequestPlan) -> float:
