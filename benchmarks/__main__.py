@@ -12,9 +12,8 @@ from common.settings.settings import Parser, add_arguments
 
 _COMMANDS = {
     "compare": ("benchmarks.compare.command", "CompareConfig", "ourselves and every installed peer in turns"),
-    "table": ("benchmarks.compare.table_command", "TableConfig", "one table of several comparisons"),
     "load": ("benchmarks.load.command", "LoadConfig", "a load on the running pair, with latencies and goodput"),
-    "service": ("benchmarks.service.command", "ServiceConfig", "what the services cost, and their goodput"),
+    "service": ("benchmarks.service.command", "ServiceConfig", "what the services cost beside the engine alone"),
     "served": (
         "benchmarks.served.command",
         "ServedConfig",

@@ -1,11 +1,9 @@
-"""What the machine itself can do on given cores: memory read rate, matrix rate, loopback. An engine behind `protocol`.
+"""What the machine itself can do on given cores: memory read rate, matrix rate. An engine behind `protocol`.
 
-Knows torch and sockets. Does not know models. Each figure is the best of several tries, as a limit should be.
+Knows torch. Does not know models. Each figure is the best of several tries, as a limit should be.
 """
 
 import os
-import socket
-import threading
 import time
 from collections.abc import Callable
 
@@ -15,16 +13,14 @@ from benchmarks.peers.protocol import serve
 
 _TRIES = 4
 _SECONDS = 0.1
-_LOOPBACK_BYTES = 1 << 28
 
 
 def measure() -> dict[str, float]:
-    """Bytes a second read by a matrix-vector product, float operations a second, bytes a second over loopback."""
+    """Bytes a second read by a matrix-vector product, and float operations a second."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     return {
         "bytes_per_second": read_rate(rows=32768, columns=2048),
         "flops": matrix_rate(size=1536),
-        "loopback_bytes_per_second": loopback_rate(_LOOPBACK_BYTES),
     }
 
 
@@ -41,29 +37,6 @@ def matrix_rate(*, size: int) -> float:
     """Float operations a second of a square product in float32."""
     left, right = torch.ones(size, size), torch.ones(size, size)
     return 2 * size**3 / _best(lambda: left @ right)
-
-
-def loopback_rate(num_bytes: int) -> float:
-    """Bytes a second through a TCP connection on this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def send() -> None:
-            chunk = bytes(1 << 20)
-            with socket.create_connection(server.getsockname()) as sender:
-                for _ in range(num_bytes >> 20):
-                    sender.sendall(chunk)
-
-        thread = threading.Thread(target=send)
-        thread.start()
-        receiver, _ = server.accept()
-        with receiver:
-            buffer, received = bytearray(1 << 20), 0
-            started_at = time.perf_counter()
-            while count := receiver.recv_into(buffer):
-                received += count
-            seconds = time.perf_counter() - started_at
-        thread.join()
-    return received / seconds
 
 
 def _best(work: Callable[[], object]) -> float:

@@ -11,12 +11,11 @@ import argparse
 import asyncio
 import os
 import random
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.load.pair import running_pair
+from benchmarks.load.pair import running_pair, service_flags
 from benchmarks.peers.protocol import ROOT
 from benchmarks.statistics import percentile
 from common.client.client import AsyncDiptychClient
@@ -29,6 +28,7 @@ TIMES_THE_LOAD = 10
 FIRST_TEXT_TOKEN = 100
 """Ids below it are the demo model's control tokens and single bytes."""
 VOCABULARY = 512
+_LOG = ROOT / "build/benchmarks/logs/fairness.log"
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
@@ -101,13 +101,10 @@ def main() -> None:
         ("beside ten times the load", noise, b"noisy"),
         ("control: both under one salt", noise, b"victim"),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder) / "decoder.yaml"
-        settings.write_text(f"engine:\n  max_num_batched_tokens: {options.budget}\n")
-        flags = ("--decoder-config", str(settings))
+    with service_flags([f"decoder.engine.max_num_batched_tokens={options.budget}"]) as flags:
         for name, others, salt in rounds:
             # A fresh pair for each, so that no cache knows the prompts.
-            with running_pair(options.model, cores=cores[:1], log=Path(folder) / "log", flags=flags) as pair:
+            with running_pair(options.model, cores=cores[:1], log=_LOG, flags=flags) as pair:
                 asyncio.run(run_round(pair.address, times[:3], [], noise_salt=b""))  # Warm up.
                 print(describe(name, asyncio.run(run_round(pair.address, times, others, noise_salt=salt))), flush=True)
 

@@ -17,7 +17,6 @@ from benchmarks.compare.picture_cases import SMOKE_PICTURE_CASES, PictureCase, p
 from benchmarks.compare.pictures import run_picture_cases
 from benchmarks.compare.results import CaseResult, table
 from benchmarks.compare.text import run_text_cases
-from benchmarks.exclusive import exclusive
 from benchmarks.peers.environments import TEXT_PEERS, VISION_PEERS, Peer
 from benchmarks.report import save
 from common.model.settings import DtypeChoice
@@ -46,7 +45,6 @@ class CompareConfig:
     rounds: int = setting(3, minimum=1, help="how often each engine is measured")
     json: Path | None = setting(None, help="file for the results")
     niceness: int = setting(0, minimum=-20, maximum=19, help="of the engines while measured; below 0 as root")
-    lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
 
     def __post_init__(self) -> None:
         if unknown := set(self.engines) - {*_PEERS, "none"}:
@@ -72,7 +70,6 @@ def _run(config: CompareConfig) -> Iterator[CaseResult]:
         cores=[int(core) for core in config.cores.split(",")],
         rounds=config.rounds,
         niceness=config.niceness,
-        quietly=lambda: exclusive([Path(lock) for lock in config.lock]),
         our_dtype=config.dtype.value,
     )
     text = chosen(TEXT_CASES + HALF_CASES + SMOKE_CASES, config.cases)

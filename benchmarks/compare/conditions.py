@@ -3,8 +3,7 @@
 Knows settings. Does not know engines or cases.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,5 @@ class Conditions:
     """That every engine is pinned to."""
     rounds: int
     niceness: int
-    quietly: Callable[[], AbstractContextManager[None]]
-    """Holds others off while it is entered."""
     our_dtype: str = "float32"
     """What we compute in; peers' types are their own."""

@@ -9,16 +9,19 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from benchmarks import checkpoints
 from benchmarks.compare.agreement import agreement
 from benchmarks.compare.conditions import Conditions
 from benchmarks.compare.picture_cases import PictureCase, encode_flops
-from benchmarks.compare.results import CaseResult, EngineResult
+from benchmarks.compare.results import CaseResult, engine_result
+from benchmarks.compare.turns import Turn, take_turn
 from benchmarks.peers.environments import CEILINGS, OURS_VISION, VISION_PEERS, Peer
-from benchmarks.peers.protocol import PeerError, Worker
-from benchmarks.statistics import Spread, percentile
+from benchmarks.peers.loading import Loaded, load_installed, noted
+from benchmarks.peers.protocol import Worker
+from benchmarks.rounds import in_turn
 from common.model.config import PixtralConfig
 
 _TOLERANCE = 1e-3
@@ -26,68 +29,55 @@ _NAMES = frozenset(peer.name for peer in VISION_PEERS)
 
 
 @dataclass(slots=True)
-class _Entry:
+class _Row:
     """One row of the table: an engine's operation."""
 
     name: str
-    worker: Worker
+    engine: Loaded
     op: str
     check: list[Any] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    costs: list[float] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
 
 
 def run_picture_cases(
     cases: Sequence[PictureCase], peers: Sequence[Peer], conditions: Conditions
 ) -> Iterator[CaseResult]:
-    """All cases, which are of one model."""
+    """All cases, which are of one model. Raises PeerError where ours fails."""
     if not cases:
         return
-    folder, cores, ours = conditions.folder, conditions.cores, replace(OURS_VISION, dtype=conditions.our_dtype)
     with ExitStack() as stack:
-        ceilings = stack.enter_context(CEILINGS.start(folder, cores))
-        rows = {_engine(row) for case in cases for row in case.peer_ops}
-        asked = [ours, *(peer for peer in peers if peer.name in rows)]
-        installed = [peer for peer in asked if peer.python(folder) is not None]
-        not_run = {peer.name: "not installed" for peer in asked if peer not in installed}
-        workers = {peer.name: stack.enter_context(peer.start(folder, cores)) for peer in installed}
-        versions, failed = _load(installed, workers, cases[0].model)
-        not_run |= failed
-        with conditions.quietly():
-            for worker in (ceilings, *workers.values()):
-                worker.set_niceness(conditions.niceness)
-            for case in cases:
-                entries = _entries(case, workers)
-                ceiling = ceilings.ask("measure")
-                for entry in entries:
-                    entry.check = entry.worker.ask(entry.op, **_arguments(case, 1))["check"]
-                _measure(case, entries, conditions.rounds)
-                limit = _limit(case, workers[OURS_VISION.name], ceiling)
-                sys.stderr.write(f"{case.name} is measured\n")
-                yield _result(case, entries, versions, limit, len(cores), not_run)
+        ceilings = stack.enter_context(CEILINGS.start(conditions.folder, conditions.cores))
+        asked = {_engine(row) for case in cases for row in case.peer_ops}
+        engines, not_run = load_installed(
+            [replace(OURS_VISION, dtype=conditions.our_dtype), *(peer for peer in peers if peer.name in asked)],
+            stack,
+            folder=conditions.folder,
+            cores=conditions.cores,
+            request=partial(_request, cases[0].model),
+        )
+        for worker in (ceilings, *(engine.worker for engine in engines.values())):
+            worker.set_niceness(conditions.niceness)
+        for case in cases:
+            ceiling = ceilings.ask("measure")
+            rows = [_Row(name, engines[_engine(name)], op) for name, op in _ops(case) if _engine(name) in engines]
+            failed = _measure(case, rows, conditions.rounds)
+            limit = _limit(case, rows[0].engine.worker, ceiling)
+            sys.stderr.write(f"{case.name} is measured\n")
+            missing = {name: why for name, why in not_run.items() if name in map(_engine, case.peer_ops)}
+            alive = [row for row in rows if row.name not in failed]
+            yield _result(case, alive, limit, len(conditions.cores), missing | failed)
 
 
-def _load(peers: Sequence[Peer], workers: dict[str, Worker], model: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Load the model everywhere; those that cannot are taken out. Returns versions, and who failed and why."""
-    versions, failed = {}, {}
+def _request(model: str, peer: Peer) -> Mapping[str, object]:
+    """What a peer is to load."""
     directory = checkpoints.checkpoint(model)
-    for peer in peers:
-        path = checkpoints.native_twin(directory) if peer.wants_native else directory
-        request = {"model": str(path), "max_requests": 8, "max_tokens": 1280, "dtype": peer.dtype}
-        try:
-            versions[peer.name] = workers[peer.name].ask("load", **request)["version"]
-        except PeerError as error:
-            failed[peer.name] = str(error)
-            del workers[peer.name]
-        else:
-            sys.stderr.write(f"{peer.name} has loaded {path.name}\n")
-    return versions, failed
+    path = checkpoints.native_twin(directory) if peer.wants_native else directory
+    return {"model": str(path), "max_requests": 8, "max_tokens": 1280, "dtype": peer.dtype}
 
 
-def _entries(case: PictureCase, workers: Mapping[str, Worker]) -> list[_Entry]:
-    ours = _Entry(OURS_VISION.name, workers[OURS_VISION.name], case.op)
-    rows = {row: op for row, op in case.peer_ops.items() if _engine(row) in workers}
-    return [ours, *(_Entry(row, workers[_engine(row)], op) for row, op in rows.items())]
+def _ops(case: PictureCase) -> list[tuple[str, str]]:
+    """Rows of the table and what each is asked, ours first."""
+    return [(OURS_VISION.name, case.op), *case.peer_ops.items()]
 
 
 def _engine(row: str) -> str:
@@ -95,21 +85,31 @@ def _engine(row: str) -> str:
     return row if row in _NAMES else row.partition(" ")[0]
 
 
+def _measure(case: PictureCase, rows: Sequence[_Row], rounds: int) -> dict[str, str]:
+    """The same pictures for all, which also warms them, then all in turns; returns the peers that failed, and why."""
+    failed: dict[str, str] = {}
+    for row in rows:
+        with noted(row.name, failed):
+            row.check = row.engine.worker.ask(row.op, **_arguments(case, 1))["check"]
+    for number in range(rounds):
+        for row in in_turn(rows, number):
+            if row.name not in failed:
+                with noted(row.name, failed):
+                    row.turns.append(take_turn(row.engine.worker, partial(_ask, case, row, number)))
+    return failed
+
+
+def _ask(case: PictureCase, row: _Row, number: int, repeat: int) -> tuple[int, float]:
+    """Items and seconds."""
+    # No picture or text of one case comes again in another, where an engine with a cache would find it; each request
+    # of a call takes a number of its own, from the seed on.
+    seed = zlib.crc32(case.name.encode()) % 1_000_000 + 10_000 * number + case.num_items * repeat
+    return case.num_items, row.engine.worker.ask(row.op, **_arguments(case, seed))["seconds"]
+
+
 def _arguments(case: PictureCase, seed: int) -> dict[str, Any]:
     """A seed for what draws its pictures; a file is always the same."""
     return dict(case.arguments) if "path" in case.arguments else {**case.arguments, "seed": seed}
-
-
-def _measure(case: PictureCase, entries: Sequence[_Entry], rounds: int) -> None:
-    # No picture of one case comes again in another, where an engine with a cache would find it.
-    seed = zlib.crc32(case.name.encode()) % 1_000_000
-    for number in range(rounds):
-        first = number % len(entries)
-        for entry in (*entries[first:], *entries[:first]):
-            before = entry.worker.processor_seconds()
-            seconds = entry.worker.ask(entry.op, **_arguments(case, seed + 100 * number))["seconds"]
-            entry.rates.append(case.num_items / seconds)
-            entry.costs.append((entry.worker.processor_seconds() - before) * 1000 / case.num_items)
 
 
 def _limit(case: PictureCase, ours: Worker, ceiling: Mapping[str, float]) -> float | None:
@@ -124,14 +124,9 @@ def _limit(case: PictureCase, ours: Worker, ceiling: Mapping[str, float]) -> flo
 
 
 def _result(
-    case: PictureCase,
-    entries: Sequence[_Entry],
-    versions: Mapping[str, str],
-    limit: float | None,
-    num_cores: int,
-    not_run: dict[str, str],
+    case: PictureCase, rows: Sequence[_Row], limit: float | None, num_cores: int, not_run: dict[str, str]
 ) -> CaseResult:
-    ours = entries[0]
+    ours = rows[0]
     return CaseResult(
         case=case.name,
         cores=num_cores,
@@ -139,23 +134,18 @@ def _result(
         limit=limit,
         limit_goal=case.limit_goal,
         engines=[
-            EngineResult(
-                engine=entry.name,
-                version=versions[_engine(entry.name)],
-                rate=Spread.of(entry.rates),
-                processor_seconds=percentile(entry.costs, 50),
-                agreement=_agreement(ours.check, entry.check) if entry is not ours else "",
-                ratio=None if entry is ours else _median_ratio(ours, entry),
-                ratio_goal=case.goals.get(entry.name),
+            engine_result(
+                row.name,
+                row.engine.version,
+                row.turns,
+                ours.turns,
+                agreement="" if row is ours else _agreement(ours.check, row.check),
+                goal=case.goals.get(row.name),
             )
-            for entry in entries
+            for row in rows
         ],
-        not_run={engine: reason for engine, reason in not_run.items() if engine in map(_engine, case.peer_ops)},
+        not_run=not_run,
     )
-
-
-def _median_ratio(ours: _Entry, entry: _Entry) -> float:
-    return percentile([mine / its for mine, its in zip(ours.rates, entry.rates, strict=True)], 50)
 
 
 def _agreement(ours: list[Any], theirs: list[Any]) -> str:

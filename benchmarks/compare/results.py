@@ -4,10 +4,13 @@ Knows rates and ratios. Does not know engines' processes or cases' workloads.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from benchmarks.compare.turns import Turn
 from benchmarks.markdown import figure, table_lines
-from benchmarks.statistics import Spread
+from benchmarks.rounds import median_ratio
+from benchmarks.statistics import Spread, percentile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,22 @@ class CaseResult:
     engines: list[EngineResult] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     """Engines that did not run, and why."""
+
+
+def engine_result(
+    name: str, version: str, turns: Sequence[Turn], ours: Sequence[Turn], *, agreement: str, goal: float | None
+) -> EngineResult:
+    """The rounds of one engine beside ours of the same rounds; `turns` may be ours themselves."""
+    rates = [turn.rate for turn in turns]
+    return EngineResult(
+        engine=name,
+        version=version,
+        rate=Spread.of(rates),
+        processor_seconds=percentile([turn.cost for turn in turns], 50),
+        agreement=agreement,
+        ratio=None if turns is ours else median_ratio([turn.rate for turn in ours], rates),
+        ratio_goal=goal,
+    )
 
 
 _COLUMNS = (

@@ -5,139 +5,105 @@ Knows rounds and what is kept equal. Does not know engines (see `benchmarks.peer
 
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 from benchmarks import checkpoints
 from benchmarks.compare.agreement import agreement
 from benchmarks.compare.cases import TextCase, limit_seconds
 from benchmarks.compare.conditions import Conditions
-from benchmarks.compare.results import CaseResult, EngineResult
+from benchmarks.compare.results import CaseResult, engine_result
+from benchmarks.compare.turns import Turn, take_turn
 from benchmarks.peers.environments import CEILINGS, OURS, Peer
-from benchmarks.peers.protocol import PeerError, Worker
-from benchmarks.statistics import Spread, percentile
+from benchmarks.peers.loading import Loaded, load_installed, noted
+from benchmarks.peers.protocol import PeerError
+from benchmarks.rounds import in_turn
 
 _CHECKED_TOKENS = 16
-_ROUND_SECONDS = 0.5
-"""An engine's turn in a round: short requests are repeated until so much time is measured."""
+_TOLERATED = 0.01
+"""Part of the tokens that may be missing or too many: control tokens are lost where an engine answers in text."""
 
 
 @dataclass(slots=True)
-class _Running:
-    """An engine that is loaded, and what its rounds gave."""
+class _Row:
+    """An engine in a case."""
 
-    peer: Peer
-    worker: Worker
-    version: str
-    rates: list[float] = field(default_factory=list)
-    costs: list[float] = field(default_factory=list)
+    name: str
+    engine: Loaded
     tokens: list[list[int]] = field(default_factory=list)
     """Of the prompts that every engine was asked before the rounds."""
+    turns: list[Turn] = field(default_factory=list)
 
 
 def run_text_cases(cases: Sequence[TextCase], peers: Sequence[Peer], conditions: Conditions) -> Iterator[CaseResult]:
-    """All cases; engines are loaded once for each model."""
+    """All cases; engines are loaded once for each model. Raises PeerError where ours fails."""
     for model, dtypes in dict.fromkeys((case.model, case.dtypes) for case in cases):
         of_model = [case for case in cases if (case.model, case.dtypes) == (model, dtypes)]
-        asked = [peer for peer in peers if peer.dtype in dtypes]
-        with ExitStack() as workers:
-            ceilings = workers.enter_context(CEILINGS.start(conditions.folder, conditions.cores))
-            engines, not_run = _load(of_model, asked, conditions, workers)
-            with conditions.quietly():
-                for worker in (ceilings, *(engine.worker for engine in engines)):
-                    worker.set_niceness(conditions.niceness)
-                for case in of_model:
-                    limits = ceilings.ask("measure")
-                    failed = _check(case, engines)
-                    failed |= _measure(
-                        case, [each for each in engines if each.peer.name not in failed], conditions.rounds
-                    )
-                    alive = [engine for engine in engines if engine.peer.name not in failed]
-                    sys.stderr.write(f"{case.name} is measured\n")
-                    yield _result(case, alive, limits, len(conditions.cores), not_run | failed)
-
-
-def _load(
-    cases: Sequence[TextCase], peers: Sequence[Peer], conditions: Conditions, workers: ExitStack
-) -> tuple[list[_Running], dict[str, str]]:
-    """Start and load ourselves and every peer that is installed; the cases are of one model."""
-    running, not_run = [], {}
-    directory = checkpoints.checkpoint(cases[0].model)
-    for peer in (replace(OURS, dtype=conditions.our_dtype), *peers):
-        if peer.python(conditions.folder) is None:
-            not_run[peer.name] = "not installed"
-            continue
-        worker = workers.enter_context(peer.start(conditions.folder, conditions.cores))
-        try:
-            loaded = worker.ask(
-                "load",
-                model=str(checkpoints.llama_twin(directory) if peer.wants_llama else directory),
-                max_requests=max(case.concurrency for case in cases),
-                max_tokens=max(case.prompt_tokens + case.new_tokens for case in cases),
-                dtype=peer.dtype,
+        asked = [replace(OURS, dtype=conditions.our_dtype), *(peer for peer in peers if peer.dtype in dtypes)]
+        with ExitStack() as stack:
+            ceilings = stack.enter_context(CEILINGS.start(conditions.folder, conditions.cores))
+            engines, not_run = load_installed(
+                asked, stack, folder=conditions.folder, cores=conditions.cores, request=partial(_request, of_model)
             )
-        except PeerError as error:
-            not_run[peer.name] = str(error)
-            continue
-        sys.stderr.write(f"{peer.name} has loaded {directory.name}\n")
-        running.append(_Running(peer, worker, loaded["version"]))
-    return running, not_run
+            for worker in (ceilings, *(engine.worker for engine in engines.values())):
+                worker.set_niceness(conditions.niceness)
+            for case in of_model:
+                limits = ceilings.ask("measure")
+                rows = [_Row(name, engine) for name, engine in engines.items()]
+                failed = _measure(case, rows, conditions.rounds)
+                sys.stderr.write(f"{case.name} is measured\n")
+                alive = [row for row in rows if row.name not in failed]
+                yield _result(case, alive, limits, len(conditions.cores), not_run | failed)
 
 
-def _check(case: TextCase, engines: Sequence[_Running]) -> dict[str, str]:
-    """Ask every engine the same prompts, which also warms it for the case; returns those that failed, and why."""
-    prompts = checkpoints.random_prompts(case.model, case.concurrency, case.prompt_tokens, seed=1)
-    failed = {}
-    for engine in engines:
-        try:
-            answer = engine.worker.ask("generate", prompts=prompts, max_tokens=min(case.new_tokens, _CHECKED_TOKENS))
-            engine.tokens = answer["tokens"]
-        except PeerError as error:
-            failed[engine.peer.name] = str(error)
-    return failed
+def _request(cases: Sequence[TextCase], peer: Peer) -> Mapping[str, object]:
+    """What a peer is to load for cases of one model."""
+    directory = checkpoints.checkpoint(cases[0].model)
+    return {
+        "model": str(checkpoints.llama_twin(directory) if peer.wants_llama else directory),
+        "max_requests": max(case.concurrency for case in cases),
+        "max_tokens": max(case.prompt_tokens + case.new_tokens for case in cases),
+        "dtype": peer.dtype,
+    }
 
 
-def _measure(case: TextCase, engines: Sequence[_Running], rounds: int) -> dict[str, str]:
-    """Every engine once a round, each round with new prompts and beginning with another engine.
+def _measure(case: TextCase, rows: Sequence[_Row], rounds: int) -> dict[str, str]:
+    """The same prompts for all, which also warms them for the case, then all in turns, with new prompts each round.
 
-    Returns the peers that failed, and why; ours may not. Raises PeerError.
+    Returns the peers that failed, and why.
     """
     failed: dict[str, str] = {}
-    for engine in engines:
-        engine.rates, engine.costs = [], []
+    prompts = checkpoints.random_prompts(case.model, case.concurrency, case.prompt_tokens, seed=1)
+    for row in rows:
+        with noted(row.name, failed):
+            checked = min(case.new_tokens, _CHECKED_TOKENS)
+            row.tokens = row.engine.worker.ask("generate", prompts=prompts, max_tokens=checked)["tokens"]
     for number in range(rounds):
-        first = number % len(engines)
-        for engine in (*engines[first:], *engines[:first]):
-            try:
-                if engine.peer.name not in failed:
-                    _take_turn(case, engine, number)
-            except PeerError as error:
-                if engine.peer.name == OURS.name:
-                    raise
-                failed[engine.peer.name] = str(error)
+        for row in in_turn(rows, number):
+            if row.name not in failed:
+                with noted(row.name, failed):
+                    row.turns.append(take_turn(row.engine.worker, partial(_generate, case, row.engine, number)))
     return failed
 
 
-def _take_turn(case: TextCase, engine: _Running, number: int) -> None:
-    before, seconds, num_tokens, repeat = engine.worker.processor_seconds(), 0.0, 0, 0
-    while seconds < _ROUND_SECONDS:
-        # No prompt of one case comes again in another, where an engine with a cache would find it.
-        seed = zlib.crc32(case.name.encode()) % 1_000_000 + 1000 * number + repeat
-        prompts = checkpoints.random_prompts(case.model, case.concurrency, case.prompt_tokens, seed=seed)
-        answer: dict[str, Any] = engine.worker.ask("generate", prompts=prompts, max_tokens=case.new_tokens)
-        seconds += answer["seconds"]
-        num_tokens += case.num_tokens if case.counts_prompt else sum(map(len, answer["tokens"]))
-        repeat += 1
-    engine.rates.append(num_tokens / seconds)
-    engine.costs.append((engine.worker.processor_seconds() - before) * 1000 / num_tokens)
+def _generate(case: TextCase, engine: Loaded, number: int, repeat: int) -> tuple[int, float]:
+    """Counted tokens and seconds. Raises PeerError, also where an engine ended early or went on."""
+    # No prompt of one case comes again in another, where an engine with a cache would find it.
+    seed = zlib.crc32(case.name.encode()) % 1_000_000 + 1000 * number + repeat
+    prompts = checkpoints.random_prompts(case.model, case.concurrency, case.prompt_tokens, seed=seed)
+    answer = engine.worker.ask("generate", prompts=prompts, max_tokens=case.new_tokens)
+    found, wanted = sum(map(len, answer["tokens"])), case.concurrency * case.new_tokens
+    if abs(found - wanted) > _TOLERATED * wanted:
+        raise PeerError(f"{found} tokens in place of {wanted}")
+    return case.num_tokens if case.counts_prompt else found, answer["seconds"]
 
 
 def _result(
-    case: TextCase, engines: Sequence[_Running], limits: dict[str, float], num_cores: int, not_run: dict[str, str]
+    case: TextCase, rows: Sequence[_Row], limits: dict[str, float], num_cores: int, not_run: dict[str, str]
 ) -> CaseResult:
-    ours = next(engine for engine in engines if engine.peer.name == OURS.name)
+    ours = rows[0]
     seconds = limit_seconds(
         case,
         checkpoints.text_config(case.model),
@@ -152,20 +118,16 @@ def _result(
         limit=case.num_tokens / seconds,
         limit_goal=case.limit_goal,
         ceilings=limits,
-        engines=[_engine_result(case, engine, ours) for engine in engines],
+        engines=[
+            engine_result(
+                row.name,
+                row.engine.version,
+                row.turns,
+                ours.turns,
+                agreement="" if row is ours else str(agreement(ours.tokens, row.tokens)),
+                goal=case.goals.get(row.name),
+            )
+            for row in rows
+        ],
         not_run=not_run,
-    )
-
-
-def _engine_result(case: TextCase, engine: _Running, ours: _Running) -> EngineResult:
-    is_peer = engine is not ours
-    ratios = [mine / its for mine, its in zip(ours.rates, engine.rates, strict=True)]
-    return EngineResult(
-        engine=engine.peer.name,
-        version=engine.version,
-        rate=Spread.of(engine.rates),
-        processor_seconds=percentile(engine.costs, 50),
-        agreement=str(agreement(ours.tokens, engine.tokens)) if is_peer else "",
-        ratio=percentile(ratios, 50) if is_peer else None,
-        ratio_goal=case.goals.get(engine.peer.name),
     )

@@ -18,7 +18,6 @@ from benchmarks.components.pictures import measure_decoding, measure_encoder
 from benchmarks.components.products import measure_products
 from benchmarks.components.texts import measure_texts
 from benchmarks.components.timing import Measurement
-from benchmarks.exclusive import exclusive
 from benchmarks.report import QUICK, save
 from common.server.process import tune_allocator
 from common.settings.settings import from_arguments, setting
@@ -36,7 +35,6 @@ class ComponentsConfig:
     quick: bool = setting(False, help="tiny sizes, to see that everything runs")
     json: Path | None = setting(None, help="file for the results")
     plots: Path | None = setting(None, help="folder for the plot of growth, PNG; needs matplotlib")
-    lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
 
     def __post_init__(self) -> None:
         if unknown := set(self.parts) - set(PARTS):
@@ -53,12 +51,11 @@ def run(options: argparse.Namespace) -> int:
     measurements = []
     if config.quick:
         sys.stdout.write(QUICK)
-    with exclusive([Path(lock) for lock in config.lock]):
-        for part in config.parts:
-            for measurement in measure(part, config):
-                measurements.append(measurement)
-                sys.stdout.write(f"{line(measurement)}\n")
-                sys.stdout.flush()
+    for part in config.parts:
+        for measurement in measure(part, config):
+            measurements.append(measurement)
+            sys.stdout.write(f"{line(measurement)}\n")
+            sys.stdout.flush()
     if config.json is not None:
         save(config.json, "components", {"cores": len(cores), "measurements": measurements})
     if config.plots is not None:

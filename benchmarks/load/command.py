@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,7 +15,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks import checkpoints
-from benchmarks.exclusive import exclusive
 from benchmarks.load.arrivals import arrival_times
 from benchmarks.load.figures import LoadFigures, Slo, figures
 from benchmarks.load.generator import closed_loop, open_loop
@@ -64,7 +63,6 @@ class LoadConfig:
     seed: int = setting(0, help="seed of all that is drawn")
     json: Path | None = setting(None, help="file for the results, all records included")
     plots: Path | None = setting(None, help="folder for plots, PNG; needs matplotlib")
-    lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
 
     @property
     def slo(self) -> Slo | None:
@@ -100,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
             flags = ("--local-vision",) if config.local else ()
             pair = stack.enter_context(running_pair(model_directory(config.model), cores=cores, log=_LOG, flags=flags))
             address = pair.address
-        records = asyncio.run(load(address, config, quietly=exclusive([Path(lock) for lock in config.lock])))
+        records = asyncio.run(load(address, config))
     result = figures(records, config.slo)
     sys.stdout.write(summary(result))
     _write(config, result, records)
@@ -112,27 +110,29 @@ def model_directory(model: str) -> Path:
     return checkpoints.checkpoint(model) if model in checkpoints.MODELS else Path(model)
 
 
-async def load(
-    address: str, config: LoadConfig, *, quietly: AbstractContextManager[None] | None = None
-) -> list[RequestRecord]:
+async def load(address: str, config: LoadConfig) -> list[RequestRecord]:
     """Warm the service up and put the load on it."""
     async with AsyncDiptychClient(address) as client:
         prompts = PromptMaker(client, await client.get_model_info(timeout=60))
         count = config.warm_up + config.requests
         plans = plan_requests(config.workload, count, token_ids=prompts.text_token_ids)
         sender = Sender(client, prompts)
-        with quietly or nullcontext():
-            if config.warm_up:
-                await closed_loop(plans[: config.warm_up], config.concurrency, sender.send, lambda: None)
-            return await _measured(plans[config.warm_up :], config, sender)
+        await closed_loop(plans[: config.warm_up], config.concurrency, sender.send)
+        return await _measured(plans[config.warm_up :], config, sender)
 
 
 async def _measured(plans: Sequence[RequestPlan], config: LoadConfig, sender: Sender) -> list[RequestRecord]:
     with tqdm(total=len(plans), unit="request", disable=None) as bar:
+
+        async def send(plan: RequestPlan) -> RequestRecord:
+            record = await sender.send(plan)
+            bar.update()
+            return record
+
         if config.loop is Loop.CLOSED:
-            return await closed_loop(plans, config.concurrency, sender.send, bar.update)
+            return await closed_loop(plans, config.concurrency, send)
         times = arrival_times(len(plans), rate=config.rate, burstiness=config.burstiness, seed=config.seed)
-        return await open_loop(plans, times, sender.send, bar.update)
+        return await open_loop(plans, times, send)
 
 
 def _write(config: LoadConfig, result: LoadFigures, records: Sequence[RequestRecord]) -> None:

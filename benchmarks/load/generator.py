@@ -13,26 +13,19 @@ from benchmarks.load.records import RequestRecord
 
 Planned = TypeVar("Planned")
 Send = Callable[[Planned], Awaitable[RequestRecord]]
-Tick = Callable[[], object]
 
 
-async def open_loop(
-    plans: Sequence[Planned], times: Sequence[float], send: Send[Planned], tick: Tick
-) -> list[RequestRecord]:
+async def open_loop(plans: Sequence[Planned], times: Sequence[float], send: Send[Planned]) -> list[RequestRecord]:
     """Send each request at its time, in seconds from now."""
     started_at = time.monotonic()
     sending: list[asyncio.Task[RequestRecord]] = []
     for plan, at in zip(plans, times, strict=True):
         await asyncio.sleep(max(0.0, started_at + at - time.monotonic()))
-        task = asyncio.ensure_future(send(plan))
-        task.add_done_callback(lambda _: tick())
-        sending.append(task)
+        sending.append(asyncio.ensure_future(send(plan)))
     return list(await asyncio.gather(*sending))
 
 
-async def closed_loop(
-    plans: Iterable[Planned], concurrency: int, send: Send[Planned], tick: Tick
-) -> list[RequestRecord]:
+async def closed_loop(plans: Iterable[Planned], concurrency: int, send: Send[Planned]) -> list[RequestRecord]:
     """Keep so many requests under way until all are done; records are in the order of the plans."""
     records: dict[int, RequestRecord] = {}
     todo = iter(enumerate(plans))
@@ -40,7 +33,6 @@ async def closed_loop(
     async def call() -> None:
         for index, plan in todo:
             records[index] = await send(plan)
-            tick()
 
     await asyncio.gather(*(call() for _ in range(concurrency)))
     return [records[index] for index in sorted(records)]

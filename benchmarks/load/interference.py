@@ -110,9 +110,9 @@ async def interfere(send: Send, config: InterferenceConfig, *, token_ids: Sequen
     # Made before they are sent: to make a picture takes the caller's core for milliseconds.
     pictures = plans(config.pictures, config.num_requests, seed + 1)
     times = [place / config.pictures_per_second for place in range(len(pictures))]
-    alone = await closed_loop(plans(config.text, config.num_requests, seed + 2), config.streams, send, _nothing)
+    alone = await closed_loop(plans(config.text, config.num_requests, seed + 2), config.streams, send)
     _check(alone)  # Before streams go on without end, each failing at once.
-    sending = asyncio.ensure_future(open_loop(pictures, times, send, _nothing))
+    sending = asyncio.ensure_future(open_loop(pictures, times, send))
 
     def texts() -> Iterator[RequestPlan]:
         for each in count_from(seed + 3):
@@ -120,7 +120,7 @@ async def interfere(send: Send, config: InterferenceConfig, *, token_ids: Sequen
                 break
             yield plans(config.text, 1, each)[0]
 
-    beside = await closed_loop(texts(), config.streams, send, _nothing)
+    beside = await closed_loop(texts(), config.streams, send)
     found = Interference(alone=alone, beside=beside, pictures=await sending)
     for records in (found.beside, found.pictures):
         _check(records)
@@ -134,7 +134,3 @@ async def interfere(send: Send, config: InterferenceConfig, *, token_ids: Sequen
 def _check(records: Sequence[RequestRecord]) -> None:
     if not any(record.succeeded for record in records):
         raise ValueError(f"none of {len(records)} requests ended well: {records[0].error}")
-
-
-def _nothing() -> None:
-    """Show no progress."""

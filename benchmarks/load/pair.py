@@ -1,6 +1,6 @@
-"""Runs both services for a load: `diptych up` on free ports, pinned to cores.
+"""Runs both services for a load: `diptych up` on free ports, pinned to cores, with settings.
 
-Knows the command's `ready` line. Does not know loads.
+Knows the command's `ready` line and its files of settings. Does not know loads.
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks.peers.processor_time import processor_seconds
 from benchmarks.peers.protocol import ROOT
@@ -54,6 +55,23 @@ def running_pair(model: Path, *, cores: Sequence[int], log: Path, flags: Sequenc
             process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+@contextmanager
+def service_flags(settings: Sequence[str]) -> Iterator[list[str]]:
+    """Flags that give the pair settings such as `decoder.engine.max_step_stretch=1.3`; none where there are none."""
+    files: dict[str, dict[str, list[str]]] = {}
+    for each in settings:
+        name, _, value = each.partition("=")
+        service, section, key = name.split(".")
+        files.setdefault(service, {}).setdefault(section, []).append(f"  {key}: {value}\n")
+    with TemporaryDirectory() as folder:
+        flags: list[str] = []
+        for service, sections in files.items():
+            path = Path(folder) / f"{service}.yaml"
+            path.write_text("".join(f"{section}:\n{''.join(lines)}" for section, lines in sections.items()))
+            flags += [f"--{service}-config", str(path)]
+        yield flags
 
 
 def environment() -> dict[str, str]:

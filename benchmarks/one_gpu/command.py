@@ -8,12 +8,10 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from benchmarks.load.pair import service_flags
 from benchmarks.one_gpu.packages import check_host
 from benchmarks.peers.protocol import ROOT
 from benchmarks.report import QUICK
@@ -71,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     build_kernels()
     model = prepared_checkpoint(config)
     case = Case(config, model, notes)
-    with decoder_flags(config.engine) as flags:
+    with service_flags([f"decoder.engine.{each}" for each in config.engine]) as flags:
         for number, mode in enumerate(MODES):
             case.measure(mode, (*MODES[mode], *flags), forget_files=config.from_disk and number == 0)
     return case.finish()
@@ -94,15 +92,3 @@ def prepared_checkpoint(config: OneGpuConfig) -> Path:
         size = sum(file.stat().st_size for file in directory.iterdir())
         sys.stdout.write(f"checkpoint of {size / 1e9:.1f} GB written in {time.monotonic() - begin:.1f} s\n")
     return directory
-
-
-@contextmanager
-def decoder_flags(engine: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Flags of `diptych up` that give the decoder's engine these settings."""
-    if not engine:
-        yield ()
-        return
-    with TemporaryDirectory() as folder:
-        settings = Path(folder) / "decoder.yaml"
-        settings.write_text("engine:\n" + "".join(f"  {each.replace('=', ': ')}\n" for each in engine))
-        yield "--decoder-config", str(settings)

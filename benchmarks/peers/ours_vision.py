@@ -83,11 +83,11 @@ class Worker:
         return {"seconds": seconds, "check": [float(each.abs().mean()) for each in values]}
 
     def preprocess(self, path: str) -> dict[str, object]:
-        """Pixels of a picture's file; the check is their mean."""
+        """Pixels of a picture's file; the check is the mean of every sixteenth row, which costs next to nothing."""
         data = Path(path).read_bytes()
         started_at = time.perf_counter()
         pixels = decode_image(data, preprocessing=PREPROCESSING, limits=_LIMITS, field="", resize=self._resize)
-        return {"seconds": time.perf_counter() - started_at, "check": [float(pixels.mean())]}
+        return {"seconds": time.perf_counter() - started_at, "check": [float(pixels[::16].mean())]}
 
     def decode_alone(self, path: str) -> dict[str, object]:
         """Pillow's decoding of a file, without any resizing: what preprocessing cannot do without."""

@@ -43,12 +43,12 @@ class Engine:
         return self._timed(random_pixels(sizes, seed), at_once=1)
 
     def preprocess(self, path: str) -> dict[str, object]:
-        """Normalised pixels of a picture's file; the check is their mean on the scale of bytes."""
+        """Normalised pixels of a picture's file; the check is every sixteenth row's mean on the scale of bytes."""
         started_at = time.perf_counter()
         with Image.open(path) as image:
             pixels = self._processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         seconds = time.perf_counter() - started_at
-        scaled = (pixels * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
+        scaled = (pixels[:, ::16] * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
         return {"seconds": seconds, "check": [float(scaled.mean())]}
 
     def answer(self, sizes: list[list[int]], seed: int, max_tokens: int) -> dict[str, object]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.compare.command import PEERS_FOLDER, wanted
-from benchmarks.exclusive import exclusive
 from benchmarks.peers.environments import SCHEDULING_PEERS
 from benchmarks.peers.protocol import PeerError
 from benchmarks.peers.stepping import MAX_REQUESTS
@@ -34,7 +33,6 @@ class SchedulingConfig:
     peers: Path = setting(PEERS_FOLDER, help="folder with the peers' environments, see benchmarks/peers/install")
     core: int = setting(0, minimum=0, help="core that every engine is pinned to")
     json: Path | None = setting(None, help="file for the results")
-    lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
 
     def __post_init__(self) -> None:
         if not all(each.isdecimal() and 1 <= int(each) <= MAX_REQUESTS for each in self.running):
@@ -50,11 +48,10 @@ def run(options: argparse.Namespace) -> int:
     numbers, peers = [int(each) for each in config.running], wanted(SCHEDULING_PEERS, config.engines)
     results: list[StepsResult] = []
     try:
-        with exclusive([Path(lock) for lock in config.lock]):
-            for result in run_steps(numbers, peers, load, folder=config.peers, core=config.core):
-                results.append(result)
-                if config.json is not None:
-                    save(config.json, "scheduling", {"load": load, "results": results})
+        for result in run_steps(numbers, peers, load, folder=config.peers, core=config.core):
+            results.append(result)
+            if config.json is not None:
+                save(config.json, "scheduling", {"load": load, "results": results})
     except PeerError as error:
         sys.stderr.write(f"scheduling: {error}\n")
         return 1

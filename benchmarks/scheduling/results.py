@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.markdown import figure, table_lines
+from benchmarks.rounds import median_ratio
 from benchmarks.statistics import Spread, percentile
 
 
@@ -49,14 +50,13 @@ def row_result(
     name: str, version: str, turns: Sequence[Turn], ours: Sequence[Turn], *, goal: float | None = None
 ) -> RowResult:
     """The rounds of one row beside ours of the same rounds; `turns` may be ours themselves."""
-    pairs = zip(ours, turns, strict=True)
-    ratios = [mine.processor_microseconds / its.processor_microseconds for mine, its in pairs]
+    costs = [turn.processor_microseconds for turn in turns]
     return RowResult(
         name=name,
         version=version,
-        processor_microseconds=Spread.of([turn.processor_microseconds for turn in turns]),
+        processor_microseconds=Spread.of(costs),
         microseconds=percentile([turn.microseconds for turn in turns], 50),
-        ratio=None if turns is ours else percentile(ratios, 50),
+        ratio=None if turns is ours else median_ratio([turn.processor_microseconds for turn in ours], costs),
         goal=goal,
     )
 

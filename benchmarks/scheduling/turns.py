@@ -11,7 +11,9 @@ from pathlib import Path
 
 from benchmarks import checkpoints
 from benchmarks.peers.environments import OURS_SCHEDULING, Peer
+from benchmarks.peers.loading import load_installed
 from benchmarks.peers.protocol import PeerError, Worker
+from benchmarks.rounds import in_turn
 from benchmarks.scheduling.results import StepsResult, Turn, row_result
 
 _MODEL = "smoke"
@@ -52,26 +54,20 @@ class Load:
     rounds: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """An engine that is built."""
-
-    worker: Worker
-    version: str
-
-
 def run_steps(
     numbers: Sequence[int], peers: Sequence[Peer], load: Load, *, folder: Path, core: int
 ) -> Iterator[StepsResult]:
     """Steps of each number of running requests; engines are built once. Raises PeerError where a step fails."""
+    model = {"model": str(checkpoints.checkpoint(_MODEL))}
     with ExitStack() as stack:
-        engines, not_run = _load([OURS_SCHEDULING, *peers], folder, core, stack)
+        engines, not_run = load_installed(
+            [OURS_SCHEDULING, *peers], stack, folder=folder, cores=[core], request=lambda _: model
+        )
         rows = [row for row in (OURS, *ROWS) if row.engine in engines]
         for running in numbers:
             turns: dict[str, list[Turn]] = {row.name: [] for row in rows}
             for number in range(load.rounds):
-                first = number % len(rows)
-                for row in (*rows[first:], *rows[:first]):
+                for row in in_turn(rows, number):
                     turns[row.name].append(_turn(engines[row.engine].worker, row.op, running, load))
             sys.stderr.write(f"{running} running are measured\n")
             found = [
@@ -79,26 +75,6 @@ def run_steps(
                 for row in rows
             ]
             yield StepsResult(running=running, rows=found, not_run=not_run)
-
-
-def _load(
-    peers: Sequence[Peer], folder: Path, core: int, stack: ExitStack
-) -> tuple[dict[str, _Running], dict[str, str]]:
-    """Start all that are installed; returns them, and who did not run and why. Raises PeerError where it is ours."""
-    engines, not_run = {}, {}
-    model = str(checkpoints.checkpoint(_MODEL))
-    for peer in peers:
-        if peer.python(folder) is None:
-            not_run[peer.name] = "not installed"
-            continue
-        worker = stack.enter_context(peer.start(folder, [core]))
-        try:
-            engines[peer.name] = _Running(worker, worker.ask("load", model=model)["version"])
-        except PeerError as error:
-            if peer is OURS_SCHEDULING:
-                raise
-            not_run[peer.name] = str(error)
-    return engines, not_run
 
 
 def _turn(worker: Worker, op: str, running: int, load: Load) -> Turn:

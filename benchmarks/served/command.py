@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.compare.command import PEERS_FOLDER
-from benchmarks.exclusive import exclusive
 from benchmarks.load.interference import InterferenceConfig, quickly
 from benchmarks.peers.environments import OURS
 from benchmarks.report import QUICK, save
+from benchmarks.rounds import in_turn
 from benchmarks.served import interference
 from benchmarks.served.interference import InterferenceComparison
 from benchmarks.served.loads import CASES, Alone, Loads, ServedCase, quick, rates
@@ -49,7 +49,6 @@ class ServedConfig:
     local: bool = setting(False, help="ours is one process, as `diptych up --local-vision` has it")
     quick: bool = setting(False, help="tiny models and few requests, to see that everything runs")
     json: Path | None = setting(None, help="file for the results, all records included")
-    lock: tuple[str, ...] = setting((), help="files to hold locked while measuring, on a machine with other users")
 
     def __post_init__(self) -> None:
         if unknown := set(self.cases) - set(_NAMES):
@@ -66,15 +65,14 @@ def run(options: argparse.Namespace) -> int:
     """Compare, print the tables, write the file; 1 where a server that is installed did not run."""
     config = from_arguments(ServedConfig, options)
     found: list[Comparison | InterferenceComparison] = []
-    with exclusive([Path(lock) for lock in config.lock]):
-        for name in config.cases:
-            each = asyncio.run(_measured(config, name))
-            found.append(each)
-            text = tables(each) if isinstance(each, Comparison) else interference.tables(each)
-            sys.stdout.write(f"{QUICK if config.quick else ''}{text}\n")
-            sys.stdout.flush()
-            if config.json is not None:
-                save(config.json, "served", found)  # After each, as the next may take long.
+    for name in config.cases:
+        each = asyncio.run(_measured(config, name))
+        found.append(each)
+        text = tables(each) if isinstance(each, Comparison) else interference.tables(each)
+        sys.stdout.write(f"{QUICK if config.quick else ''}{text}\n")
+        sys.stdout.flush()
+        if config.json is not None:
+            save(config.json, "served", found)  # After each, as the next may take long.
     reasons = {reason for each in found for reason in each.not_run.values()}
     return 1 if reasons - {"not installed"} else 0
 
@@ -149,8 +147,7 @@ async def _loaded(
     )
     chosen = rates(alone[ours.name].capacity, [alone[peer.name].capacity for peer in peers])
     for number, (arrivals, rate) in enumerate(chosen.items()):
-        first = number % len(running.systems)
-        for system in [*running.systems[first:], *running.systems[:first]]:
+        for system in in_turn(running.systems, number):
             found.loads.append(await _open(system, loads, arrivals, rate, number))
     order = {system.name: place for place, system in enumerate(running.systems)}
     found.loads.sort(key=lambda load: (list(chosen).index(load.arrivals), order[load.system]))

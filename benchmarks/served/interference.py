@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from benchmarks.checkpoints import text_config
 from benchmarks.load.interference import Interference, InterferenceConfig, interfere
 from benchmarks.markdown import table_lines
+from benchmarks.rounds import in_turn
 from benchmarks.served.loads import FIRST_PLAIN_TOKEN, limited
 from benchmarks.served.systems import Running, System
 from benchmarks.statistics import percentile
@@ -88,8 +89,7 @@ async def compared(
             answering.append(system)
             found.rounds[system.name] = []
     for number in range(rounds):
-        first = number % len(answering)
-        for system in [*answering[first:], *answering[:first]]:
+        for system in in_turn(answering, number):
             found.rounds[system.name].append(await turn(system, config, 1 + number))
     return found
 

@@ -105,10 +105,10 @@ class Loads:
         """The open loop of this number, which stands for its requests and for when they come."""
         plans = self._plans(self._case.num_requests, seed=_OPEN + number)
         times = arrival_times(len(plans), rate=rate, burstiness=1.0, seed=number)
-        return await open_loop(plans, times, limited(send, self._limit), _nothing)
+        return await open_loop(plans, times, limited(send, self._limit))
 
     async def _closed(self, send: Send, *, count: int, callers: int, seed: int) -> list[RequestRecord]:
-        return await closed_loop(self._plans(count, seed=seed), callers, limited(send, self._limit), _nothing)
+        return await closed_loop(self._plans(count, seed=seed), callers, limited(send, self._limit))
 
     def _plans(self, count: int, *, seed: int) -> list[RequestPlan]:
         return plan_requests(replace(self._case.workload, seed=seed), count, token_ids=self._token_ids)
@@ -142,7 +142,3 @@ def rates(ours: float, peers: Sequence[float]) -> dict[str, float]:
     if peers and max(peers) < _CLEARLY_LOWER * ours:
         capacities["the best peer's"] = max(peers)
     return {f"{part:g} of {whose}": part * capacity for whose, capacity in capacities.items() for part in (0.5, 0.8)}
-
-
-def _nothing() -> None:
-    """Show no progress."""

@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from benchmarks.checkpoints import checkpoint
-from benchmarks.load.pair import running_pair
+from benchmarks.load.pair import running_pair, service_flags
 from benchmarks.load.prompts import PromptMaker
 from benchmarks.load.records import RequestRecord
 from benchmarks.load.sender import Sender
@@ -107,20 +106,3 @@ async def _ours(stack: AsyncExitStack, name: str, model: Path, cores: Sequence[i
         send=Sender(client, prompts).send,
         processor_seconds=pair.processor_seconds,
     )
-
-
-@contextmanager
-def service_flags(settings: Sequence[str]) -> Iterator[list[str]]:
-    """What gives our services settings such as `decoder.engine.max_step_stretch=1.3`; nothing where there are none."""
-    files: dict[str, dict[str, list[str]]] = {}
-    for each in settings:
-        name, _, value = each.partition("=")
-        service, section, key = name.split(".")
-        files.setdefault(service, {}).setdefault(section, []).append(f"  {key}: {value}\n")
-    with TemporaryDirectory() as folder:
-        flags: list[str] = []
-        for service, sections in files.items():
-            path = Path(folder) / f"{service}.yaml"
-            path.write_text("".join(f"{section}:\n{''.join(lines)}" for section, lines in sections.items()))
-            flags += [f"--{service}-config", str(path)]
-        yield flags

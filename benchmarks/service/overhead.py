@@ -74,7 +74,7 @@ async def _compare(engine: Worker, address: str, concurrency: int, *, rounds: in
         sender = Sender(client, prompts)
         for number in range(rounds + 1):
             plans, first = round_plans(concurrency, number, prompts.text_token_ids)
-            found = figures(await closed_loop(plans, concurrency, sender.send, lambda: None))
+            found = figures(await closed_loop(plans, concurrency, sender.send))
             if found.num_failed:
                 raise ValueError(f"{found.num_failed} of {concurrency} requests failed: {found.errors}")
             # Right behind a load on either side, so that neither's code has to come from memory.

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def load(dtype, **_):
     return {"version": f"one that runs in {dtype}"}
 
 def generate(prompts, max_tokens):
-    return {"tokens": [[-1] * max_tokens for _ in prompts], "seconds": 1.0}
+    return {"tokens": [[-1] * (max_tokens - MISSING) for _ in prompts], "seconds": 1.0}
 
 def encode(sizes, seed):
     return {"check": [-1.0] * len(sizes), "seconds": 1.0}
@@ -37,13 +36,15 @@ serve({"load": load, "generate": generate, "encode": encode, "encode_each": enco
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scripted(Peer):
-    """A peer in our own environment whose tokens are never ours."""
+    """A peer in our own environment whose tokens are never ours, and of which some may be missing."""
+
+    num_missing: int = 0
 
     def python(self, folder: Path) -> Path | None:
         return Path(sys.executable)
 
     def start(self, folder: Path, cores: Sequence[int]) -> Worker:
-        (folder / "scripted.py").write_text(_SCRIPT)
+        (folder / "scripted.py").write_text(_SCRIPT.replace("MISSING", str(self.num_missing)))
         log = folder / f"{self.name}.log"
         python = Path(sys.executable)
         return Worker(python, self.module, cores=cores, environment={}, log=log, extra_paths=[str(folder)])
@@ -55,15 +56,13 @@ _PEERS = (
 )
 
 
-def _run(case: TextCase, folder: Path, our_dtype: str = "float32") -> CaseResult:
-    (found,) = run_text_cases([case], _PEERS, _conditions(folder, our_dtype))
+def _run(case: TextCase, folder: Path, our_dtype: str = "float32", peers: Sequence[Peer] = _PEERS) -> CaseResult:
+    (found,) = run_text_cases([case], peers, _conditions(folder, our_dtype))
     return found
 
 
 def _conditions(folder: Path, our_dtype: str = "float32") -> Conditions:
-    return Conditions(
-        folder=folder, cores=[0], rounds=1, niceness=0, quietly=lambda: nullcontext(), our_dtype=our_dtype
-    )
+    return Conditions(folder=folder, cores=[0], rounds=1, niceness=0, our_dtype=our_dtype)
 
 
 def test_a_peer_in_bfloat16_is_told_so_and_its_other_tokens_are_counted_and_fail_nothing(tmp_path: Path) -> None:
@@ -75,6 +74,14 @@ def test_a_peer_in_bfloat16_is_told_so_and_its_other_tokens_are_counted_and_fail
     assert found.engines[2].agreement == "0/2 prompts, 0/8 tokens"
     assert found.engines[2].ratio is not None
     assert not found.not_run
+
+
+def test_a_peer_that_ends_its_answers_early_has_no_rate(tmp_path: Path) -> None:
+    """Steps with fewer requests are faster."""
+    early = _Scripted(name="early", module="scripted", num_missing=1)
+    found = _run(SMOKE_CASES[0], tmp_path, peers=[early])
+    assert [each.engine for each in found.engines] == ["diptych"]
+    assert found.not_run["early"].startswith("6 tokens in place of 8")
 
 
 def test_a_case_of_one_type_asks_no_peer_of_another(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ async def test_a_closed_loop_never_has_more_requests_under_way_than_callers() ->
         under_way -= 1
         return RequestRecord(sent_at=0.0)
 
-    records = await closed_loop(range(20), 3, send, lambda: None)
+    records = await closed_loop(range(20), 3, send)
     assert (len(records), most) == (20, 3)
 
 
@@ -92,7 +92,7 @@ async def test_an_open_loop_does_not_wait_for_answers() -> None:
         await release.wait()
         return RequestRecord(sent_at=time.monotonic())
 
-    records = await open_loop(range(4), [0.0, 0.0, 0.001, 0.002], send, lambda: None)
+    records = await open_loop(range(4), [0.0, 0.0, 0.001, 0.002], send)
     assert sent == [0, 1, 2, 3]
     assert len(records) == 4
 

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 
 from benchmarks.checkpoints import TOKENIZER
 from benchmarks.load.figures import Slo
+from benchmarks.load.pair import service_flags
 from benchmarks.load.records import RequestRecord
 from benchmarks.served.loads import CASES, Alone, Loads, quick, rates
 from benchmarks.served.questions import spell, tokenizer_words
 from benchmarks.served.results import Comparison, OpenLoad, slo, tables
 from benchmarks.served.spelled_pictures import spelled_files
-from benchmarks.served.systems import service_flags
 
 
 def record(sent_at: float, ttft: float, tpot: float, tokens: int = 11) -> RequestRecord:
