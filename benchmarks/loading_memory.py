@@ -17,18 +17,20 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.checkpoints import PREPROCESSING
+from benchmarks.pixtral_12b import DECODER_12B, ENCODER_400M
 from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint.files import CheckpointFormat
 from common.checkpoint.hf_config import hf_documents
 from common.checkpoint.layout import Part, stored_name
 from common.checkpoint.safetensors_writer import Planned, write_header
 from common.checkpoint.shapes import tensor_shapes
-from common.image.preprocessing import Preprocessing, PreprocessingMode
-from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.model.config import PixtralConfig
 from common.model.settings import ComputeChoice, ModelSettings
 from common.model.weight_types import WeightTypes
 from common.native.library import Library
@@ -42,36 +44,18 @@ from vision_service.model.runner import EncoderRunner
 CPU = torch.device("cpu")
 MB = 1_000_000
 ALLOWANCE = 500 * MB
-PREPROCESSING = Preprocessing(
-    mode=PreprocessingMode.HF, patch_size=16, image_size=1024, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-)
 
 
 def synthetic_config(hidden_size: int, layers: int) -> PixtralConfig:
     """A Pixtral of the 12B's encoder width and vocabulary, and a narrower decoder."""
-    text = MistralConfig(
+    text = replace(
+        DECODER_12B,
         hidden_size=hidden_size,
         num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
         num_hidden_layers=layers,
         feed_forward_length=3 * hidden_size,
-        vocab_size=131072,
-        rms_norm_eps=1e-5,
-        rope_theta=1e9,
-        max_position_embeddings=131072,
     )
-    vision = PixtralVisionConfig(
-        patch_size=16,
-        image_size=1024,
-        num_channels=3,
-        vision_hidden_size=1024,
-        vision_num_attention_heads=16,
-        vision_num_hidden_layers=8,
-        vision_intermediate_size=4096,
-        vision_head_dim=64,
-        vision_rope_theta=1e4,
-    )
+    vision = replace(ENCODER_400M, vision_num_hidden_layers=8)
     return PixtralConfig(text=text, vision=vision, image_token_index=10)
 
 

@@ -6,6 +6,7 @@ Knows workloads and goals. Does not know how they are run.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from benchmarks.operations import head_weights, layer_weights
 from common.model.config import MistralConfig
 
 
@@ -127,13 +128,7 @@ def limit_seconds(
 
     Attention is left out, which makes the limit a little too good. The embedding table is looked up and not read.
     """
-    layers = _layer_weights(config) * config.num_hidden_layers
-    head = config.hidden_size * config.vocab_size
+    layers, head = layer_weights(config), head_weights(config)
     step = max((layers + head) * bytes_per_weight / bytes_per_second, case.concurrency * 2 * (layers + head) / flops)
     prompt_flops = case.concurrency * (case.prompt_tokens * 2 * layers + 2 * head)
     return prompt_flops / flops + (case.new_tokens - 1) * step
-
-
-def _layer_weights(config: MistralConfig) -> int:
-    attention = config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
-    return config.hidden_size * (attention + 3 * config.feed_forward_length)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.components.pictures import smooth_picture
-from common.model.config import PixtralConfig
 
 _MIXED = [[128, 128], [512, 512], [256, 192], [384, 256], [192, 448], [256, 256], [320, 320], [512, 256]]
 
@@ -96,17 +95,6 @@ def picture_cases(folder: Path) -> list[PictureCase]:
             for side, count in ((256, 1), (256, 8), (512, 1))
         ),
     ]
-
-
-def encode_flops(config: PixtralConfig, sizes: list[list[int]]) -> float:
-    """Float operations of encoding pictures of sizes (width, height): products and attention."""
-    vision = config.vision
-    size, inner = vision.vision_hidden_size, vision.vision_intermediate_size
-    width = vision.vision_num_attention_heads * vision.vision_head_dim
-    weights = vision.vision_num_hidden_layers * (4 * size * width + 3 * size * inner) + 3 * vision.patch_size**2 * size
-    patches = [w * h // vision.patch_size**2 for w, h in sizes]
-    attention = 4 * width * vision.vision_num_hidden_layers * sum(count**2 for count in patches)
-    return 2.0 * weights * sum(patches) + attention
 
 
 def _picture(folder: Path, width: int, height: int) -> Path:

@@ -15,9 +15,10 @@ from typing import Any
 from benchmarks import checkpoints
 from benchmarks.compare.agreement import agreement
 from benchmarks.compare.conditions import Conditions
-from benchmarks.compare.picture_cases import PictureCase, encode_flops
+from benchmarks.compare.picture_cases import PictureCase
 from benchmarks.compare.results import CaseResult, engine_result
 from benchmarks.compare.turns import Turn, take_turn
+from benchmarks.operations import encode_flops
 from benchmarks.peers.environments import CEILINGS, OURS_VISION, VISION_PEERS, Peer
 from benchmarks.peers.loading import Loaded, load_installed, noted
 from benchmarks.peers.protocol import Worker
@@ -120,7 +121,8 @@ def _limit(case: PictureCase, ours: Worker, ceiling: Mapping[str, float]) -> flo
     config = checkpoints.MODELS[case.model]
     if case.op != "encode" or not isinstance(config, PixtralConfig):
         return None
-    return case.num_items * ceiling["flops"] / encode_flops(config, case.arguments["sizes"])
+    lengths = [width * height // config.vision.patch_size**2 for width, height in case.arguments["sizes"]]
+    return case.num_items * ceiling["flops"] / encode_flops(config.vision, lengths)
 
 
 def _result(

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
-from benchmarks.gpu.models import BLOCK_SIZE, DECODER_12B, forward_batch
+from benchmarks.gpu.models import BLOCK_SIZE, attention_shape, forward_batch
 from common.model.settings import AttentionBackend
-from decoder_service.model.cuda.attention import AttentionShape, PagedAttention, Spans
+from decoder_service.model.cuda.attention import PagedAttention, Spans
 from decoder_service.model.cuda.attention_choice import choose_attention
 from decoder_service.model.cuda.paged_attention import DEFAULT_LAUNCH, AttentionLaunch
 from decoder_service.model.cuda.triton_attention import TritonAttention
@@ -19,16 +19,7 @@ from decoder_service.model.fp8 import FP8
 
 _MOST_KEYS = 2**20
 _OTHERS = (AttentionBackend.TORCH, AttentionBackend.FLASHINFER)
-_SHAPE = AttentionShape(
-    num_heads=DECODER_12B.num_attention_heads,
-    num_key_value_heads=DECODER_12B.num_key_value_heads,
-    head_dim=DECODER_12B.head_dim,
-    block_size=BLOCK_SIZE,
-    scale=DECODER_12B.attention_multiplier,
-    sliding_window=None,
-    dtype=torch.bfloat16,
-    kv_dtype=torch.bfloat16,
-)
+_SHAPE = attention_shape(torch.bfloat16, torch.bfloat16)
 
 
 _LAUNCHES = (

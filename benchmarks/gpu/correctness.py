@@ -8,13 +8,13 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu.models import BLOCK_SIZE, DECODER_12B, forward_batch, kv_cache_for, random_decoder
+from benchmarks.gpu.models import BLOCK_SIZE, attention_shape, forward_batch, kv_cache_for, random_decoder
 from benchmarks.gpu.report import Row
 from benchmarks.gpu.row_error import row_error
+from benchmarks.pixtral_12b import DECODER_12B
 from common.model.config import MistralConfig
 from common.model.graph_recorder import CudaGraphRecorder, GraphRecorder
 from decoder_service.model.compute import Compute, TorchCompute
-from decoder_service.model.cuda.attention import AttentionShape
 from decoder_service.model.cuda.attention_choice import largest_error
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.cuda.pass_choice import Clock
@@ -49,7 +49,7 @@ def attention_checks(device: torch.device) -> Iterator[Row]:
     """How far rows of attention alone are apart."""
     for dtype, keys in _TYPES:
         for window in (None, 50):
-            shape = _attention_shape(dtype, keys, window)
+            shape = attention_shape(dtype, keys, window=window)
             measure = partial(largest_error, TritonAttention(shape, device), shape, device)
             yield checked(f"attention, {dtype}, keys {keys}, window {window}", _ATTENTION_LIMITS[dtype], measure)
 
@@ -125,19 +125,6 @@ def _product_error(num_rows: int, width: int, num_outputs: int, device: torch.de
     rows, scale = round_rows(x)
     want = (rows.float() * scale) @ (module.weight.float() * module.scale).T
     return row_error(join(module)(x), want)
-
-
-def _attention_shape(dtype: torch.dtype, keys: torch.dtype, window: int | None) -> AttentionShape:
-    return AttentionShape(
-        num_heads=DECODER_12B.num_attention_heads,
-        num_key_value_heads=DECODER_12B.num_key_value_heads,
-        head_dim=DECODER_12B.head_dim,
-        block_size=BLOCK_SIZE,
-        scale=DECODER_12B.attention_multiplier,
-        sliding_window=window,
-        dtype=dtype,
-        kv_dtype=keys,
-    )
 
 
 def _small() -> MistralConfig:

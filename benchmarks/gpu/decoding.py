@@ -7,15 +7,9 @@ import torch
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
-from benchmarks.gpu.models import (
-    forward_batch,
-    greedy_step,
-    key_value_bytes,
-    kv_cache_for,
-    prompt_flops,
-    weight_bytes,
-)
+from benchmarks.gpu.models import forward_batch, greedy_step, kv_cache_for
 from benchmarks.gpu.workloads import CONTEXT
+from benchmarks.operations import key_value_bytes, prompt_flops, weight_bytes
 from common.model.graph_recorder import CudaGraphRecorder
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.weights import DecoderModel

@@ -4,15 +4,13 @@ Knows what both must have in common: the features. Does not know how a pass is r
 asks brings them, so that the comparison itself runs on a CPU too.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from benchmarks.gpu.encoding import MAX_ERROR
+from benchmarks.gpu.encoding import MAX_ERROR, encode_at
 from benchmarks.gpu.row_error import row_error
-from common.model.attention import packed_attention
 from common.model.graph_recorder import GraphRecorder
 from vision_service.model.encoder import PatchEncoder, PixtralVisionModel, grid_positions
 from vision_service.model.encoder_graphs import EncoderGraphs, pack_sizes
@@ -57,9 +55,9 @@ def encoder_graph_rows(
         shape = (sum(lengths), weight[0].numel())
         patches = torch.randn(shape, device=weight.device, generator=generator).to(weight.dtype)
         rows, columns = grid_positions(grids, weight.device)
-        plain = partial(_plainly, timed, patches, rows, columns, lengths)
+        plain = partial(encode_at, timed, patches, rows, columns, lengths)
         recorded = partial(graphs.features, patches, rows, columns, lengths=lengths, size=size)
-        want = _plainly(model, patches, rows, columns, lengths)
+        want = encode_at(model, patches, rows, columns, lengths)
         error = row_error(recorded(), want)
         time, unrecorded = clock(recorded), clock(plain)
         yield {
@@ -71,11 +69,3 @@ def encoder_graph_rows(
             "ms without graphs": unrecorded * 1e3,
             "pictures/s": len(grids) / time,
         }
-
-
-def _plainly(model: PatchEncoder, patches: Tensor, rows: Tensor, columns: Tensor, lengths: Sequence[int]) -> Tensor:
-    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scale = model.config.vision_attention_multiplier
-        return packed_attention(query, key, value, lengths=lengths, causal=False, scale=scale)
-
-    return model(patches, rows, columns, attend)

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
-from benchmarks.gpu.models import ENCODER_400M, random_encoder
-from benchmarks.gpu.pictures import PACKS
+from benchmarks.gpu.models import random_encoder
+from benchmarks.gpu.pictures import PACKS, patches_of, random_pixels
 from benchmarks.gpu.row_error import row_error
+from benchmarks.operations import encode_flops
+from benchmarks.pixtral_12b import ENCODER_400M
 from common.model.attention import packed_attention
 from vision_service.model.encoder import PatchEncoder, PixtralVisionModel, grid_positions
 
@@ -25,11 +27,11 @@ def encode_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[str, 
     model = random_encoder(device)
     fused = _fused(model)
     for name, grids in PACKS.items():
-        lengths = [height * width for height, width in grids]
-        patches = torch.randn(sum(lengths), 3 * ENCODER_400M.patch_size**2, device=device, dtype=torch.bfloat16)
+        # Of the same pictures as peers get; of zeros all features would be zeros, which a GPU multiplies faster.
+        patches = patches_of(random_pixels(grids, ENCODER_400M.patch_size, device, torch.bfloat16), ENCODER_400M.patch_size)
         error = row_error(encode(fused, patches, grids), encode(model, patches, grids))
         time, plain = (seconds(partial(encode, each, patches, grids)) for each in (fused, model))
-        flops = _flops(lengths)
+        flops = encode_flops(ENCODER_400M, [height * width for height, width in grids])
         yield {
             "case": name,
             "error of a row": error,
@@ -52,19 +54,16 @@ def _fused(model: PixtralVisionModel) -> PatchEncoder:
 def encode(model: PatchEncoder, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
     """Features [num_patches, width] of patches of pictures with these grids."""
     lengths = [height * width for height, width in grids]
+    return encode_at(model, patches, *grid_positions(grids, patches.device), lengths)
+
+
+def encode_at(
+    model: PatchEncoder, patches: Tensor, rows: Tensor, columns: Tensor, lengths: Sequence[int]
+) -> Tensor:
+    """The same with the patches' rows and columns, and each picture's number of patches."""
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scale = model.config.vision_attention_multiplier
         return packed_attention(query, key, value, lengths=lengths, causal=False, scale=scale)
 
-    return model(patches, *grid_positions(grids, patches.device), attend)
-
-
-def _flops(lengths: Sequence[int]) -> float:
-    """Operations of the products and of attention, without masks: every patch sees its whole picture."""
-    config = ENCODER_400M
-    width = config.vision_hidden_size
-    layer = 4 * width * width + 3 * width * config.vision_intermediate_size
-    products = 2 * sum(lengths) * (config.vision_num_hidden_layers * layer + 3 * config.patch_size**2 * width)
-    attention = 4 * width * config.vision_num_hidden_layers * sum(length**2 for length in lengths)
-    return float(products + attention)
+    return model(patches, rows, columns, attend)

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.models import BLOCK_SIZE, key_value_bytes, prompt_flops, weight_bytes
+from benchmarks.gpu.models import BLOCK_SIZE
 from benchmarks.gpu.ours import OurEngine
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.report import Row
 from benchmarks.gpu.workloads import Workload
+from benchmarks.operations import key_value_bytes, prompt_flops, weight_bytes
 from common.model.config import MistralConfig
 
 

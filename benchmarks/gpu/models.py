@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.pixtral_12b import DECODER_12B, ENCODER_400M
 from common.model.config import MistralConfig, PixtralVisionConfig
 from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.cuda.attention import AttentionShape
 from decoder_service.model.cuda.compute import CudaCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import MistralForCausalLM
@@ -15,35 +17,10 @@ from vision_service.model.encoder import PixtralVisionModel
 
 BLOCK_SIZE = 16
 
-DECODER_12B = MistralConfig(
-    hidden_size=5120,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    num_hidden_layers=40,
-    feed_forward_length=14336,
-    vocab_size=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=1e9,
-    max_position_embeddings=131072,
-)
-
 DECODER_1B = replace(
     DECODER_12B, hidden_size=2048, head_dim=64, num_hidden_layers=16, feed_forward_length=8192, vocab_size=32768
 )
 """Small enough that what the host does between two steps shows."""
-
-ENCODER_400M = PixtralVisionConfig(
-    patch_size=16,
-    image_size=1024,
-    num_channels=3,
-    vision_hidden_size=1024,
-    vision_num_attention_heads=16,
-    vision_num_hidden_layers=24,
-    vision_intermediate_size=4096,
-    vision_head_dim=64,
-    vision_rope_theta=1e4,
-)
 
 
 def random_decoder(config: MistralConfig, device: torch.device, dtype: torch.dtype) -> DecoderModel:
@@ -78,27 +55,18 @@ def randomise(module: torch.nn.Module) -> None:
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
 
 
-def weight_bytes(config: MistralConfig, dtype: torch.dtype, *, layers: torch.dtype | None = None) -> int:
-    """Bytes of weights that a decode step reads: all but the embedding table, of which it reads a few rows.
-
-    The layers' weights may be of another type than the head's.
-    """
-    attention = config.hidden_size * config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
-    layer = attention + 3 * config.hidden_size * config.feed_forward_length
-    in_layers = config.num_hidden_layers * layer * (layers or dtype).itemsize
-    return in_layers + config.vocab_size * config.hidden_size * dtype.itemsize
-
-
-def key_value_bytes(config: MistralConfig, num_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of keys and values of so many tokens."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * num_tokens * dtype.itemsize
-
-
-def prompt_flops(config: MistralConfig, length: int) -> float:
-    """Operations of the layers over a prompt: products, and attention to what is before each token."""
-    in_layers = weight_bytes(config, torch.bfloat16) // 2 - config.vocab_size * config.hidden_size
-    attention = 2 * length**2 * config.num_attention_heads * config.head_dim * config.num_hidden_layers
-    return float(2 * in_layers * length + attention)
+def attention_shape(dtype: torch.dtype, keys: torch.dtype, *, window: int | None = None) -> AttentionShape:
+    """Of the decoder's attention, by the types of queries and of keys and values."""
+    return AttentionShape(
+        num_heads=DECODER_12B.num_attention_heads,
+        num_key_value_heads=DECODER_12B.num_key_value_heads,
+        head_dim=DECODER_12B.head_dim,
+        block_size=BLOCK_SIZE,
+        scale=DECODER_12B.attention_multiplier,
+        sliding_window=window,
+        dtype=dtype,
+        kv_dtype=keys,
+    )
 
 
 def forward_batch(query_lengths: Sequence[int], seq_lens: Sequence[int], device: torch.device) -> ForwardBatch:

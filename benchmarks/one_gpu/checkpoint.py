@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoints import MODELS, PREPROCESSING, SEED, TOKENIZER
-from benchmarks.gpu.models import DECODER_12B, ENCODER_400M
+from benchmarks.pixtral_12b import DECODER_12B, ENCODER_400M
 from common.checkpoint.files import CheckpointFormat
 from common.checkpoint.hf_config import hf_documents
 from common.checkpoint.layout import stored_name

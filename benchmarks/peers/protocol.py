@@ -41,7 +41,11 @@ def serve(handlers: Mapping[str, Handler]) -> None:
 
 
 class Worker:
-    """An engine's process, pinned to cores."""
+    """An engine's process, pinned to cores.
+
+    From its first answer on it runs only while it is asked, and is stopped where it stands otherwise: threads that wait
+    by turning, as Intel's OpenMP has them for a fifth of a second, would take the cores of whoever is measured next.
+    """
 
     def __init__(
         self,
@@ -65,11 +69,18 @@ class Worker:
                 text=True,
                 start_new_session=True,
                 cwd=ROOT,
-                env={**os.environ, **environment, "OMP_NUM_THREADS": str(len(cores)), "PYTHONPATH": paths},
+                env={**os.environ, **environment, "PYTHONPATH": paths},
             )
 
     def ask(self, op: str, **arguments: object) -> Any:  # noqa: ANN401 - what JSON may be
         """The result of one operation. Raises PeerError."""
+        self._signal(signal.SIGCONT)
+        try:
+            return self._answer(op, arguments)
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def _answer(self, op: str, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401
         if self._process.stdin is None or self._process.stdout is None:
             raise PeerError("the process has no pipes")
         try:
@@ -101,14 +112,19 @@ class Worker:
         """End the process, and all that it started and left behind."""
         if self._process.stdin is not None:
             self._process.stdin.close()
+        self._signal(signal.SIGCONT)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
         # An engine's own processes may outlive it, and would go on to turn beside what is measured next.
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Tell the process and all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.checkpoints import checkpoint, llama_twin, native_twin
 from benchmarks.free_port import free_port
-from benchmarks.peers.environments import LOGS
+from benchmarks.peers.environments import LOGS, MAX, VLLM, variables
 from benchmarks.peers.protocol import ROOT
 from benchmarks.served import questions
 from benchmarks.served.process import ServerProcess, running_server
@@ -24,7 +24,6 @@ MAX_TOKENS = 1024
 MAX_REQUESTS = 64
 """Under way at the same time, as our decoder has it by default."""
 _START_SECONDS = 600
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +40,7 @@ class ServedPeer:
     twin: Callable[[Path], Path]
     ask: Callable[[Path], Ask]
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables, with `{cores}`, `{threads}` and its environment's `{folder}` to be filled in."""
+    """Variables, with what `environments.variables` fills in."""
     ready_path: str = "/health"
 
     def binaries(self, folder: Path) -> Path | None:
@@ -71,16 +70,11 @@ class ServedPeer:
             [str(binaries / program), *arguments],
             port=port,
             cores=cores,
-            environment=self._variables(binaries.parent, cores),
+            environment=variables(self.environment, cores, binaries.parent) | {"PYTHONPATH": str(ROOT)},
             log=LOGS / f"served-{self.name.replace(' ', '-')}.log",
         ) as server:
             server.wait_until_ready(self.ready_path, seconds=_START_SECONDS)
             yield server, self.ask(directory)
-
-    def _variables(self, folder: Path, cores: Sequence[int]) -> dict[str, str]:
-        known = {"cores": ",".join(map(str, cores)), "threads": len(cores), "folder": folder}
-        own = {name: value.format(**known) for name, value in self.environment.items()}
-        return {**_OFFLINE, **own, "PYTHONPATH": str(ROOT)}
 
 
 _LIMITS = ("--max-model-len", str(MAX_TOKENS), "--max-num-seqs", str(MAX_REQUESTS))
@@ -91,15 +85,6 @@ _VLLM = (
 """What `vllm serve` runs; that command itself looks for a package `vllm`, and the one for CPUs has another name."""
 _MISTRAL = ("--tokenizer-mode", "mistral", "--config-format", "mistral", "--load-format", "mistral")
 _ONE_PICTURE = ("--limit-mm-per-prompt", json.dumps({"image": 1}).replace("{", "{{").replace("}", "}}"))
-_THREADS = {"OMP_NUM_THREADS": "{threads}"}
-_VLLM_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    # As its documentation has it: with Intel's OpenMP, and a thread on each core. Without, threads wait for each other
-    # beside its own processes: 5 tokens/s in place of 700 were seen.
-    "LD_PRELOAD": "{folder}/lib/libiomp5.so",
-    "VLLM_CPU_OMP_THREADS_BIND": "{cores}",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 _TRANSFORMERS = (
     *("python", "-m", "benchmarks.peers.transformers_serve", "serve", "{model}"),
     *("--host", "127.0.0.1", "--port", "{port}"),
@@ -116,7 +101,7 @@ TEXT_PEERS = (
         command=_VLLM,
         twin=llama_twin,
         ask=questions.token_ids,
-        environment=_VLLM_ENVIRONMENT,
+        environment=VLLM,
     ),
     ServedPeer(
         name="max",
@@ -128,7 +113,7 @@ TEXT_PEERS = (
         ),
         twin=llama_twin,
         ask=questions.token_ids,
-        environment={**_THREADS, "MAX_SERVE_DISABLE_TELEMETRY": "1", "MODULAR_TELEMETRY_ENABLED": "false"},
+        environment=MAX,
     ),
     ServedPeer(
         name="transformers",
@@ -136,7 +121,6 @@ TEXT_PEERS = (
         command=(*_TRANSFORMERS, *_PAGED),
         twin=llama_twin,
         ask=questions.spelled_text,
-        environment=_THREADS,
     ),
 )
 _VLLM_PICTURES = ServedPeer(
@@ -145,7 +129,7 @@ _VLLM_PICTURES = ServedPeer(
     command=(*_VLLM, *_MISTRAL, *_ONE_PICTURE, "--skip-mm-profiling"),
     twin=native_twin,
     ask=questions.chat_of_words,
-    environment=_VLLM_ENVIRONMENT,
+    environment=VLLM,
 )
 PICTURE_PEERS = (
     _VLLM_PICTURES,
@@ -155,7 +139,6 @@ PICTURE_PEERS = (
         command=_TRANSFORMERS,  # It batches no requests with pictures, by itself or when asked to.
         twin=spelled_twin,
         ask=questions.spelled_chat,
-        environment=_THREADS,
     ),
 )
 _FEW_TOKENS = "128"

@@ -77,6 +77,26 @@ def test_a_worker_that_dies_says_where_to_look(tmp_path: Path) -> None:
         worker.ask("anything")
 
 
+def test_a_worker_does_nothing_while_it_is_not_asked(tmp_path: Path) -> None:
+    (tmp_path / "turner.py").write_text(
+        "import threading, time\n"
+        "from benchmarks.peers.protocol import serve\n"
+        "def turn():\n"
+        "    while True: pass\n"
+        "def begin():\n"
+        "    threading.Thread(target=turn, daemon=True).start()\n"
+        "serve({'begin': begin, 'turn': lambda: time.sleep(0.2)})\n"
+    )
+    with _worker(tmp_path, "turner", tmp_path / "log", {}) as worker:
+        worker.ask("begin")
+        time.sleep(0.2)  # For the signal to arrive.
+        idle_from = worker.processor_seconds()
+        time.sleep(0.2)
+        assert worker.processor_seconds() == idle_from
+        worker.ask("turn")
+        assert worker.processor_seconds() > idle_from
+
+
 def test_what_an_engine_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     (tmp_path / "leaver.py").write_text(
         "import subprocess, sys\n"

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,26 +16,14 @@ import benchmarks.gpu.__main__ as main
 from benchmarks.gpu.cases import Bench, WrongError, run_cases
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.engine_rows import engine_rows, offline_limit, offline_rows
-from benchmarks.gpu.models import DECODER_12B, key_value_bytes, prompt_flops, random_decoder, weight_bytes
-from benchmarks.gpu.ours import OurEngine
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.workloads import Workload, decode_workload, offline_workload
-from decoder_service.model.compute import TorchCompute
+from benchmarks.gpu.workloads import decode_workload, offline_workload
+from benchmarks.operations import key_value_bytes, prompt_flops, weight_bytes
+from tests.benchmarks.on_cpu import CPU, TINY, engine_for
 
 ROOT = Path(__file__).parents[2]
-CPU = torch.device("cpu")
 CEILINGS = Ceilings(copy_bytes=3e12, read_bytes=4e12, flops=7e14)
-TINY = replace(
-    DECODER_12B,
-    hidden_size=32,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    num_hidden_layers=2,
-    feed_forward_length=48,
-    vocab_size=300,
-)
 
 
 def bench(path: Path) -> Bench:
@@ -121,15 +108,9 @@ def test_no_peer_begins_when_the_time_of_the_run_is_over(tmp_path: Path) -> None
     }
 
 
-def our_engine(workload: Workload, *, num_blocks: int | None = None) -> OurEngine:
-    model = random_decoder(TINY, CPU, torch.float32)
-    limits = {"max_num_requests": len(workload.prompts), "max_model_len": workload.max_len}
-    return OurEngine(model, TorchCompute, **limits, num_blocks=num_blocks)
-
-
 def test_our_engine_is_timed_while_all_decode_and_its_answers_are_kept() -> None:
     workload, own = decode_workload(3, vocab_size=TINY.vocab_size, context=20, num_new=6), OwnFigures()
-    (row,) = engine_rows(our_engine(workload), [workload], own)
+    (row,) = engine_rows(engine_for(workload), [workload], own)
     answers = own.answers[workload.name]
     assert answers.num_tokens == 18
     assert row["tokens/s"] == pytest.approx(answers.decode_rate())
@@ -139,8 +120,8 @@ def test_our_engine_is_timed_while_all_decode_and_its_answers_are_kept() -> None
 def test_requests_have_the_same_tokens_where_the_cache_has_no_room_for_all() -> None:
     workload = offline_workload(vocab_size=TINY.vocab_size, num_requests=8, least=10, most=60)
     roomy, narrow = OwnFigures(), OwnFigures()
-    (row,) = offline_rows(our_engine(workload), workload, 0.1, roomy)
-    (tight,) = offline_rows(our_engine(workload, num_blocks=16), workload, 0.1, narrow)
+    (row,) = offline_rows(engine_for(workload), workload, 0.1, roomy)
+    (tight,) = offline_rows(engine_for(workload, num_blocks=16), workload, 0.1, narrow)
     assert (row["preemptions"], tight["room for tokens"]) == (0, 256)
     assert int(str(tight["preemptions"])) > 0
     assert narrow.answers[workload.name].tokens == roomy.answers[workload.name].tokens
@@ -149,7 +130,7 @@ def test_requests_have_the_same_tokens_where_the_cache_has_no_room_for_all() -> 
 
 def test_nothing_that_was_answered_before_makes_a_workload_faster() -> None:
     workload = offline_workload(vocab_size=TINY.vocab_size, num_requests=4, least=30, most=60)
-    engine = our_engine(workload)
+    engine = engine_for(workload)
     first = engine.answer(workload)
     assert engine.answer(workload).tokens == first.tokens
     assert engine.stats().num_hit_tokens == 0

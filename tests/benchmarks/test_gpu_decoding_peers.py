@@ -9,7 +9,6 @@ import torch
 
 from benchmarks.gpu.answers import Answers
 from benchmarks.gpu.models import random_decoder
-from benchmarks.gpu.ours import OurEngine
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.peers import decoding_rows as rows_module
 from benchmarks.gpu.peers.catalogue import PEERS, find_peer
@@ -20,20 +19,10 @@ from benchmarks.gpu.peers.transformers_generate import Generate
 from benchmarks.gpu.peers.transformers_paged import Paged
 from benchmarks.gpu.peers.transformers_weights import transformers_decoder
 from benchmarks.gpu.workloads import Workload, decode_workload, offline_workload
-from decoder_service.model.compute import TorchCompute
 from decoder_service.model.weights import DecoderModel
+from tests.benchmarks.on_cpu import CPU, TINY, engine_for, tiny_decoder
 
-CPU = torch.device("cpu")
 GPT_FAST = Path(__file__).parent / "gpt_fast"
-TINY = replace(
-    CHECKED,
-    hidden_size=64,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    feed_forward_length=96,
-    vocab_size=500,
-)
 MAKERS: dict[str, MakeDecoding] = {
     "transformers": partial(Generate, is_static=False),
     "transformers-compiled": partial(Generate, is_static=True),
@@ -48,12 +37,6 @@ def workloads(cases: frozenset[str], *, vocab_size: int) -> list[Workload]:
     small = [decode_workload(batch, vocab_size=vocab_size, context=20, num_new=6) for batch in batches]
     offline = offline_workload(vocab_size=vocab_size, num_requests=5, least=3, most=20)
     return small + ([offline] if "G8" in cases else [])
-
-
-def ours(workload: Workload) -> Answers:
-    model = random_decoder(TINY, CPU, torch.float32)
-    limits = {"max_num_requests": len(workload.prompts), "max_model_len": workload.max_len}
-    return OurEngine(model, TorchCompute, **limits).answer(workload)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +57,9 @@ def setting(*cases: str, own: OwnFigures | None = None, seconds: float = 100.0) 
 
 @pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.name in MAKERS], ids=lambda peer: str(peer.name))
 def test_every_peer_gives_our_tokens_and_is_held_against_our_rates(peer: Peer) -> None:
-    own = OwnFigures({each.name: ours(each) for each in workloads(peer.cases, vocab_size=TINY.vocab_size)})
+    own = OwnFigures(
+        {each.name: engine_for(each).answer(each) for each in workloads(peer.cases, vocab_size=TINY.vocab_size)}
+    )
     check, *timed = peer.rows(setting(*peer.cases, own=own))
     assert check == {"case": "float32", "tokens as ours": "3/3 prompts, 48/48 tokens", "right": True}
     assert [row["case"] for row in timed] == list(own.answers)
@@ -124,8 +109,7 @@ def spoilt(model: DecoderModel) -> DecoderModel:
 def test_the_tokens_that_are_compared_are_no_near_ties() -> None:
     """Or rounding, which differs between devices, would decide whether a peer is timed."""
     model, workload = checked_decoder(CPU), check_workload()
-    limits = {"max_num_requests": 3, "max_model_len": workload.max_len}
-    tokens = OurEngine(model, TorchCompute, **limits).answer(workload).tokens
+    tokens = engine_for(workload, model).answer(workload).tokens
     reference = transformers_decoder(model, attention="eager")
     ids = torch.tensor([[*prompt, *new] for prompt, new in zip(workload.prompts, tokens, strict=True)])
     with torch.no_grad():
@@ -136,7 +120,7 @@ def test_the_tokens_that_are_compared_are_no_near_ties() -> None:
 
 
 def test_transformers_takes_our_parameters_and_no_memory_for_them() -> None:
-    model = random_decoder(TINY, CPU, torch.bfloat16)
+    model = tiny_decoder(torch.bfloat16)
     theirs = transformers_decoder(model, attention="sdpa")
     mine = {parameter.data_ptr() for parameter in model.decoder.parameters()}
     assert {parameter.data_ptr() for parameter in theirs.parameters()} == mine
@@ -147,8 +131,7 @@ def test_transformers_takes_our_parameters_and_no_memory_for_them() -> None:
 def test_what_a_stopped_peer_has_so_far_is_held_against_as_many_of_our_tokens() -> None:
     workload = offline_workload(vocab_size=CHECKED.vocab_size, num_requests=8, least=100, most=300)
     model = checked_decoder(CPU)
-    limits = {"max_num_requests": 8, "max_model_len": workload.max_len}
-    own = OurEngine(model, TorchCompute, **limits).answer(workload)
+    own = engine_for(workload, model).answer(workload)
     # Long enough to have begun, on a machine however busy; too short for all.
     seconds = 0.5
     while not (part := Paged(model).answer(workload, seconds=seconds)).num_tokens:
@@ -163,7 +146,7 @@ def test_what_a_stopped_peer_has_so_far_is_held_against_as_many_of_our_tokens() 
 def test_generate_refuses_what_it_would_pad() -> None:
     workload = offline_workload(vocab_size=TINY.vocab_size, num_requests=3, least=3, most=20)
     with pytest.raises(ValueError, match="prompts of one length"):
-        Generate(random_decoder(TINY, CPU, torch.float32), is_static=False).answer(workload, seconds=1.0)
+        Generate(tiny_decoder(), is_static=False).answer(workload, seconds=1.0)
 
 
 def test_gpt_fast_needs_a_checkout() -> None:

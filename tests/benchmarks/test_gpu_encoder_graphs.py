@@ -1,22 +1,14 @@
 """The comparison of recorded passes of the encoder is right about them, also where they are wrong."""
 
-import time
-from collections.abc import Callable
-
 import torch
 
 from benchmarks.gpu.encoder_graphs import encoder_graph_rows
 from benchmarks.gpu.models import randomise
 from common.model.graph_recorder import GraphRecorder, Run
+from tests.benchmarks.on_cpu import clock
 from tests.replayer import Replayer
 from tests.vision_service.model.test_encoder_graphs import CONFIG, blind_attention, masked_attention
 from vision_service.model.encoder import PixtralVisionModel
-
-
-def clock(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 def encoder() -> PixtralVisionModel:

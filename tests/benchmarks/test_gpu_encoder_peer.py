@@ -1,12 +1,13 @@
 """transformers' encoder around our weights gives our features, and is found out where it does not."""
 
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch.nn import functional
 
+from benchmarks.gpu import encoding
+from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.encoding import encode
 from benchmarks.gpu.models import random_encoder
 from benchmarks.gpu.own_figures import OwnFigures
@@ -15,15 +16,9 @@ from benchmarks.gpu.peers.decoding_rows import CHECKED as DECODER
 from benchmarks.gpu.peers.peer import Row, Setting
 from benchmarks.gpu.peers.transformers_encoder import CHECKED, Encoder, encoder_rows
 from benchmarks.gpu.pictures import patches_of, random_pixels
+from tests.benchmarks.on_cpu import CPU, clock
 
-CPU = torch.device("cpu")
 GRIDS = [(3, 2), (2, 5), (4, 4)]
-
-
-def clock(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +66,24 @@ def test_features_in_bfloat16_are_near_ours() -> None:
     with torch.inference_mode():
         want = encode(model, patches_of(pixels, CHECKED.patch_size), GRIDS).float()
     assert (Encoder(model).packed(pixels).float() - want).abs().max() < 0.15 * want.std()
+
+
+def test_ours_is_timed_on_the_pictures_that_the_peer_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU multiplies zeros faster."""
+    seen: list[torch.Tensor] = []
+
+    def time_it(work: Callable[[], object]) -> float:
+        work()
+        return 2.0
+
+    monkeypatch.setattr(encoding, "PACKS", {"three": GRIDS})
+    monkeypatch.setattr(encoding, "random_encoder", lambda _: None)
+    monkeypatch.setattr(encoding, "encode", lambda model, patches, grids: seen.append(patches))
+    monkeypatch.setattr(encoding, "seconds", time_it)
+    (row,) = encoding.encode_rows(CPU, Ceilings(copy_bytes=1.0, read_bytes=1.0, flops=1e12))
+    assert row["pictures/s"] == len(GRIDS) / 2.0
+    torch.testing.assert_close(seen[0], patches_of(random_pixels(GRIDS, 16, CPU, torch.bfloat16), 16))
+    assert seen[0].float().std() > 0.9
 
 
 def test_patches_are_what_a_convolution_sees() -> None:

@@ -4,24 +4,12 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
 
 from benchmarks.gpu import overlap
-from benchmarks.gpu.models import DECODER_12B, random_decoder
 from benchmarks.gpu.overlap import TimedQueue, overlap_rows
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
-
-CONFIG = replace(
-    DECODER_12B,
-    hidden_size=32,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    num_hidden_layers=2,
-    feed_forward_length=48,
-    vocab_size=1000,
-)
+from tests.benchmarks.on_cpu import tiny_decoder
 
 
 class Seconds:
@@ -42,7 +30,7 @@ def _few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_ways_are_timed_and_give_the_same_tokens() -> None:
-    model = random_decoder(CONFIG, torch.device("cpu"), torch.float32)
+    model = tiny_decoder()
     rows = list(overlap_rows(model, TorchCompute, Seconds(), (1, 3)))
     assert [row["right"] for row in rows] == [True] * 4
     for row in rows:
@@ -52,7 +40,7 @@ def test_both_ways_are_timed_and_give_the_same_tokens() -> None:
 
 def test_a_step_ahead_that_goes_on_from_other_tokens_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ForwardBatch, "continued_from", lambda self, before: self)
-    model = random_decoder(CONFIG, torch.device("cpu"), torch.float32)
+    model = tiny_decoder()
     rows = list(overlap_rows(model, TorchCompute, Seconds(), (3,)))
     assert [row["right"] for row in rows] == [False, False]
 

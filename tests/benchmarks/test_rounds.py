@@ -39,10 +39,14 @@ def test_short_work_is_repeated_until_its_processor_time_can_be_told() -> None:
 
 def test_a_peer_that_fails_is_written_down_and_ours_ends_everything() -> None:
     failed: dict[str, str] = {}
-    with noted("vllm", failed):
-        raise PeerError("it has no memory")
+
+    def fail(name: str, error: Exception) -> None:
+        with noted(name, failed):
+            raise error
+
+    fail("vllm", PeerError("it has no memory"))
     assert failed == {"vllm": "it has no memory"}
-    with pytest.raises(PeerError, match="it is broken"), noted("diptych", failed):
-        raise PeerError("it is broken")
-    with pytest.raises(ZeroDivisionError), noted("vllm", failed):
-        raise ZeroDivisionError
+    with pytest.raises(PeerError, match="it is broken"):
+        fail("diptych", PeerError("it is broken"))
+    with pytest.raises(ZeroDivisionError):
+        fail("vllm", ZeroDivisionError())

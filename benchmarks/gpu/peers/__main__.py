@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.models import DECODER_12B
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.peers.catalogue import find_peer
 from benchmarks.gpu.peers.peer import Peer, Row, Setting
+from benchmarks.pixtral_12b import DECODER_12B
 
 
 def main() -> None:
