@@ -11,7 +11,6 @@ Does not know how a service decides (see `decoder_service.engine.admission`).
 import argparse
 import asyncio
 import itertools
-import os
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import grpc
 from google.protobuf.message import Message
 
 from benchmarks.fake_vision import picture
+from benchmarks.load.pair import environment
 from benchmarks.peers.protocol import ROOT
 from benchmarks.restarts.replicas import Replica
 from benchmarks.statistics import percentile
@@ -180,7 +180,7 @@ async def start_bare() -> tuple[str, asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.refusals", BARE),
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}"},
+        env=environment(),
         stdout=asyncio.subprocess.PIPE,
     )
     line = await process.stdout.readline() if process.stdout else b""

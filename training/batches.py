@@ -70,10 +70,6 @@ class ChatLayout:
             self._known[text] = self._tekken.encode(text, bos=False, eos=False)
         return self._known[text]
 
-    def text(self, tokens: list[int]) -> str:
-        """The plain text of tokens without special ones."""
-        return self._tekken.decode([token for token in tokens if token >= self._tekken.num_special_tokens])
-
     def conversation(self, example: Example, grids: list[Grid]) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokens, and for every turn where its answer starts and where it ends (after </s>)."""
         tokens, spans = [BOS], []

@@ -1,8 +1,7 @@
 """Asks a running pair of services held-out questions: `python -m training.evaluate --address HOST:PORT`.
 
-Knows the questions and how right answers are counted. Does not know the wire: `Answerer` is the only place
-where an answer comes from. With `--shuffle` every question gets the pictures of the next one, and the
-scores must drop to chance.
+Knows the questions, the public client, and how right answers are counted. With `--shuffle` every question gets the
+pictures of the next one, and the scores must drop to chance.
 """
 
 import argparse
@@ -10,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from common.client.client import DiptychClient
 from training.scores import held_out
@@ -23,14 +21,6 @@ class Question:
 
     parts: tuple[str | bytes, ...]
     answer: str
-
-
-class Answerer(Protocol):
-    """Whatever answers a single user message."""
-
-    def ask(self, parts: tuple[str | bytes, ...]) -> str:
-        """The greedy answer's text."""
-        ...
 
 
 def questions(task: Task, seed: int, count: int, *, shuffle: bool) -> list[Question]:
@@ -49,49 +39,33 @@ def _question(example: Example, pictures: list[bytes]) -> Question:
     return Question(parts, turn.answer)
 
 
-def right_answers(answerer: Answerer, asked: list[Question]) -> Iterator[bool]:
-    """For every question, whether the answer is exactly right."""
-    for question in asked:
-        yield answerer.ask(question.parts).strip() == question.answer
+def is_right(client: DiptychClient, question: Question) -> bool:
+    """Whether the greedy answer is exactly right."""
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "data": part}
+        for part in question.parts
+    ]
+    completion = client.complete([{"role": "user", "content": content}], max_tokens=48, timeout=60)
+    return completion.text.strip() == question.answer
 
 
-def table(answerer: Answerer, *, seed: int, count: int, shuffle: bool) -> Iterator[str]:
+def table(client: DiptychClient, *, seed: int, count: int, shuffle: bool) -> Iterator[str]:
     """Rows of a table of exact scores, one per task."""
     yield "| task | questions | exactly right | by chance (commonest answer) |"
     yield "|---|---|---|---|"
     for task in TASKS:
         asked = questions(task, seed, count, shuffle=shuffle)
         hits = 0
-        for done, right in enumerate(right_answers(answerer, asked), 1):
-            hits += right
+        for done, question in enumerate(asked, 1):
+            hits += is_right(client, question)
             print(f"\r{task}: {hits}/{done} of {count}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
         yield f"| {task} | {count} | {hits / count:.1%} | {_commonest(asked) / count:.1%} |"
 
 
-class _Client:
-    """Asks through the public client."""
-
-    def __init__(self, client: DiptychClient) -> None:
-        self._client = client
-
-    def ask(self, parts: tuple[str | bytes, ...]) -> str:
-        """The greedy answer's text."""
-        content = [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "data": part}
-            for part in parts
-        ]
-        return self._client.complete([{"role": "user", "content": content}], max_tokens=48, timeout=60).text
-
-
 def _commonest(asked: list[Question]) -> int:
     """How many questions the best constant answer gets right."""
     return Counter(question.answer for question in asked).most_common(1)[0][1]
-
-
-def connect(address: str) -> Answerer:
-    """An answerer that asks the decoder service at `address`."""
-    return _Client(DiptychClient(address))
 
 
 def main() -> None:
@@ -102,8 +76,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="questions per task")
     parser.add_argument("--shuffle", action="store_true", help="negative control: exchange the pictures")
     args = parser.parse_args()
-    for line in table(connect(args.address), seed=args.seed, count=args.count, shuffle=args.shuffle):
-        print(line)
+    with DiptychClient(args.address) as client:
+        for line in table(client, seed=args.seed, count=args.count, shuffle=args.shuffle):
+            print(line)
 
 
 if __name__ == "__main__":

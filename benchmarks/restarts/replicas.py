@@ -4,7 +4,6 @@ Knows processes, their ports and the line `listening`. Does not know what is ask
 """
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.free_port import free_port
+from benchmarks.load.pair import environment
+from benchmarks.peers.protocol import ROOT
 
-ROOT: Final = Path(__file__).parents[2]
 _START_SECONDS: Final = 120.0
 
 
@@ -38,12 +38,11 @@ class Replica:
 
     async def start(self) -> None:
         """Start it, and wait until it is ready."""
-        paths = f"{ROOT}:{ROOT / 'build/gen'}"
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", f"{self.service}_service", *self._flags),
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+                env={**environment(), "OMP_NUM_THREADS": "1"},
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log,
             )

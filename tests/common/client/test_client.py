@@ -18,6 +18,7 @@ from common.client.types import ClientError, Completion
 from common.errors import DiptychError
 from common.image.preprocessing import PatchGrid
 from tests.fake_generation import HIDDEN, FakeGeneration, running
+from tests.waiting import until
 
 CONCRETE = [value for value in vars(errors).values() if isinstance(value, type) and hasattr(value, "code")]
 
@@ -188,20 +189,14 @@ async def test_leaving_a_stream_early_cancels_it(service: tuple[FakeGeneration, 
     checked = threading.Event()
     thread = asyncio.create_task(asyncio.to_thread(leave))
     await asyncio.wrap_future(left)
-    await _until(lambda: servicer.num_open == 0)
+    await until(lambda: servicer.num_open == 0)
     checked.set()
     await thread
     async with AsyncDiptychClient(address) as client:
         async with aclosing(client.generate(raw_text("x a forever"))) as stream:
             async for _ in stream:
                 break
-        await _until(lambda: servicer.num_open == 0)
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
+        await until(lambda: servicer.num_open == 0)
 
 
 def test_a_chat_keeps_roles_and_the_order_of_parts(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.pixtral_12b import DECODER_12B
 from common.checkpoint.config import read_model_config
 from common.model.config import MistralConfig
 from common.settings.settings import read
@@ -19,18 +21,7 @@ from diptych.models import demo_model
 from tests.checkpoints import CPU, save_pixtral
 from tests.tiny_models import Shape
 
-TEXT = MistralConfig(
-    hidden_size=5120,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    num_hidden_layers=40,
-    feed_forward_length=14336,
-    vocab_size=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=1e6,
-    max_position_embeddings=32768,
-)
+TEXT = replace(DECODER_12B, max_position_embeddings=32768)
 
 
 def run_config(wanted: int | None = None, *, text: MistralConfig = TEXT, block_size: int = 16) -> RunConfig:

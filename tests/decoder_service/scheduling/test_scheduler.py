@@ -1,9 +1,5 @@
 """Who is computed next, and who must wait or give way."""
 
-import gc
-import sys
-from types import FrameType
-
 import pytest
 
 from decoder_service.cache.block_hash import block_hash
@@ -15,6 +11,7 @@ from decoder_service.engine.request_status import RequestStatus
 from decoder_service.engine.step import StepOutput, WantedImages
 from decoder_service.scheduling.scheduler import Scheduler
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from tests.calls import num_calls
 from tests.decoder_service.engine_fakes import Host, make_features, make_request
 
 
@@ -265,8 +262,6 @@ def test_a_preempted_request_returns_when_all_its_images_are_here() -> None:
 
 
 def test_waiting_requests_cost_a_step_nothing() -> None:
-    """Counts calls, not time: the same with ten and with ten thousand that wait."""
-
     def calls_in_a_step(num_waiting: int) -> int:
         steps = Steps(max_num_requests=2)
         steps.add("a", 1)
@@ -275,20 +270,7 @@ def test_waiting_requests_cost_a_step_nothing() -> None:
         for index in range(num_waiting):
             steps.add(f"ready {index}", 5)
             steps.add(f"awaiting features {index}", 0, 5)
-        count = 0
-
-        def on_event(_frame: FrameType, _event: str, _argument: object) -> None:
-            nonlocal count
-            count += 1
-
-        gc.disable()  # Its callbacks would be counted.
-        sys.setprofile(on_event)
-        try:
-            steps.scheduler.schedule(StepOutput())
-        finally:
-            sys.setprofile(None)
-            gc.enable()
-        return count
+        return num_calls(lambda: steps.scheduler.schedule(StepOutput()))
 
     assert calls_in_a_step(10) == calls_in_a_step(10_000) > 0
 

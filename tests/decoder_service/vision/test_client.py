@@ -37,6 +37,7 @@ from decoder_service.vision.router import VisionRouter
 from diptych.v1 import types_pb2, vision_pb2_grpc
 from diptych.v1 import vision_pb2 as pb
 from tests.pictures import preprocessing
+from tests.waiting import until
 from vision_service.api.arena_door import ArenaDoor
 
 DIGEST = b"d" * 32
@@ -243,12 +244,6 @@ async def failure(client: VisionClient, grid: PatchGrid = GRID) -> DiptychError:
     with pytest.raises(DiptychError) as caught:
         await encode(client, grid=grid)
     return caught.value
-
-
-async def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def seconds(work: Awaitable[object]) -> float:

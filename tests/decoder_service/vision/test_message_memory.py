@@ -6,7 +6,8 @@ import sys
 from common.features.chunk_copy import Copied, copy_plainly
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
-from tests.decoder_service.vision.test_client import DIGEST, WIDTH, FakeReplica, encode, forever, until
+from tests.decoder_service.vision.test_client import DIGEST, WIDTH, FakeReplica, encode, forever
+from tests.waiting import until
 
 
 async def test_no_message_is_held_while_the_next_one_is_waited_for() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMo
 from common.native.resizing import find_kernels
 from tests.pictures import LIMITS, noise, preprocessing, save
 from vision_service.decoding import decode_pool, worker_process
+from tests.waiting import until
 from vision_service.decoding.decode_pool import DecodePool
 from vision_service.decoding.decode_worker import DecodeSettings
 from vision_service.decoding.frames import parse_header
@@ -54,12 +55,6 @@ async def pool_of(
         await pool.close()
         assert asyncio.all_tasks() == before
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def error_of(pool: DecodePool, image: bytes = PICTURE, grid: PatchGrid = GRID) -> DiptychError:
