@@ -22,7 +22,7 @@ from benchmarks.gpu.engine_rows import engine_rows, offline_limit, offline_rows
 from benchmarks.gpu.models import DECODER_1B, random_decoder, random_encoder
 from benchmarks.gpu.one_row import one_row_rows
 from benchmarks.gpu.ours import OurEngine, our_compute
-from benchmarks.gpu.overlap import NEW_TOKENS, PROMPT, CudaTimeline, overlap_rows
+from benchmarks.gpu.overlap import NEW_TOKENS, PROMPT, overlap_rows
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.peers.decoding_rows import decoding_workloads
 from benchmarks.gpu.report import Reporting, Row
@@ -96,7 +96,7 @@ def _encoder(bench: Bench) -> None:
 def _overlap(bench: Bench) -> None:
     model = random_decoder(DECODER_1B, bench.device, torch.bfloat16)
     make_compute = our_compute(bench.device, max_num_requests=32, max_model_len=PROMPT + NEW_TOKENS)
-    rows = bench.report.add("G4 overlap", overlap_rows(model, make_compute, CudaTimeline(), (1, 8, 32)))
+    rows = bench.report.add("G4 overlap", overlap_rows(model, make_compute, (1, 8, 32)))
     _all_right(rows, "steps that are planned ahead give other tokens")
 
 

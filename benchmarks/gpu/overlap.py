@@ -1,21 +1,22 @@
 """Case G4: steps that are begun while the ones before them run, beside steps that wait for each other.
 
-Knows the engine, and what both ways must have in common: the tokens. Does not know the device's clock or kernels: who
-asks brings them, so that the comparison itself runs on a CPU too.
+Knows the engine, and what both ways must have in common: the tokens. Does not know kernels: who asks brings what
+computes, so that the comparison itself runs on a CPU too.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Generic, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
+from benchmarks.gpu.clock import Marks
 from benchmarks.gpu.models import BLOCK_SIZE
+from benchmarks.gpu.ours import MakeCompute
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.request import Request
 from decoder_service.engine.step import ScheduledBatch, StepResult
-from decoder_service.model.compute import Compute
 from decoder_service.model.device_guard import GuardedRunner
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.runner import DecoderRunner
@@ -29,62 +30,33 @@ NEW_TOKENS = 128
 _GREEDY = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
 _DRAWN = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True, temperature=0.8, top_p=0.95, top_k=50)
 
-Moment = TypeVar("Moment")
 Result = TypeVar("Result")
-MakeCompute = Callable[[DecoderModel, KVCache], Compute]
 
 
-class Timeline(Protocol[Moment]):
-    """The device's own time."""
-
-    def now(self) -> Moment:
-        """The moment at which the device is done with all that it was given."""
-        ...
-
-    def seconds(self, first: Moment, last: Moment) -> float:
-        """Between two moments that have passed."""
-        ...
-
-
-class CudaTimeline:
-    """Events of the current stream."""
-
-    def now(self) -> torch.cuda.Event:
-        """See `Timeline`."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self, first: torch.cuda.Event, last: torch.cuda.Event) -> float:
-        """See `Timeline`."""
-        last.synchronize()
-        return float(first.elapsed_time(last)) / 1e3
-
-
-class TimedQueue(Generic[Moment]):
+class TimedQueue:
     """Does steps at once, and notes from when to when the device had each."""
 
-    def __init__(self, timeline: Timeline[Moment]) -> None:
-        self._timeline = timeline
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._queue = AtOnce()
-        self._spans: list[tuple[Moment, Moment]] = []
+        self._marks = Marks(device)
 
     def put(self, work: Callable[[], Result]) -> "Future[Result]":
         """See `StepQueue`."""
-        first = self._timeline.now()
+        self._marks.note()
         future = self._queue.put(work)
-        self._spans.append((first, self._timeline.now()))
+        self._marks.note()
         return future
 
     def start_anew(self) -> None:
         """Forget the steps so far."""
-        self._spans.clear()
+        self._marks = Marks(self._device)
 
     def idle_share(self) -> float:
         """Part of the time from the first step to the last in which the device had none."""
-        between = zip(self._spans, self._spans[1:], strict=False)
-        idle = sum(self._timeline.seconds(end, begin) for (_, end), (begin, _) in between)
-        return idle / self._timeline.seconds(self._spans[0][0], self._spans[-1][1])
+        moments = [0.0, *self._marks.seconds()]
+        begins, ends = moments[::2], moments[1::2]
+        return sum(begin - end for end, begin in zip(ends, begins[1:], strict=False)) / moments[-1]
 
 
 class LaunchingRunner(DecoderRunner):
@@ -95,9 +67,7 @@ class LaunchingRunner(DecoderRunner):
         return self.launch(batch).result()
 
 
-def overlap_rows(
-    model: DecoderModel, make_compute: MakeCompute, timeline: Timeline[Moment], batches: Sequence[int]
-) -> Iterator[dict[str, object]]:
+def overlap_rows(model: DecoderModel, make_compute: MakeCompute, batches: Sequence[int]) -> Iterator[dict[str, object]]:
     """A row per batch and way to sample: tokens a second and the device's idle share, with overlap and without."""
     for batch in batches:
         count = batch * -(-(PROMPT + NEW_TOKENS) // BLOCK_SIZE) + 1
@@ -106,7 +76,7 @@ def overlap_rows(
         for name, sampling in (("greedy", _GREEDY), ("drawn", _DRAWN)):
             tokens, rates, idle = {}, {}, {}
             for overlap in (False, True):
-                queue = TimedQueue(timeline)
+                queue = TimedQueue(model.device)
                 runner = GuardedRunner(LaunchingRunner(model, cache, compute, queue=queue))
                 _run(runner, queue, count, batch, sampling, overlap=overlap)  # Warms up.
                 tokens[overlap], rates[overlap] = _run(runner, queue, count, batch, sampling, overlap=overlap)
@@ -124,7 +94,7 @@ def overlap_rows(
 
 def _run(
     runner: GuardedRunner,
-    queue: TimedQueue[Moment],
+    queue: TimedQueue,
     num_blocks: int,
     batch: int,
     sampling: SamplingParams,

@@ -14,10 +14,11 @@ from benchmarks.gpu.peers import decoding_rows as rows_module
 from benchmarks.gpu.peers.catalogue import PEERS, find_peer
 from benchmarks.gpu.peers.decoding_rows import CHECKED, check_workload, checked_decoder, decoding_rows, offline_row
 from benchmarks.gpu.peers.gpt_fast import GptFast
-from benchmarks.gpu.peers.peer import Decoding, MakeDecoding, Peer, Row, Setting
+from benchmarks.gpu.peers.peer import Decoding, MakeDecoding, Peer, Setting
 from benchmarks.gpu.peers.transformers_generate import Generate
 from benchmarks.gpu.peers.transformers_paged import Paged
 from benchmarks.gpu.peers.transformers_weights import transformers_decoder
+from benchmarks.gpu.report import Row
 from benchmarks.gpu.workloads import Workload, decode_workload, offline_workload
 from decoder_service.model.weights import DecoderModel
 from tests.benchmarks.on_cpu import CPU, TINY, engine_for, tiny_decoder

@@ -13,9 +13,10 @@ from benchmarks.gpu.models import random_encoder
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.peers import transformers_encoder, transformers_weights
 from benchmarks.gpu.peers.decoding_rows import CHECKED as DECODER
-from benchmarks.gpu.peers.peer import Row, Setting
+from benchmarks.gpu.peers.peer import Setting
 from benchmarks.gpu.peers.transformers_encoder import CHECKED, Encoder, encoder_rows
 from benchmarks.gpu.pictures import patches_of, random_pixels
+from benchmarks.gpu.report import Row
 from tests.benchmarks.on_cpu import CPU, clock
 
 GRIDS = [(3, 2), (2, 5), (4, 4)]

@@ -1,25 +1,15 @@
 """The comparison of steps with and without overlap compares what it says, and finds wrong tokens."""
 
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.gpu import overlap
+from benchmarks.gpu import clock, overlap
 from benchmarks.gpu.overlap import TimedQueue, overlap_rows
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
-from tests.benchmarks.on_cpu import tiny_decoder
-
-
-class Seconds:
-    """The host's own time."""
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def seconds(self, first: float, last: float) -> float:
-        return last - first
+from tests.benchmarks.on_cpu import CPU, tiny_decoder
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +21,7 @@ def _few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_both_ways_are_timed_and_give_the_same_tokens() -> None:
     model = tiny_decoder()
-    rows = list(overlap_rows(model, TorchCompute, Seconds(), (1, 3)))
+    rows = list(overlap_rows(model, TorchCompute, (1, 3)))
     assert [row["right"] for row in rows] == [True] * 4
     for row in rows:
         assert float(str(row["tokens/s"])) > 0
@@ -41,18 +31,14 @@ def test_both_ways_are_timed_and_give_the_same_tokens() -> None:
 def test_a_step_ahead_that_goes_on_from_other_tokens_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ForwardBatch, "continued_from", lambda self, before: self)
     model = tiny_decoder()
-    rows = list(overlap_rows(model, TorchCompute, Seconds(), (3,)))
+    rows = list(overlap_rows(model, TorchCompute, (3,)))
     assert [row["right"] for row in rows] == [False, False]
 
 
-def test_the_idle_share_is_the_time_between_steps() -> None:
-    class Ticks(Seconds):
-        moments = iter([0.0, 3.0, 4.0, 8.0, 8.0, 10.0])
-
-        def now(self) -> float:
-            return next(self.moments)
-
-    queue = TimedQueue(Ticks())
+def test_the_idle_share_is_the_time_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 3.0, 4.0, 8.0, 8.0, 10.0])
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    queue = TimedQueue(CPU)
     for _ in range(3):
         queue.put(lambda: None)
     assert queue.idle_share() == pytest.approx(0.1)

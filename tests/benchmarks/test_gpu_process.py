@@ -12,8 +12,9 @@ import torch
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.peers.__main__ import all_rows
 from benchmarks.gpu.peers.decoding_rows import CHECKED
-from benchmarks.gpu.peers.peer import Peer, Row, Setting
+from benchmarks.gpu.peers.peer import Peer, Setting
 from benchmarks.gpu.peers.process import child_command, rows_of
+from benchmarks.gpu.report import Row
 
 ROOT = Path(__file__).parents[2]
 ONE_ROW = "print('{\"case\": 1}', flush=True);"

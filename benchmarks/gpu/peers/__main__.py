@@ -15,7 +15,8 @@ import torch
 
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.peers.catalogue import find_peer
-from benchmarks.gpu.peers.peer import Peer, Row, Setting
+from benchmarks.gpu.peers.peer import Peer, Setting
+from benchmarks.gpu.report import Row
 from benchmarks.pixtral_12b import DECODER_12B
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from benchmarks.gpu.peers.decoding_rows import decoding_rows
-from benchmarks.gpu.peers.peer import Decoding, Peer, Row, Setting
+from benchmarks.gpu.peers.peer import Decoding, Peer, Setting
+from benchmarks.gpu.report import Row
 from decoder_service.model.weights import DecoderModel
 
 

@@ -15,7 +15,8 @@ from benchmarks.compare.agreement import agreement
 from benchmarks.gpu.answers import Answers
 from benchmarks.gpu.models import random_decoder
 from benchmarks.gpu.ours import OurEngine, our_compute
-from benchmarks.gpu.peers.peer import Decoding, MakeDecoding, Row, Setting
+from benchmarks.gpu.peers.peer import Decoding, MakeDecoding, Setting
+from benchmarks.gpu.report import Row
 from benchmarks.gpu.workloads import Workload, decode_workload, offline_workload
 from benchmarks.pixtral_12b import DECODER_12B
 from decoder_service.model.weights import DecoderModel

@@ -12,11 +12,10 @@ import torch
 
 from benchmarks.gpu.answers import Answers
 from benchmarks.gpu.own_figures import OwnFigures
+from benchmarks.gpu.report import Row
 from benchmarks.gpu.workloads import Workload
 from common.model.config import MistralConfig
 from decoder_service.model.weights import DecoderModel
-
-Row = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

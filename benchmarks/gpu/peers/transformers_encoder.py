@@ -10,9 +10,10 @@ from torch import Tensor
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.encoding import encode
 from benchmarks.gpu.models import random_encoder
-from benchmarks.gpu.peers.peer import Row, Setting
+from benchmarks.gpu.peers.peer import Setting
 from benchmarks.gpu.peers.transformers_weights import transformers_encoder
 from benchmarks.gpu.pictures import PACKS, patches_of, random_pixels
+from benchmarks.gpu.report import Row
 from benchmarks.pixtral_12b import ENCODER_400M
 from common.model.config import PixtralVisionConfig
 from vision_service.model.encoder import PixtralVisionModel
