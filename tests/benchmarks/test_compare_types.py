@@ -1,8 +1,7 @@
 """The comparison in several types: who runs in which, what it is called, and what tokens that differ are worth."""
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from benchmarks.compare.pictures import run_picture_cases
 from benchmarks.compare.results import CaseResult
 from benchmarks.compare.text import run_text_cases
 from benchmarks.peers.environments import OURS_VISION, TEXT_PEERS, VISION_PEERS, Peer
-from benchmarks.peers.protocol import Worker
+from tests.benchmarks.scripted import Scripted
 
 _SCRIPT = """
 from benchmarks.peers.protocol import serve
@@ -34,25 +33,14 @@ serve({"load": load, "generate": generate, "encode": encode, "encode_each": enco
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scripted(Peer):
-    """A peer in our own environment whose tokens are never ours, and of which some may be missing."""
-
-    num_missing: int = 0
-
-    def python(self, folder: Path) -> Path | None:
-        return Path(sys.executable)
-
-    def start(self, folder: Path, cores: Sequence[int]) -> Worker:
-        (folder / "scripted.py").write_text(_SCRIPT.replace("MISSING", str(self.num_missing)))
-        log = folder / f"{self.name}.log"
-        python = Path(sys.executable)
-        return Worker(python, self.module, cores=cores, environment={}, log=log, extra_paths=[str(folder)])
+def _script(*, num_missing: int = 0) -> str:
+    """Of a peer whose tokens are never ours, and of which some may be missing."""
+    return _SCRIPT.replace("MISSING", str(num_missing))
 
 
 _PEERS = (
-    _Scripted(name="other", module="scripted"),
-    _Scripted(name="other bfloat16", module="scripted", dtype="bfloat16"),
+    Scripted(name="other", script=_script()),
+    Scripted(name="other bfloat16", script=_script(), dtype="bfloat16"),
 )
 
 
@@ -78,7 +66,7 @@ def test_a_peer_in_bfloat16_is_told_so_and_its_other_tokens_are_counted_and_fail
 
 def test_a_peer_that_ends_its_answers_early_has_no_rate(tmp_path: Path) -> None:
     """Steps with fewer requests are faster."""
-    early = _Scripted(name="early", module="scripted", num_missing=1)
+    early = Scripted(name="early", script=_script(num_missing=1))
     found = _run(SMOKE_CASES[0], tmp_path, peers=[early])
     assert [each.engine for each in found.engines] == ["diptych"]
     assert found.not_run["early"].startswith("6 tokens in place of 8")
@@ -112,7 +100,7 @@ def test_an_encoder_has_a_row_for_each_way_that_it_is_asked_and_other_features_a
         arguments={"sizes": [[32, 32], [64, 32]]},
         peer_ops={"vllm packed": "encode", "vllm looped": "encode_each"},
     )
-    (found,) = run_picture_cases([case], [_Scripted(name="vllm", module="scripted")], _conditions(tmp_path))
+    (found,) = run_picture_cases([case], [Scripted(name="vllm", script=_script())], _conditions(tmp_path))
     assert [(each.engine, each.agreement) for each in found.engines] == [
         ("diptych", ""),
         ("vllm packed", "0/2 pictures"),

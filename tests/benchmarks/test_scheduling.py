@@ -1,9 +1,7 @@
 """The comparison of steps without a model: what is timed, what is held against whom, and what counts as a step."""
 
 import itertools
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +10,11 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.peers import stepping
 from benchmarks.peers.environments import Peer
-from benchmarks.peers.protocol import PeerError, Worker
+from benchmarks.peers.protocol import PeerError
 from benchmarks.peers.stepping import WARM_UP, Step, prompts, time_steps
 from benchmarks.scheduling.results import RowResult, StepsResult, Turn, row_result, table
 from benchmarks.scheduling.turns import Load, run_steps
+from tests.benchmarks.scripted import Scripted
 
 LOAD = Load(context=4, steps=8, seconds=0.001, rounds=2)
 
@@ -30,23 +29,8 @@ serve({"load": lambda model: {"version": "one"}, "step": step, "schedule": step}
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scripted(Peer):
-    """A peer in our own environment whose steps take half a second of the processor's, and may forget tokens."""
-
-    num_missing: int = 0
-
-    def python(self, folder: Path) -> Path | None:
-        return Path(sys.executable)
-
-    def start(self, folder: Path, cores: Sequence[int]) -> Worker:
-        (folder / "scripted.py").write_text(_SCRIPT.replace("MISSING", str(self.num_missing)))
-        log = folder / "scripted.log"
-        python = Path(sys.executable)
-        return Worker(python, self.module, cores=cores, environment={}, log=log, extra_paths=[str(folder)])
-
-
-_PEER = _Scripted(name="vllm", module="scripted")
+_PEER = Scripted(name="vllm", script=_SCRIPT.replace("MISSING", "0"))
+"""Its steps take half a second of the processor's."""
 
 
 def test_steps_are_begun_anew_until_the_time_is_measured_and_warm_up_is_not_counted(
@@ -103,7 +87,7 @@ def test_a_peer_has_a_row_for_its_step_and_one_for_its_scheduler_alone(tmp_path:
 
 def test_a_step_that_gives_too_few_tokens_is_no_step(tmp_path: Path) -> None:
     with pytest.raises(PeerError, match="8 steps of 2 requests gave 15 tokens"):
-        list(run_steps([2], [replace(_PEER, num_missing=1)], LOAD, folder=tmp_path, core=0))
+        list(run_steps([2], [replace(_PEER, script=_SCRIPT.replace("MISSING", "1"))], LOAD, folder=tmp_path, core=0))
 
 
 def test_peers_that_are_not_there_or_cannot_be_built_are_named(tmp_path: Path) -> None:
