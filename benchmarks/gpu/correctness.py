@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu.models import BLOCK_SIZE, attention_shape, forward_batch, kv_cache_for, random_decoder
+from benchmarks.gpu.models import attention_shape, forward_batch, kv_cache_for, random_decoder
 from benchmarks.gpu.report import Row
 from benchmarks.gpu.row_error import row_error
 from benchmarks.pixtral_12b import DECODER_12B

@@ -28,7 +28,9 @@ def encode_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[str, 
     fused = _fused(model)
     for name, grids in PACKS.items():
         # Of the same pictures as peers get; of zeros all features would be zeros, which a GPU multiplies faster.
-        patches = patches_of(random_pixels(grids, ENCODER_400M.patch_size, device, torch.bfloat16), ENCODER_400M.patch_size)
+        patches = patches_of(
+            random_pixels(grids, ENCODER_400M.patch_size, device, torch.bfloat16), ENCODER_400M.patch_size
+        )
         error = row_error(encode(fused, patches, grids), encode(model, patches, grids))
         time, plain = (seconds(partial(encode, each, patches, grids)) for each in (fused, model))
         flops = encode_flops(ENCODER_400M, [height * width for height, width in grids])
@@ -57,9 +59,7 @@ def encode(model: PatchEncoder, patches: Tensor, grids: Sequence[tuple[int, int]
     return encode_at(model, patches, *grid_positions(grids, patches.device), lengths)
 
 
-def encode_at(
-    model: PatchEncoder, patches: Tensor, rows: Tensor, columns: Tensor, lengths: Sequence[int]
-) -> Tensor:
+def encode_at(model: PatchEncoder, patches: Tensor, rows: Tensor, columns: Tensor, lengths: Sequence[int]) -> Tensor:
     """The same with the patches' rows and columns, and each picture's number of patches."""
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

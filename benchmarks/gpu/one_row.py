@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
-from benchmarks.gpu.models import DECODER_12B
 from benchmarks.gpu.report import Row
+from benchmarks.pixtral_12b import DECODER_12B
 from common.model.fused_rows import add_rms_norm, silu_and_multiply
 from decoder_service.model.cuda.one_row import (
     DEFAULT_LAUNCH,

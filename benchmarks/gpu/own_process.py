@@ -17,9 +17,9 @@ import torch
 from benchmarks.gpu.cases import CASES, Bench, Case, WrongError, run_cases
 from benchmarks.gpu.ceilings import measure
 from benchmarks.gpu.correctness import CHECKS
-from benchmarks.gpu.models import DECODER_12B
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.report import Row
+from benchmarks.pixtral_12b import DECODER_12B
 
 CORRECTNESS = tuple(f"correctness of {name}" for name in CHECKS)
 """Cases by themselves, which all others follow."""

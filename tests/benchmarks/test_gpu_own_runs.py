@@ -13,12 +13,12 @@ import torch
 from benchmarks.gpu.answers import Answers
 from benchmarks.gpu.cases import Bench
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.models import DECODER_12B
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.own_process import Lines, run_all
 from benchmarks.gpu.own_runs import run_own
 from benchmarks.gpu.peers.process import rows_of
 from benchmarks.gpu.report import Report, Row
+from benchmarks.pixtral_12b import DECODER_12B
 
 NAMES = ("first", "bad", "last")
 

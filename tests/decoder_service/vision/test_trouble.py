@@ -10,7 +10,8 @@ from common.errors import ResourceExhaustedError, UnavailableError
 from decoder_service.vision.replica_state import ReplicaState
 from diptych.v1 import vision_pb2 as pb
 from tests.decoder_service.vision import test_client as tests
-from tests.decoder_service.vision.test_client import FakeReplica, client_of, encode, failing, failure, forever, until
+from tests.decoder_service.vision.test_client import FakeReplica, client_of, encode, failing, failure, forever
+from tests.waiting import until
 
 
 def names_of(replica: FakeReplica, *others: FakeReplica) -> list[bytes]:

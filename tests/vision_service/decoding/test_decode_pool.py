@@ -17,8 +17,8 @@ from common.image.header import ImageLimits
 from common.image.preprocessing import PatchGrid, Preprocessing, PreprocessingMode
 from common.native.resizing import find_kernels
 from tests.pictures import LIMITS, noise, preprocessing, save
-from vision_service.decoding import decode_pool, worker_process
 from tests.waiting import until
+from vision_service.decoding import decode_pool, worker_process
 from vision_service.decoding.decode_pool import DecodePool
 from vision_service.decoding.decode_worker import DecodeSettings
 from vision_service.decoding.frames import parse_header
