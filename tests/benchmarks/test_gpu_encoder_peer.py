@@ -79,6 +79,8 @@ def test_ours_is_timed_on_the_pictures_that_the_peer_gets(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(encoding, "PACKS", {"three": GRIDS})
     monkeypatch.setattr(encoding, "random_encoder", lambda _: None)
+    monkeypatch.setattr(encoding, "_fused", lambda _: None)
+    monkeypatch.setattr(encoding, "row_error", lambda found, wanted: 0.0)
     monkeypatch.setattr(encoding, "encode", lambda model, patches, grids: seen.append(patches))
     monkeypatch.setattr(encoding, "seconds", time_it)
     (row,) = encoding.encode_rows(CPU, Ceilings(copy_bytes=1.0, read_bytes=1.0, flops=1e12))
