@@ -11,11 +11,10 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
-from common.settings.values import Bounds, Given, SettingError, choices_of, describe, kind_of, read_value
+from common.settings.values import Bounds, Given, SettingError, choices_of, describe, kind_of, read_value, typed
 
 Config = TypeVar("Config")
 """A frozen dataclass."""
@@ -170,9 +169,8 @@ def _help(each: Setting) -> str:
         text += f"; {describe(kind, bounds)}"
     if each.default is dataclasses.MISSING:
         text += " (required)"
-    elif each.default not in (None, ()):
-        default = each.default.value if isinstance(each.default, Enum) else each.default
-        text += f" (default: {default})"
+    elif each.default not in (None, (), ""):
+        text += f" (default: {typed(each.default)})"
     return text.replace("%", "%%")
 
 

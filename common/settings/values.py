@@ -88,6 +88,14 @@ def plain(value: object) -> Given:
     return typing.cast(Given, value)
 
 
+def typed(value: object) -> str:
+    """A value as it is typed behind its flag."""
+    given = plain(value)
+    if isinstance(given, bool):
+        return str(given).lower()
+    return ",".join(map(str, given)) if isinstance(given, list) else str(given)
+
+
 def _convert(given: Given, kind: Any, *, is_optional: bool) -> object:  # noqa: ANN401 - a type
     if given is None:
         if is_optional:

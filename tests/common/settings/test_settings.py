@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -29,6 +30,8 @@ class Outer:
     colour: Colour = setting(Colour.RED, help="how it looks")
     limit: int | None = setting(None, help="how many", minimum=1)
     names: tuple[str, ...] = setting((), help="who")
+    parts: tuple[str, ...] = setting(("4", "1"), help="which ones")
+    title: str = setting("", help="what it says; nothing where empty")
     kind: str = setting("a", help="which", choices=("a", "b"))
     ahead: bool | None = setting(None, help="whether it begins early; as it likes where unset")
     rate: float = setting(1.0, help="how fast", minimum=0)
@@ -109,8 +112,20 @@ def test_the_help_tells_bounds_and_defaults(capsys: pytest.CaptureFixture[str]) 
         "--share X part of it, in % of all; a number from 0 to 1 (default: 0.9)",
         "--colour TEXT how it looks; one of red, blue (default: red)",
         "--depth N how deep; a whole number from 1 to 9 (default: 2)",
+        "--loud-voice, --no-loud-voice speak up (default: false)",
+        "--parts TEXT,... which ones (default: 4,1)",
+        "--title TEXT what it says; nothing where empty --kind",
     ):
         assert words in text
+
+
+def test_a_default_in_the_help_can_be_typed_behind_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("depth", "share", "colour", "parts", "kind", "rate"):
+        (default,) = re.findall(rf"--{name} [A-Z.,]+ .*?\(default: (.*?)\)", text)
+        assert parse("--model", "m", f"--{name}", default) == parse("--model", "m")
 
 
 def test_a_source_of_texts_alone_goes_through_the_same_checks() -> None:
