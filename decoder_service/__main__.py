@@ -1,6 +1,10 @@
 """Runs the decoder service as a process: `python -m decoder_service --model DIR --vision-addresses HOST:PORT,...`."""
 
 import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
+from common.server.early_signals import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()
 
 # isort: split
 import sys
@@ -12,7 +16,11 @@ from decoder_service.config import DecoderConfig
 
 def main() -> None:
     """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and status 2."""
-    config = read_config(DecoderConfig, prog="decoder_service", description=__doc__)
+    config = read_config(
+        DecoderConfig,
+        prog="python -m decoder_service",
+        description="Generates text from prompts and image features, over gRPC.",
+    )
     try:
         # Imported late: torch takes seconds, and a wrong flag should not.
         from decoder_service.service import DecoderService

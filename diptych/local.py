@@ -4,6 +4,10 @@ Knows how the two are put together. Does not know what either does; `diptych up 
 """
 
 import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
+from common.server.early_signals import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()
 
 # isort: split
 import sys
@@ -61,7 +65,7 @@ class LocalConfig(DecoderConfig):
 def main() -> None:
     """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and a status that is not 0."""
     description = "The decoder service with the encoder in its own process."
-    config = read_config(LocalConfig, prog="diptych.local", description=description)
+    config = read_config(LocalConfig, prog="python -m diptych.local", description=description)
     sys.exit(run(config))
 
 

@@ -5,6 +5,10 @@ lost, and with 2 and one line of reason where the settings or the checkpoint can
 """
 
 import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
+from common.server.early_signals import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()
 
 # isort: split
 import asyncio
@@ -31,7 +35,7 @@ _log = logging.getLogger(__name__)
 def main() -> None:
     """Run the vision service until it is told to stop."""
     config = read_config(
-        VisionConfig, prog="vision_service", description="Encodes pictures into image features, over gRPC."
+        VisionConfig, prog="python -m vision_service", description="Encodes pictures into image features, over gRPC."
     )
     sys.exit(run_service(serve(config)))
 
