@@ -3,12 +3,11 @@
 Knows subcommands. Does not know what they measure, and imports only what the one that is asked for needs.
 """
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
-from common.settings.settings import Parser, add_arguments
+from common.settings.settings import Parser, add_arguments, add_command
 
 _COMMANDS = {
     "compare": ("benchmarks.compare.command", "CompareConfig", "ourselves and every installed peer in turns"),
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks", description="Measures Diptych, alone and beside others.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (module_name, config_name, help_text) in _COMMANDS.items():
-        command: argparse.ArgumentParser = commands.add_parser(name, help=help_text)
+        command = add_command(commands, name, help_text)
         if given[:1] == [name]:
             module = importlib.import_module(module_name)
             add_arguments(command, getattr(module, config_name))

@@ -28,7 +28,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Check, and print where asked for; returns the exit status."""
     config_class = _config_class(options.service)
-    parser = Parser(prog=f"diptych config {options.service}")
+    parser = Parser(
+        prog=f"diptych config {options.service}",
+        description="Check settings as the service would, without starting it.",
+    )
     parser.add_argument("--print", action="store_true", default=options.print, help="show all settings")
     add_config_arguments(parser, config_class)
     given = parser.parse_args(options.flags)

@@ -13,7 +13,7 @@ from common.native.processor import LEVELS, NativeUnavailableError
 
 def main() -> None:
     """Build, say where the libraries are, and exit with 1 where that cannot be."""
-    parser = argparse.ArgumentParser(prog="common.native", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m common.native", description=__doc__)
     parser.add_argument("level", nargs="*", help=f"{', '.join(LEVELS)}; this processor's where none is given")
     levels = parser.parse_args().level
     cache = default_cache()

@@ -33,6 +33,11 @@ class Parser(argparse.ArgumentParser):
         exit_with(f"{self.prog}: {message}")
 
 
+def add_command(commands: "argparse._SubParsersAction[Parser]", name: str, words: str, **options: Any) -> Parser:  # noqa: ANN401
+    """A parser of a command among others, which says the same of it in the list and in its own help."""
+    return commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.", **options)
+
+
 def setting(
     default: object = dataclasses.MISSING,
     *,

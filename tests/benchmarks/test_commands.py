@@ -33,6 +33,15 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_the_help_of_a_command_says_what_it_measures(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main([name, "--help"])
+    assert raised.value.code == 0
+    words = _COMMANDS[name][2]
+    assert f"\n\n{words[0].upper()}{words[1:]}.\n" in capsys.readouterr().out
+
+
 def results(path: Path) -> Any:  # noqa: ANN401 - what JSON may be
     document = json.loads(path.read_text())
     assert document["machine"]["packages"]["torch"]
