@@ -1,27 +1,22 @@
 """The command `diptych`, from its first moment on.
 
-Knows that importing takes a while, in which somebody may already want to leave. Does not know subcommands.
+Knows that importing takes a while, in which somebody may already want to leave, and that gRPC would write lines of
+its own. Does not know subcommands.
 """
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
 
-_INTERRUPTED = 130
-"""Exit status, as shells have it."""
+import common.server.silent_grpc  # noqa: F401 - before gRPC is imported
+from common.server.early_signals import leave_at_once, leave_by_default
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    # An exception would come out of whichever module is half imported.
-    leaves_at_once = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if leaves_at_once:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+    leave_at_once()
     from diptych import commands  # Takes half a second.
 
-    if leaves_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    leave_by_default()
     return commands.run(arguments)
 
 

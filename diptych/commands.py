@@ -4,24 +4,26 @@ Knows exit statuses: 0 done, 1 refused or failed, 2 wrongly asked. Does not know
 """
 
 import asyncio
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
 from common.client.types import ClientError
-from common.settings.settings import Parser
+from common.settings.settings import Parser, add_command
 from common.settings.sources import add_config_arguments, from_sources
 from diptych import config, convert, generate, health, info, token, top
+from diptych.flags import complaint
+from diptych.output import forget_output, print_all_characters
 from diptych.up import up
 from diptych.up_config import UpConfig
 
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command and return its exit status."""
+    print_all_characters()
     parser = Parser(prog="diptych", description="Serves Pixtral as two services joined by gRPC, and asks them.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    up_parser = commands.add_parser("up", help="run both services on this machine")
+    up_parser = add_command(commands, "up", "run both services on this machine")
     add_config_arguments(up_parser, UpConfig)
     up_parser.set_defaults(run=_up)
     for name, module, words in (
@@ -33,7 +35,7 @@ def run(arguments: Sequence[str] | None) -> int:
         ("top", top, "watch a running pair by its metrics"),
         ("convert", convert, "write a checkpoint in the other format"),
     ):
-        command = commands.add_parser(name, help=words)
+        command = add_command(commands, name, words)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return _run(parser.parse_args(arguments))
@@ -42,14 +44,16 @@ def run(arguments: Sequence[str] | None) -> int:
 def _run(options: Namespace) -> int:
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
     except ClientError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read the output left. Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        forget_output()
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"diptych: {complaint(error)}\n")
         return 1
     return status
 

@@ -16,7 +16,7 @@ import grpc
 from common.client.client import DiptychClient
 from common.client.tls import ChannelTls, ChannelTlsFiles
 from common.client.types import ClientError
-from diptych.flags import read_text
+from diptych.flags import read_text, target
 
 TOKEN_VARIABLE: Final = "DIPTYCH_TOKEN"  # noqa: S105 - the name of one
 _TOKEN: Final = re.compile("[!-~]+")
@@ -25,7 +25,7 @@ _TOKEN: Final = re.compile("[!-~]+")
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the flags."""
     group = parser.add_argument_group("connection")
-    group.add_argument("--address", required=True, metavar="HOST:PORT", help="the service")
+    group.add_argument("--address", type=target, required=True, metavar="HOST:PORT", help="the service")
     add_tls_arguments(group)
     group.add_argument(
         "--token-file", type=Path, metavar="FILE", help=f"file that holds the bearer token; else {TOKEN_VARIABLE}"

@@ -4,6 +4,12 @@ Knows the tasks that the demo model was trained for, which a checkout has in `tr
 itself: the services are processes of their own.
 """
 
+from common.server.early_signals import leave_at_once, leave_by_default
+
+if __name__ == "__main__":
+    leave_at_once()
+
+# isort: split
 import io
 import os
 import subprocess
@@ -23,7 +29,7 @@ from common.client.client import DiptychClient
 from common.client.messages import user_message
 from common.client.types import ClientError, Completion, CompletionBuilder
 from common.server.process import die_with_parent
-from diptych.generate import visible
+from diptych.output import forget_output, print_all_characters, whole_lines
 from diptych.terminal import half_blocks, shows_colours
 from training.tasks import TASKS, Example, sample
 
@@ -35,12 +41,18 @@ def main() -> int:
     """Run the demo; returns 0 unless something failed. A wrong answer is none."""
     folder = Path(mkdtemp(prefix="diptych-demo-"))
     started = time.monotonic()
+    print_all_characters()
+    leave_by_default()
     try:
         with _services(folder) as address, DiptychClient(address) as client:
             print(f"Both services are ready at {address} after {time.monotonic() - started:.1f} s.\n")
             rng = Random()  # noqa: S311 - pictures, not secrets
             examples = [sample(task, rng) for task in TASKS for _ in range(_EXAMPLES_PER_TASK)]
             right = sum(_ask(client, example, folder / f"{n}") for n, example in enumerate(examples, 1))
+    except BrokenPipeError:
+        forget_output()
+        rmtree(folder)
+        return 1
     except (ClientError, OSError, RuntimeError) as error:
         sys.stderr.write(f"The demo failed: {error}\nThe services' log is {folder / 'services.log'}\n")
         return 1
@@ -82,7 +94,7 @@ def _ask(client: DiptychClient, example: Example, stem: Path) -> bool:
     images = example.png_images
     for number, image in enumerate(images, 1):
         _show(image, stem.with_name(f"{stem.name}-{number}.png"))
-    print(f"question: {turn.question}\nanswer:   ", end="", flush=True)
+    print(f"question: {turn.question}")
     completion = _stream(client, turn.question, images, first=example.pictures_first)
     is_right = completion.text.strip() == turn.answer
     print(f"\nexpected: {turn.answer} ({'right' if is_right else 'wrong'})")
@@ -100,9 +112,11 @@ def _stream(client: DiptychClient, question: str, images: list[bytes], *, first:
     if not first:
         message = {**message, "content": [message["content"][-1], *message["content"][:-1]]}
     builder = CompletionBuilder()
-    for response in client.generate([message], max_tokens=64, timeout=60):
-        builder.add(response)
-        print(visible(response.delta.text), end="", flush=True)
+    with whole_lines() as show:
+        show("answer:   ")
+        for response in client.generate([message], max_tokens=64, timeout=60):
+            builder.add(response)
+            show(response.delta.text)
     return builder.build()
 
 

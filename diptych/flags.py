@@ -33,6 +33,13 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def target(text: str) -> str:
+    """Where a service listens, as gRPC takes it. Raises ArgumentTypeError for what can be none."""
+    if not text.strip() or text.startswith(("http://", "https://")):
+        raise ArgumentTypeError(f"must be HOST:PORT, without http://, got {text!r}")
+    return text
+
+
 def read_text(path: Path) -> str:
     """The text of a file. Raises ValueError with the path for one that is not UTF-8, and OSError."""
     try:
@@ -43,8 +50,8 @@ def read_text(path: Path) -> str:
 
 def complaint(error: Exception) -> str:
     """What is wrong with a file or a text, in one line, with the path where there is one."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object[:40]!a}: this text is not UTF-8"
     if isinstance(error, UnicodeDecodeError):

@@ -14,6 +14,7 @@ from common.client.messages import GenerateOptions, Prompt, chat, raw_text, user
 from common.client.types import Completion, CompletionBuilder
 from diptych import connection
 from diptych.flags import complaint, count, read_text, seconds, seed
+from diptych.output import visible, whole_lines
 
 _OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "n", "ignore_eos", "stop", "regex", "choice", "json_object")
 _FILES = ("json_schema", "grammar")
@@ -55,18 +56,19 @@ def run(options: Namespace) -> int:
         files: dict[str, Path | None] = {name: getattr(options, name) for name in _FILES}
         given |= {name: read_text(path) for name, path in files.items() if path is not None}
         sampling: GenerateOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
-        with connection.connect(options) as client:
+        is_shown = not options.json and options.n in (None, 1)
+        with connection.connect(options) as client, whole_lines() as show:
             builder = CompletionBuilder()
             for response in client.generate(prompt, timeout=options.timeout, **sampling):
                 builder.add(response)
-                if not options.json and options.n in (None, 1):
-                    print(visible(response.delta.text), end="", flush=True)
+                if is_shown:
+                    show(response.delta.text)
+            completions = builder.build_all()
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         sys.stderr.write(f"diptych generate: {complaint(error)}\n")
         return 2
-    completions = builder.build_all()
     if options.json:
         shown = [to_json(completion) for completion in completions]
         print(json.dumps(shown[0] if options.n in (None, 1) else shown))
@@ -87,11 +89,6 @@ def to_json(completion: Completion) -> dict[str, Any]:
         "usage": dataclasses.asdict(completion.usage),
         "timings": dataclasses.asdict(completion.timings),
     }
-
-
-def visible(text: str) -> str:
-    """Text without the control characters by which a model's answer could command the terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _prompt(options: Namespace) -> Prompt:

@@ -7,9 +7,11 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from http.client import HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from diptych.flags import complaint
 from diptych.scrape_tls import TlsOpener
 
 _MAX_BYTES = 8 << 20
@@ -64,7 +66,8 @@ def scrape(address: str, *, timeout: float, tls: TlsOpener | None = None) -> Scr
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        return Scrape(at=at, problem=str(reason) or type(reason).__name__)
+        reason = reason if isinstance(reason, Exception) else ValueError(reason)
+        return Scrape(at=at, problem=complaint(reason) or type(reason).__name__)
     return Scrape(at=time.monotonic(), samples=samples)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from diptych.connection import add_tls_arguments, wants_tls
+from diptych.flags import seconds
 from diptych.scrape import Scrape, scrape
 from diptych.scrape_tls import TlsOpener
 from diptych.top_frame import Look, frame
@@ -30,12 +31,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--decoder",
         default="127.0.0.1:9090",
         metavar="HOST:PORT,...",
-        help="metrics of decoders (%(default)s)",
+        help="metrics of decoders, as HOST:PORT or a URL (default: %(default)s)",
     )
     parser.add_argument(
-        "--vision", default="127.0.0.1:9091", metavar="HOST:PORT,...", help="of vision replicas (%(default)s)"
+        "--vision", default="127.0.0.1:9091", metavar="HOST:PORT,...", help="of vision replicas (default: %(default)s)"
     )
-    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between frames (default: 1)")
+    parser.add_argument("--interval", type=seconds, default=1.0, metavar="SECONDS", help="between frames (default: 1)")
     parser.add_argument("--once", action="store_true", help="print one frame, of one interval, and end")
     add_tls_arguments(parser.add_argument_group("connection"))
 
@@ -43,8 +44,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Show frames until interrupted; returns the exit status: 1 where no endpoint answered `--once`."""
     decoders, visions = _addresses(options.decoder), _addresses(options.vision)
-    if not options.interval > 0 or not decoders + visions:
-        sys.stderr.write("diptych top: --interval must be above 0, and an endpoint given\n")
+    if not decoders + visions:
+        sys.stderr.write("diptych top: --decoder or --vision must name an endpoint\n")
         return 2
     try:
         tls = _tls(options)

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -158,6 +161,81 @@ def test_several_completions_are_shown_one_after_another(service: Service, capsy
 def test_a_refusal_tells_code_reason_and_message(service: Service, capsys: Output, json_flag: list[str]) -> None:
     assert main(["generate", "--address", service.address, "InvalidArgumentError", *json_flag]) == 1
     assert capsys.readouterr() == ("", "INVALID_ARGUMENT (SOME_REASON): Some text. [sampling.top_p]\n")
+
+
+def test_what_ends_an_answer_stands_on_a_line_of_its_own(service: Service, capsys: Output) -> None:
+    for words, said in (("x some bug", "some \n"), ("x some\n end", "some\n \n"), ("bug", "")):
+        assert main(["generate", "--address", service.address, words]) == 1
+        output = capsys.readouterr()
+        assert (output.out, output.err.count("\n")) == (said, 1)
+
+
+def test_an_interrupted_answer_ends_its_line(service: Service) -> None:
+    command = [sys.executable, "-m", "diptych.cli", "generate", "--address", service.address, "x some forever"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    assert process.stdout is not None
+    assert process.stdout.read(5) == "some "
+    process.send_signal(signal.SIGINT)
+    assert (*process.communicate(timeout=30), process.returncode) == ("\n", "", 130)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("flags", [[], ["--n", "2"], ["--json"]])
+def test_an_answer_is_shown_on_any_terminal(service: Service, encoding: str, flags: list[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "diptych.cli",
+        "generate",
+        "--address",
+        service.address,
+        *flags,
+        "x gr\u00f6\u5f62",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)  # noqa: S603
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown = done.stdout.decode(encoding)
+    assert "\\u5f62" in shown or (encoding == "utf-8" and "gr\u00f6\u5f62" in shown)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+@pytest.mark.parametrize("command", [["generate", "x some"], ["info"], ["config", "up", "--print"], ["token", "a"]])
+def test_a_full_disk_is_one_line_and_not_status_0(service: Service, command: list[str]) -> None:
+    address = [] if command[0] in ("config", "token") else ["--address", service.address]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "diptych.cli", *command, *address],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode in (1, 2)
+    told = [line for line in done.stderr.splitlines() if command[0] != "token" or "diptych" in line]
+    assert [line.partition(": ")[2] for line in told] == ["No space left on device"]
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["info"], ["health"]])
+@pytest.mark.parametrize("address", ["", " ", "http://127.0.0.1:50051"])
+def test_an_address_that_can_be_none_is_refused(command: list[str], address: str, capsys: Output) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main([*command, "--address", address])
+    assert raised.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"diptych {command[0]}: argument --address: must be HOST:PORT")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["up", "generate", "info", "health", "config", "token", "top", "convert"])
+def test_the_help_of_a_command_says_what_it_does(command: str, capsys: Output) -> None:
+    for arguments in ([], [command]):
+        with pytest.raises(SystemExit) as raised:
+            main([*arguments, "--help"])
+        assert raised.value.code == 0
+    listed, own = capsys.readouterr().out.split(f"usage: diptych {command}")
+    (words,) = re.findall(rf"^    {command} +(.*)$", listed, re.MULTILINE)
+    assert f"{words[0].upper()}{words[1:]}." in own
 
 
 def test_a_failure_in_the_middle_is_status_1(service: Service, capsys: Output) -> None:

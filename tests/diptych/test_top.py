@@ -3,10 +3,12 @@
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -104,10 +106,32 @@ def test_nobody_answers_is_a_failure_of_the_command() -> None:
     assert main(["top", "--once", "--interval", "0.01", "--decoder", "127.0.0.1:9", "--vision", ""]) == 1
 
 
-@pytest.mark.parametrize("flags", [("--interval", "0"), ("--decoder", "", "--vision", ""), ("--interval", "nan")])
+@pytest.mark.parametrize(
+    "flags", [("--decoder", "", "--vision", ""), *(("--interval", value) for value in ("0", "nan", "inf", "soon"))]
+)
 def test_wrong_flags_are_told_in_one_line(flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["top", "--once", *flags]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    try:
+        status: object = main(["top", "--once", *flags])
+    except SystemExit as ended:
+        status = ended.code
+    errors = capsys.readouterr().err
+    assert (status, errors.count("\n")) == (2, 1)
+    assert flags[0] in errors
+
+
+def test_a_port_that_does_not_speak_http_is_down(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the one for calls, which is easily taken for the one of the metrics."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        flags = ("--interval", "0.01", "--decoder", f"127.0.0.1:{port}", "--vision", "no such host")
+        assert main(["top", "--once", *flags]) == 1
+    finally:
+        server.stop(None).wait()
+    text = capsys.readouterr().out
+    assert len(re.findall("DOWN: .", text)) == 2
+    assert text.count("\n") == 3
 
 
 def test_files_are_not_read_through_an_address() -> None:
