@@ -18,7 +18,7 @@ def main() -> None:
     """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and status 2."""
     config = read_config(
         DecoderConfig,
-        prog="python -m decoder_service",
+        name="decoder_service",
         description="Generates text from prompts and image features, over gRPC.",
     )
     try:

@@ -26,7 +26,7 @@ from decoder_service.model.compute_choice import choose_compute, choose_kernels,
 from decoder_service.model.device_guard import GuardedRunner
 from decoder_service.model.fp8 import FP8, check_fp8
 from decoder_service.model.kv_cache import KVCache
-from decoder_service.model.memory import plan_num_blocks
+from decoder_service.model.memory import check_num_blocks, plan_num_blocks
 from decoder_service.model.run_config import RunConfig, make_run_config
 from decoder_service.model.runner import DecoderRunner
 from decoder_service.model.step_cost import doubling_tokens
@@ -95,13 +95,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         quantize=engine.quantize,
         attention=engine.attention_backend,
     )
-    num_blocks = engine.num_blocks or plan_num_blocks(
-        run_config,
-        dtype=model.dtype,
-        memory_fraction=engine.memory_fraction,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_requests=engine.max_num_requests,
-    )
+    num_blocks = _num_blocks(engine, run_config, dtype=model.dtype)
     kv_cache = KVCache(
         run_config.text,
         num_blocks=num_blocks,
@@ -150,6 +144,19 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         launcher=guarded if overlap else None,
         hash_block=block_hash if engine.prefix_caching else None,
         compute=compute.name,
+    )
+
+
+def _num_blocks(engine: EngineSettings, run_config: RunConfig, *, dtype: torch.dtype) -> int:
+    """Raises ValueError where memory has no room for what is asked for, or for one request of the greatest length."""
+    if engine.num_blocks is not None:
+        return check_num_blocks(run_config, engine.num_blocks)
+    return plan_num_blocks(
+        run_config,
+        dtype=dtype,
+        memory_fraction=engine.memory_fraction,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_requests=engine.max_num_requests,
     )
 
 

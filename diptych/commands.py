@@ -59,4 +59,5 @@ def _run(options: Namespace) -> int:
 
 
 def _up(options: Namespace) -> int:
-    return asyncio.run(up(from_sources(UpConfig, options)))
+    advice = "those of the services go into the files of --decoder-config and --vision-config"
+    return asyncio.run(up(from_sources(UpConfig, options, advice=advice)))

@@ -65,7 +65,7 @@ class LocalConfig(DecoderConfig):
 def main() -> None:
     """Parse flags, load, serve; a wrong setting or checkpoint ends it with one line and a status that is not 0."""
     description = "The decoder service with the encoder in its own process."
-    config = read_config(LocalConfig, prog="python -m diptych.local", description=description)
+    config = read_config(LocalConfig, name="diptych.local", description=description)
     sys.exit(run(config))
 
 

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 def main() -> None:
     """Run the vision service until it is told to stop."""
     config = read_config(
-        VisionConfig, prog="python -m vision_service", description="Encodes pictures into image features, over gRPC."
+        VisionConfig, name="vision_service", description="Encodes pictures into image features, over gRPC."
     )
     sys.exit(run_service(serve(config)))
 

@@ -140,10 +140,10 @@ def open_checkpoint(directory: Path, *, verify_checksums: bool = False) -> Check
         extra={
             "directory": str(directory),
             "format": layout.value,
-            "files": [file.name for file in weights.files],
-            "ignored_formats": [
+            "files": ", ".join(file.name for file in weights.files),
+            "ignored_formats": ", ".join(
                 other.value for other in CheckpointFormat if other != layout and other.is_in(directory)
-            ],
+            ),
         },
     )
     return Checkpoint(directory, config, entries, layout=layout, check=check)

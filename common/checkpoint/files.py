@@ -113,7 +113,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def one_line(error: Exception) -> str:
     """What an error says, short enough for a line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    # Of a file's error the reason alone, as whoever asks names the file.
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(said.split()) or type(error).__name__
     return text if len(text) <= 200 else text[:200] + "..."
 
 

@@ -17,7 +17,7 @@ def parse_hf(config: Section) -> PixtralConfig | MistralConfig:
     config.refuse("auto_map", "quantization_config")
     if config.get("model_type") == "mistral":
         return _text(config)
-    config.expect("model_type", "llava")
+    config.expect("model_type", "llava", "mistral")
     text, vision = config.section("text_config", required=True), config.section("vision_config", required=True)
     for section, model_type in ((text, "mistral"), (vision, "pixtral")):
         if section.get("model_type") != model_type:

@@ -10,15 +10,19 @@ import socket
 def check_free(host: str, port: int, *, purpose: str = "") -> None:
     """Raise SystemExit with one line where nobody can listen there now; port 0 is always free.
 
-    Tried with a plain socket: gRPC would explain a failure in several lines of its own, and after the model was
-    loaded.
+    `purpose` is the first word of the setting that names the port, where it has more than one. Tried with a plain
+    socket: gRPC would explain a failure in several lines of its own, and after the model was loaded.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        reasons = {errno.EADDRINUSE: "the port is in use", errno.EACCES: "the port is not ours to take"}
-        reason = reasons.get(error.errno or 0, "no such address here")
+        other = f"choose another with --{purpose and f'{purpose}-'}port"
+        reasons = {
+            errno.EADDRINUSE: f"the port is in use; {other}",
+            errno.EACCES: f"the port is not ours to take; {other}",
+        }
+        reason = reasons.get(error.errno or 0, "--host is no address of this machine")
         raise SystemExit(f"cannot listen on {address(host, port)}{purpose and f' for {purpose}'}: {reason}") from None
 
 

@@ -9,7 +9,6 @@ from typing import Protocol, TypeVar
 from common.server.config import ServerConfig
 from common.server.preflight import check_server
 from common.server.process import tune_allocator
-from common.server.signals import leave_when_told
 from common.settings.settings import Parser
 from common.settings.sources import add_config_arguments, from_sources
 from common.telemetry.logs import LogSettings, set_up_logging
@@ -30,20 +29,16 @@ class ServiceConfig(Protocol):
 Config = TypeVar("Config", bound=ServiceConfig)
 
 
-def read_config(config_class: type[Config], *, prog: str, description: str | None) -> Config:
-    """The settings of this process, found good as far as that can be told without a model. May raise SystemExit.
-
-    From here on a signal ends the process, until it serves.
-    """
-    leave_when_told()
+def read_config(config_class: type[Config], *, name: str, description: str | None) -> Config:
+    """The settings of `python -m NAME`, found good as far as that can be told without a model. May raise SystemExit."""
     tune_allocator()
-    parser = Parser(prog=prog, description=description)
+    parser = Parser(prog=f"python -m {name}", description=description)
     add_config_arguments(parser, config_class)
     config = from_sources(config_class, parser.parse_args())
     set_up_logging(config.logs)
     try:
         check_server(config.server)
     except ValueError as error:
-        sys.stderr.write(f"{prog}: {error}\n")
+        sys.stderr.write(f"{name}: {error}\n")
         sys.exit(2)
     return config

@@ -45,16 +45,19 @@ def add_config_arguments(parser: argparse.ArgumentParser, config_class: type[Any
     add_arguments(parser, config_class)
 
 
-def from_sources(config_class: type[Config], namespace: argparse.Namespace) -> Config:
-    """Make the config from flags, environment and file, or print one line and exit with status 2."""
+def from_sources(config_class: type[Config], namespace: argparse.Namespace, *, advice: str = "") -> Config:
+    """Make the config from flags, environment and file, or print one line and exit with status 2.
+
+    `advice` says where variables belong that are not for this command.
+    """
     try:
-        return load(config_class, namespace, environment=os.environ).config
+        return load(config_class, namespace, environment=os.environ, advice=advice).config
     except SettingError as error:
         exit_with(str(error))
 
 
 def load(
-    config_class: type[Config], namespace: argparse.Namespace, *, environment: Mapping[str, str]
+    config_class: type[Config], namespace: argparse.Namespace, *, environment: Mapping[str, str], advice: str = ""
 ) -> Loaded[Config]:
     """Make the config from parsed flags, the environment and the file that one of them names. Raises SettingError."""
     schema = {each.name: each for each in settings_of(config_class)}
@@ -64,7 +67,7 @@ def load(
     path = getattr(namespace, _CONFIG, None) or environment.get(_variable(_CONFIG))
     sources = (
         _from_file(Path(path), schema) if path else (),
-        _from_environment(environment, schema),
+        _from_environment(environment, schema, advice),
         _from_flags(namespace, schema),
     )
     for source in sources:
@@ -89,13 +92,14 @@ def _from_flags(namespace: argparse.Namespace, schema: Mapping[str, Setting]) ->
             yield name, value, schema[name].flag, schema[name].flag
 
 
-def _from_environment(environment: Mapping[str, str], schema: Mapping[str, Setting]) -> Iterator[_Found]:
+def _from_environment(environment: Mapping[str, str], schema: Mapping[str, Setting], advice: str) -> Iterator[_Found]:
     for variable in sorted(environment):
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or name in _OTHERS:
             continue
         if name not in schema or variable != variable.upper():
-            raise SettingError(f"{variable} is no setting of this command{_meant(name, schema, _variable)}")
+            meant = _meant(name, schema, _variable) or (advice and f"; {advice}")
+            raise SettingError(f"{variable} is no setting of this command{meant}")
         yield name, environment[variable], variable, variable
 
 

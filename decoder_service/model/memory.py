@@ -43,6 +43,17 @@ def plan_num_blocks(
     return num_blocks
 
 
+def check_num_blocks(config: RunConfig, num_blocks: int) -> int:
+    """As many blocks as were asked for. Raises ValueError where the device has no memory for them."""
+    free, block = free_bytes(config.device), config.kv_params.bytes_per_block
+    if num_blocks * block > free:
+        raise ValueError(
+            f"--num-blocks {num_blocks} needs {num_blocks * block / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are "
+            f"free on {config.device}: room for {free // block}"
+        )
+    return num_blocks
+
+
 def activation_bytes(
     config: MistralConfig, *, dtype: torch.dtype, max_num_batched_tokens: int, max_num_requests: int
 ) -> int:

@@ -25,6 +25,8 @@ def find_tokenizer_file(directory: Path) -> Path:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a tokenizer file. Raises ValueError with one line that says what is wrong."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a tokenizer file: there is no such file")
     if path.name == _HF_NAME:
         return HuggingFaceTokenizer.from_file(path)
     return MistralFileTokenizer.from_file(path)

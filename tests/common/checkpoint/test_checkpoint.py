@@ -193,7 +193,7 @@ def test_a_directory_with_both_formats_loads_one_and_says_which(
         opened = open_checkpoint(pixtral)
     assert opened.layout is CheckpointFormat.HF
     (record,) = (record for record in caplog.records if record.message == "checkpoint")
-    assert (record.__dict__["format"], record.__dict__["ignored_formats"]) == ("hf", ["native"])
+    assert (record.__dict__["format"], record.__dict__["ignored_formats"]) == ("hf", "native")
 
 
 def test_missing_left_over_and_mis_shaped_tensors_are_named_with_their_file(pixtral: Path) -> None:

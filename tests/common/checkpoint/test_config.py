@@ -212,7 +212,7 @@ def test_keys_of_transformers_four_and_five_mean_the_same(tmp_path: Path) -> Non
     [
         ({"vision_config__hidden_act": ...}, "hidden_act must be 'silu'"),
         ({"vision_config__hidden_act": "gelu"}, "hidden_act must be 'silu'"),
-        ({"model_type": "mistral3"}, "model_type 'mistral3' is not supported"),
+        ({"model_type": "mistral3"}, "model_type 'mistral3' is not supported; expected 'llava' or 'mistral'"),
         ({"text_config__model_type": "llama"}, "text_config.model_type 'llama' is not supported"),
         ({"text_config__model_type": ...}, "text_config.model_type None is not supported"),
         ({"vision_config__model_type": "clip_vision_model"}, "expected pixtral"),

@@ -14,6 +14,7 @@ from common.server.preflight import check_server
 from common.server.process import raise_descriptor_limit
 
 ROOT = Path(__file__).parents[3]
+IN_USE = "the port is in use; choose another with"
 
 
 @pytest.mark.parametrize("which", ["port", "health_port", "metrics_port"])
@@ -23,7 +24,7 @@ def test_a_taken_port_is_one_line(which: str) -> None:
         with pytest.raises(SystemExit) as raised:
             check_server(ServerConfig(**{"port": 0, which: port}))
     assert f"cannot listen on 127.0.0.1:{port}" in str(raised.value.code)
-    assert "in use" in str(raised.value.code)
+    assert f"{IN_USE} --{which.replace('_', '-')}" in str(raised.value.code)
 
 
 def test_files_that_cannot_be_used_are_known_before_the_model_is_loaded(tmp_path: Path) -> None:
@@ -61,6 +62,11 @@ def test_a_service_says_so_before_it_needs_a_model(service: str) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert said("--port", str(port)) == (1, f"cannot listen on 127.0.0.1:{port}: the port is in use\n")
+        assert said("--port", str(port)) == (1, f"cannot listen on 127.0.0.1:{port}: {IN_USE} --port\n")
+    assert said("--port", "0", "--host", "no.such.host") == (
+        1,
+        "cannot listen on no.such.host:0: --host is no address of this machine\n",
+    )
+    assert said("--prot", "0") == (2, f"python -m {service}: unrecognized arguments: --prot 0\n")
     status, line = said("--port", "0", "--auth-tokens", "nofile")
     assert (status, line) == (2, f"{service}: nofile: No such file or directory\n")

@@ -178,7 +178,7 @@ def test_a_second_server_cannot_share_a_port() -> None:
     with server_process() as (_, address), server_process(port=int(address.split(":")[1])) as (second, _):
         assert second.stderr is not None
         assert second.wait(timeout=10) == 1
-        assert second.stderr.read() == f"cannot listen on {address}: the port is in use\n"
+        assert second.stderr.read() == f"cannot listen on {address}: the port is in use; choose another with --port\n"
 
 
 async def test_metrics_are_served_while_the_server_runs() -> None:

@@ -14,7 +14,7 @@ from common.model.config import MistralConfig
 from common.settings.settings import read
 from decoder_service.config import DecoderConfig
 from decoder_service.model.kv_cache import KVCache
-from decoder_service.model.memory import plan_num_blocks
+from decoder_service.model.memory import check_num_blocks, plan_num_blocks
 from decoder_service.model.run_config import RunConfig, make_run_config
 from decoder_service.service import DecoderService
 from diptych.models import demo_model
@@ -95,6 +95,14 @@ def test_blocks_fill_the_memory_or_serve_every_request(monkeypatch: pytest.Monke
     assert 100 <= plan(config, monkeypatch, free) <= 150
     with pytest.raises(ValueError, match="one request of 1600 tokens needs 100"):
         plan(config, monkeypatch, 10**8)
+
+
+def test_more_blocks_than_memory_holds_are_refused_with_the_most_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config(1600)
+    monkeypatch.setattr("decoder_service.model.memory.free_bytes", lambda _: 7 * config.kv_params.bytes_per_block)
+    assert check_num_blocks(config, 7) == 7
+    with pytest.raises(ValueError, match=r"^--num-blocks 8 needs .* GiB are free on cpu: room for 7$"):
+        check_num_blocks(config, 8)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused_by_its_name(tmp_path: Path) -> None:
