@@ -36,7 +36,7 @@ class LocalEncoder:
         self._turns = LoopTurns()
         message = service.info.to_wire()
         info = read_info(message)
-        if info is None or not expected.accepts(message.api_version, info):
+        if info is None or expected.objection(message.api_version, info):
             raise ValueError("the encoder and the decoder are not of one model")
         self._agreed = info
         self._watching: asyncio.Task[None] | None = None

@@ -7,10 +7,15 @@ would be waited for until it is killed.
 
 import os
 import signal
+from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import Any, Final
 
-_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-_SHELL_BASE = 128
+_DEFAULTS: Final[Mapping[signal.Signals, Callable[[int, FrameType | None], Any] | signal.Handlers]] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+_SHELL_BASE: Final = 128
 """What shells add to a signal's number for an exit status."""
 
 

@@ -19,13 +19,17 @@ class Expected:
     feature_width: int
     api_version: str
 
-    def accepts(self, api_version: str, info: VisionInfo) -> bool:
-        """Whether it speaks our version of the API and holds the weights of our checkpoint."""
-        return (
-            _major(api_version) == _major(self.api_version)
-            and info.weights_digest == self.weights_digest
-            and info.feature_width == self.feature_width
-        )
+    def objection(self, api_version: str, info: VisionInfo) -> str:
+        """Why it cannot be used; empty where it speaks our version of the API and holds our checkpoint's weights."""
+        if _major(api_version) != _major(self.api_version):
+            return f"it speaks version {api_version} of the API, this service {self.api_version}"
+        if info.weights_digest != self.weights_digest:
+            return "its encoder's weights are not those of this service's checkpoint"
+        if info.feature_width != self.feature_width:
+            return (
+                f"its features are {info.feature_width} wide, those of this service's checkpoint {self.feature_width}"
+            )
+        return ""
 
 
 def read_info(model: pb.VisionServiceGetModelInfoResponse) -> VisionInfo | None:

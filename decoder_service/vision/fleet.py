@@ -145,7 +145,7 @@ class VisionFleet:
         pause = _FIRST_PAUSE
         while True:
             replica.troubled.clear()
-            await replica.probe(self._agree)
+            await replica.probe(self._object)
             self._notify()
             if replica.is_silent and self.ready:
                 # Its connection lives, so they would wait as long as their callers do. Another one can serve them.
@@ -166,11 +166,14 @@ class VisionFleet:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _agree(self, api_version: str, info: VisionInfo) -> bool:
-        """Whether a replica may be used; the first one that may decides what the others must say."""
-        if not self._expected.accepts(api_version, info):
-            return False
+    def _object(self, api_version: str, info: VisionInfo) -> str:
+        """Why a replica may not be used; empty where it may, the first of which decides what others must say."""
+        if objection := self._expected.objection(api_version, info):
+            return objection
         if self.info is None:
             self.info = info
-        same_pixels = info.preprocessing.fingerprint() == self.info.preprocessing.fingerprint()
-        return same_pixels and info.dtype == self.info.dtype
+        if info.preprocessing.fingerprint() != self.info.preprocessing.fingerprint():
+            return "it prepares pictures in another way than the replica that came first"
+        if info.dtype != self.info.dtype:
+            return "its number type is another than that of the replica that came first"
+        return ""

@@ -45,8 +45,8 @@ _MAX_CALLS = 64
 and questions about health and load need some too."""
 
 
-Matches = Callable[[str, VisionInfo], bool]
-"""Whether a replica of this API version and this model may be used."""
+ObjectTo = Callable[[str, VisionInfo], str]
+"""Why a replica of this API version and this model may not be used; empty where it may."""
 
 
 class VisionReplica:
@@ -137,7 +137,7 @@ class VisionReplica:
         elif self.state is ReplicaState.DRAINING and is_serving:
             self._enter(ReplicaState.UNREACHABLE, "SERVING")
 
-    async def probe(self, matches: Matches) -> None:
+    async def probe(self, object_to: ObjectTo) -> None:
         """Ask for model and load, and set the state by the answer."""
         before = self.state
         seconds = _READY_PROBE_SECONDS if before is ReplicaState.READY else _PROBE_SECONDS
@@ -153,15 +153,17 @@ class VisionReplica:
         self._num_unanswered = 0
         self._others_patches = max(0, load.pending_patches - self._own_patches)
         self.info = read_info(model)
-        if self.info is None or not matches(model.api_version, self.info):
-            self._enter(ReplicaState.MISMATCH, api_version=model.api_version)
+        unknown = "it speaks of a number type or a preprocessing that this service does not know"
+        objection = unknown if self.info is None else object_to(model.api_version, self.info)
+        if objection:
+            self._enter(ReplicaState.MISMATCH, objection)
             return
         await self._guest.meet(model.shared_memory_socket)
         if self.state is ReplicaState.BAD:
             if before is not ReplicaState.BAD:
                 return  # Its streams turned out bad while it answered.
             self._bad_streams = 0
-        self._enter(ReplicaState.READY if self._is_serving else ReplicaState.DRAINING, api_version=model.api_version)
+        self._enter(*((ReplicaState.READY, "") if self._is_serving else (ReplicaState.DRAINING, "NOT_SERVING")))
 
     async def encode(self, request: pb.EncodeRequest, *, spec: FeatureSpec, buffer: memoryview) -> None:
         """Fill `buffer` with the features of one image, in one attempt. Raises a DiptychError.
@@ -229,10 +231,10 @@ class VisionReplica:
             # Perhaps another model has come up at this address, so it must introduce itself again.
             self._enter(ReplicaState.UNREACHABLE, error.reason)
 
-    def _enter(self, state: ReplicaState, reason: str = "", **told: str) -> None:
+    def _enter(self, state: ReplicaState, reason: str) -> None:
         # One that is not reached anyway may be there and not let us in, of which nobody else would tell.
         if state is not self.state or (reason == NOT_LET_IN != self._reason):
-            extra = {"address": self.address, "state": state.value, **told, **({"reason": reason} if reason else {})}
+            extra = {"address": self.address, "state": state.value} | ({"reason": reason} if reason else {})
             _log.log(logging.INFO if state is ReplicaState.READY else logging.WARNING, "vision replica", extra=extra)
             self.state, self._reason = state, reason
         if state is not ReplicaState.READY:

@@ -429,10 +429,10 @@ async def test_a_short_restart_is_waited_for() -> None:
 
 MISMATCHES = {
     "weights": pb.VisionServiceGetModelInfoResponse(weights_digest=b"x" * 32),
-    "width": pb.VisionServiceGetModelInfoResponse(feature_width=5120),
-    "version": pb.VisionServiceGetModelInfoResponse(api_version="1.0"),
-    "unknown type": pb.VisionServiceGetModelInfoResponse(dtype=99),  # type: ignore[arg-type]
-    "unknown preprocessing": pb.VisionServiceGetModelInfoResponse(preprocessing=types_pb2.Preprocessing(mode=99)),  # type: ignore[arg-type]
+    "wide": pb.VisionServiceGetModelInfoResponse(feature_width=5120),
+    "version 1.0": pb.VisionServiceGetModelInfoResponse(api_version="1.0"),
+    "number type": pb.VisionServiceGetModelInfoResponse(dtype=99),  # type: ignore[arg-type]
+    "preprocessing": pb.VisionServiceGetModelInfoResponse(preprocessing=types_pb2.Preprocessing(mode=99)),  # type: ignore[arg-type]
 }
 
 
@@ -452,7 +452,8 @@ async def test_a_replica_that_does_not_let_us_in_is_told_of_once(caplog: pytest.
 
 
 @pytest.mark.parametrize("name", MISMATCHES)
-async def test_a_replica_that_does_not_match_gets_no_work(name: str) -> None:
+async def test_a_replica_that_does_not_match_gets_no_work(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     wrong, right = FakeReplica(), FakeReplica()
     wrong.info.MergeFrom(MISMATCHES[name])
     async with client_of(wrong, right, ready=False) as client:
@@ -460,6 +461,10 @@ async def test_a_replica_that_does_not_match_gets_no_work(name: str) -> None:
         for image in (b"a", b"b", b"c", b"d"):
             assert await encode(client, image) == rows_of(image)
         assert wrong.num_encodes == 0
+    told = {getattr(record, "state", ""): vars(record) for record in caplog.records if hasattr(record, "state")}
+    assert name in told["mismatch"]["reason"]
+    assert told["mismatch"]["address"] == wrong.address
+    assert "reason" not in told["ready"]
 
 
 async def test_replicas_must_agree_with_the_first_about_pixels_and_type() -> None:
