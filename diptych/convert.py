@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from common.checkpoint.files import CheckpointFormat
+from diptych.flags import complaint
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -25,6 +26,6 @@ def run(options: Namespace) -> int:
     try:
         convert_checkpoint(options.source, options.destination, CheckpointFormat(options.to))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"diptych convert: {error}\n")
+        sys.stderr.write(f"diptych convert: {complaint(error)}\n")
         return 1
     return 0

@@ -50,7 +50,7 @@ def find_or_build(cache: Path, level: str) -> Path:
     path = library_path(cache, level)
     if path.exists():
         return path
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    compiler = _find_compiler()
     if compiler is None:
         raise NativeUnavailableError(f"there is no compiler, and no {path}")
     try:
@@ -78,8 +78,15 @@ def best_library(cache: Path) -> tuple[Path, str]:
     return find_or_build(cache, levels[-1]), levels[-1]
 
 
+def _find_compiler() -> str | None:
+    """The one that CXX names and no other, else the first of the usual ones that is there."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else _COMPILERS
+    return next(filter(None, map(shutil.which, names)), None)
+
+
 def _build(compiler: str, level: str, path: Path) -> None:
     started = time.monotonic()
+    _log.info("building kernels, once; this may take minutes", extra={"path": str(path), "compiler": compiler})
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         command = [compiler, *_flags(level), str(_SOURCES / "native.cpp"), "-o", str(built)]

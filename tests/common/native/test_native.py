@@ -206,6 +206,7 @@ def test_what_the_compiler_cannot_do_for_the_best_kind_is_done_for_the_next(
     fake = tmp_path / "c++"
     fake.write_text('#!/bin/sh\nfor last; do :; done\ncase $* in *-mamx*) exit 1;; esac\necho built > "$last"\n')
     fake.chmod(0o755)
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(build, "cpu_levels", lambda: LEVELS[::-1])
     assert best_library(tmp_path / "cache") == (library_path(tmp_path / "cache", "x86-64-v4"), "x86-64-v4")
@@ -215,12 +216,27 @@ def test_what_the_compiler_cannot_do_for_the_best_kind_is_done_for_the_next(
 
 
 def test_without_a_compiler_only_what_is_built_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NativeUnavailableError, match="there is no compiler"):
         find_or_build(tmp_path, "x86-64-v3")
     there = library_path(tmp_path, "x86-64-v3")
     there.touch()
     assert find_or_build(tmp_path, "x86-64-v3") == there
+
+
+def test_the_compiler_that_is_named_is_taken_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("c++", "mine"):
+        (tmp_path / name).write_text(f'#!/bin/sh\nfor last; do :; done\necho {name} > "$last"\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for number, (given, name) in enumerate((("", "c++"), ("mine", "mine"), (str(tmp_path / "mine"), "mine"))):
+        monkeypatch.setenv("CXX", given)
+        assert find_or_build(tmp_path / f"cache{number}", "x86-64-v3").read_text() == f"{name}\n"
+    for given, words in (("false", "false failed"), ("/no/such", "there is no compiler")):
+        monkeypatch.setenv("CXX", given)
+        with pytest.raises(NativeUnavailableError, match=words):
+            find_or_build(tmp_path / "none", "x86-64-v3")
 
 
 def test_a_compiler_that_fails_or_a_folder_that_is_none_is_told_in_one_line(
@@ -250,6 +266,7 @@ def test_the_command_builds_ahead_and_says_where(tmp_path: Path, monkeypatch: py
     fake = tmp_path / "c++"
     fake.write_text('#!/bin/sh\nfor last; do :; done\necho built > "$last"\n')
     fake.chmod(0o755)
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("DIPTYCH_NATIVE_CACHE", str(tmp_path / "cache"))
     run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
