@@ -93,7 +93,9 @@ def test_what_the_kv_cache_leaves_is_enough_for_a_vision_service_on_the_same_gpu
     )
     assert sizes is not None
     found = [encoder + batch + recorded, encoder, batch, recorded]
-    assert [float(each) for each in sizes.groups()] == [round(each / GIB, 1) for each in found]
+    assert [float(each) for each in sizes.groups()] == [round(each / GIB, 2) for each in found]
+    total, *parts = map(float, sizes.groups())
+    assert total == pytest.approx(sum(parts))
     for gibibytes in (39, 78, 139):
         left = (1 - ENGINE.memory_fraction) * (gibibytes * GIB - WEIGHTS)
         assert re.search(rf"\b{left / GIB:.1f}\b[^.:]*\b{gibibytes}\b", words)
