@@ -74,7 +74,7 @@ def best_library(cache: Path) -> tuple[Path, str]:
         try:
             return find_or_build(cache, level), level
         except NativeUnavailableError as error:
-            _log.warning("no kernels for all of this processor", extra={"level": level, "reason": str(error)})
+            _log.warning("no kernels for all of this processor", extra={"processor": level, "reason": str(error)})
     return find_or_build(cache, levels[-1]), levels[-1]
 
 

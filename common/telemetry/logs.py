@@ -74,7 +74,8 @@ class JsonFormatter(logging.Formatter):
         }
         for key, value in _extra(record).items():
             plain = isinstance(value, bool | int | float) or value is None
-            entry[key] = value if plain else _cut(str(value))
+            # What is told besides takes nobody's place.
+            entry[f"{key}_" if key in entry else key] = value if plain else _cut(str(value))
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)[-_MAX_TRACEBACK_CHARS:]
         return json.dumps(entry)

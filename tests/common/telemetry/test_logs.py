@@ -49,6 +49,15 @@ def test_elsewhere_than_on_a_terminal_every_record_is_one_json_object() -> None:
     assert "in fail" in second["traceback"]
 
 
+def test_a_value_takes_the_place_of_nothing_that_every_record_has() -> None:
+    stream = io.StringIO()
+    set_up_logging(LogSettings(), stream=stream)
+    logging.getLogger("part").warning("done", extra={"level": "high", "logger": "mine", "time": 3})
+    record = json.loads(stream.getvalue())
+    assert (record["level"], record["logger"], record["message"]) == ("WARNING", "part", "done")
+    assert (record["level_"], record["logger_"], record["time_"]) == ("high", "mine", 3)
+
+
 def test_on_a_terminal_no_value_can_fake_a_line_or_command_the_terminal() -> None:
     stream = Terminal()
     set_up_logging(LogSettings(), stream=stream)
