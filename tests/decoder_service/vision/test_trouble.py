@@ -91,7 +91,7 @@ async def test_streams_that_were_bad_are_counted_wherever_the_image_came_from() 
         task.cancel()
 
 
-async def test_what_is_told_of_a_replica_is_its_version_or_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_told_of_a_replica_is_why_it_may_not_be_used(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     right, wrong = FakeReplica(), FakeReplica()
     wrong.info.api_version = "1.0"
@@ -102,11 +102,10 @@ async def test_what_is_told_of_a_replica_is_its_version_or_the_reason(caplog: py
         await right.stop()
         await until(lambda: client.replicas[0].state is ReplicaState.UNREACHABLE)
     told = [vars(record) for record in caplog.records if record.message == "vision replica"]
-    found = {line["state"]: (line.get("api_version"), line.get("reason")) for line in told}
-    assert found["ready"] == ("2.7", None)
-    assert found["mismatch"] == ("1.0", None)
-    assert found["unreachable"][0] is None
-    assert found["unreachable"][1]
+    found = {line["state"]: line.get("reason", "") for line in told}
+    assert found["ready"] == ""
+    assert "1.0" in found["mismatch"]
+    assert found["unreachable"]
 
 
 _STUCK_SERVER = """
