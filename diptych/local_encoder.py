@@ -8,7 +8,7 @@ or servers.
 import asyncio
 import logging
 import signal
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from common.errors import UnavailableError
 from common.features.chunk_copy import CopyChunk, copy_plainly
@@ -77,11 +77,11 @@ class LocalEncoder:
         Raises a DiptychError, and no other error: what fails, fails for this image alone.
         """
         async with self._service.pipeline.features(image, salt=salt, request_id=request_id) as features:
-            receiver = FeatureReceiver(spec, buffer, copy=self._copy)
-            for message in feature_messages(features.messages, timings=features.timings):
-                await self._turns.take()
-                receiver.receive(message)
-            receiver.finish()
+            with closing(FeatureReceiver(spec, buffer, copy=self._copy)) as receiver:
+                for message in feature_messages(features.messages, timings=features.timings):
+                    await self._turns.take()
+                    receiver.receive(message)
+                receiver.finish()
 
     async def _stop_when_lost(self) -> None:
         """A lost device comes back with a new process only, and the decoder may well be on it."""

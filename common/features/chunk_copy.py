@@ -1,13 +1,13 @@
 """Puts a chunk of features in its place, and tells its checksum and whether all of its values are finite.
 
 Knows bytes and the types of values. Does not know messages (see `common.features.features`). `common.native.chunks`
-does the same in one pass over memory, where there are kernels.
+does the same in one pass over memory and on a thread of its own, where there are kernels.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
@@ -38,13 +38,25 @@ class Copied(NamedTuple):
     crc32: int
     is_finite: bool
 
+    def wait(self) -> "Copied":
+        """This: nothing is left to wait for."""
+        return self
 
-CopyChunk = Callable[[memoryview, memoryview, str], Copied]
-"""Copies to a place, which is as long, the bytes of whole values of a type."""
+
+class Copying(Protocol):
+    """A chunk on the way to its place, which nobody else may touch before `wait` has returned."""
+
+    def wait(self) -> Copied:
+        """What was found, when all is in its place; the same each time."""
+        ...
+
+
+CopyChunk = Callable[[memoryview, memoryview, str], Copying]
+"""Begins to copy to a place, which is as long, the bytes of whole values of a type."""
 
 
 def copy_plainly(place: memoryview, data: memoryview, dtype: str) -> Copied:
-    """`CopyChunk` in three passes over memory."""
+    """`CopyChunk` in three passes over memory, all of which it makes at once."""
     place[:] = data
     # What is checked is what is kept: the bytes in their final place, which nobody else can change.
     return Copied(crc32(place), _is_finite(place, VALUE_TYPES[dtype]))

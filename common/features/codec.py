@@ -102,15 +102,21 @@ def _usual_chunk(message: bytes, start: int, offset: int) -> Chunk | None:
     """The chunk that fills a message from `start` on, if it is one of the usual form that begins at `offset`."""
     # Nothing is taken apart: what the message must be like, if it is that chunk, follows from its length. After a
     # megabyte has been copied no code is in the caches any more, so that every step costs several times as much.
-    room = len(message) - start - _TAIL_BYTES
-    size = room - len(_head(offset, room, _TAIL_BYTES)) if room > 0 else 0
-    if size <= 0:
-        return None
-    head = _head(offset, size, _TAIL_BYTES)
-    begin, end = start + len(head), start + len(head) + size
-    if message.startswith(head, start) and message.startswith(_CHECKSUM, end) and len(message) == end + _TAIL_BYTES:
+    head, size = _usual_form(offset, len(message) - start)
+    begin = start + len(head)
+    end = begin + size
+    if size and message.startswith(head, start) and message.startswith(_CHECKSUM, end):
         return Chunk(offset, memoryview(message)[begin:end], int.from_bytes(message[end + 1 :], "little"))
     return None
+
+
+@lru_cache(maxsize=4096)
+def _usual_form(offset: int, length: int) -> tuple[bytes, int]:
+    """What stands before the data of a chunk of the usual form, and the data's size; 0 where none is as long."""
+    room = length - _TAIL_BYTES
+    size = room - len(_head(offset, room, _TAIL_BYTES)) if room > 0 else 0
+    head = _head(offset, size, _TAIL_BYTES) if size > 0 else b""
+    return (head, size) if size > 0 and len(head) + size == room else (b"", 0)
 
 
 @lru_cache(maxsize=4096)

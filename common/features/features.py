@@ -4,7 +4,8 @@
 
 Knows bytes and protobuf messages. Does not know tensors, channels or calls. The sender is not trusted: the
 size of everything follows from the `FeatureSpec` that the receiver worked out by itself, a header that
-disagrees is refused before a byte is written, and each chunk must be exactly the next one.
+disagrees is refused before a byte is written, and each chunk must be exactly the next one. A chunk is put in its place
+while its successor is read, so what is wrong in its bytes is found when that one comes, or at the end.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from common.errors import InternalError
-from common.features.chunk_copy import VALUE_TYPES, CopyChunk, copy_plainly
+from common.features.chunk_copy import VALUE_TYPES, CopyChunk, Copying, copy_plainly
 from common.features.codec import Chunk, unpack
 from common.features.feature_spec import FeatureSpec
 from common.features.wire_types import dtype_to_proto
@@ -32,7 +33,7 @@ class EncodeTimings:
 
 
 class FeatureReceiver:
-    """Checks one stream and writes it to a buffer.
+    """Checks one stream and writes it to a buffer, which is in use until `close`.
 
     After an error the buffer's content means nothing; after `finish` it is exactly what was sent. Every
     complaint is an InternalError: EMBED_INVALID where the sender means other features (or values that are
@@ -64,15 +65,21 @@ class FeatureReceiver:
         self._has_header = False
         self._received = 0
         self._num_chunks = 0
+        self._under_way: Copying | None = None
+        """The last chunk, until it was looked at."""
+        self._checksum = 0
+        """What it must have."""
+        self._has_end = False
         self._complete = False
 
     def receive(self, message: bytes) -> None:
         """Take the next message of the stream, an `EncodeResponse` in bytes. Raises InternalError."""
+        self._settle()
         try:
             chunk, header, end = unpack(message, offset=self._received)
         except DecodeError as error:
             raise _corrupt("a message is malformed") from error
-        if self._complete:
+        if self._has_end:
             raise _corrupt("a message follows the end")
         if chunk is None:
             raise _corrupt("a message has no chunk")
@@ -84,13 +91,20 @@ class FeatureReceiver:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all has been received."""
+        """Whether all is in its place and was found to be right."""
         return self._complete
 
     def finish(self) -> None:
-        """Say that the stream is over. Raises InternalError where it was too early."""
-        if not self._complete:
+        """Say that the stream is over. Raises InternalError where it was too early, or its last chunk wrong."""
+        self._settle()
+        if not self._has_end:
             raise _corrupt("the stream stopped before its end")
+        self._complete = True
+
+    def close(self) -> None:
+        """Touch the buffer no more, whatever has come."""
+        if self._under_way is not None:
+            self._under_way.wait()
 
     def _take_header(self, header: vision_pb2.FeaturesHeader) -> None:
         if self._has_header:
@@ -131,18 +145,28 @@ class FeatureReceiver:
             raise _corrupt("a chunk splits a value")
         # Chunk by chunk, so that an event loop is never held up by a whole image.
         data = chunk.data if self._region is None else self._region[self._received : end]
-        copied = self._copy(self._buffer[self._received : end], data, self._spec.dtype)
-        if copied.crc32 != chunk.crc32:
-            raise _corrupt("a chunk does not match its checksum")
-        if not copied.is_finite:
-            raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
+        self._under_way = self._copy(self._buffer[self._received : end], data, self._spec.dtype)
+        self._checksum = chunk.crc32
         self._received = end
         self._num_chunks += 1
 
     def _take_end(self, end: vision_pb2.FeaturesEnd) -> None:
         if self._received != len(self._buffer) or end.num_chunks != self._num_chunks:
             raise _corrupt("the end comes before all rows")
-        self._complete = True
+        self._has_end = True
+        if self._region is not None:
+            self.finish()  # The sender waits to have its memory back.
+
+    def _settle(self) -> None:
+        """Look at what was found of the last chunk."""
+        if self._under_way is None:
+            return
+        copied = self._under_way.wait()
+        self._under_way = None
+        if copied.crc32 != self._checksum:
+            raise _corrupt("a chunk does not match its checksum")
+        if not copied.is_finite:
+            raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
 
 
 def _corrupt(what: str) -> InternalError:

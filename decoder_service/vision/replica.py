@@ -214,6 +214,7 @@ class VisionReplica:
                 raise
             raise UnavailableError("CLIENT_CLOSED", "the connection was closed") from None
         finally:
+            receiver.close()
             # The server would go on encoding for a stream that is merely no longer read.
             call.cancel()
             self._calls.discard(call)

@@ -2,16 +2,17 @@
 // answers for their sizes. Nothing here allocates for the caller or keeps what is not named; where memory runs out the
 // process ends, unless a function says otherwise.
 
+#include <memory>
 #include <new>
 
-#include "chunks.h"
 #include "decoder.h"
 #include "encoder.h"
+#include "mover.h"
 #include "resize.h"
 
 extern "C" {
 
-int32_t diptych_version() { return 12; }
+int32_t diptych_version() { return 13; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -104,16 +105,25 @@ void diptych_greedy(int64_t rows, int64_t vocabulary, const float* logits, float
   }
 }
 
-// Whether this processor has what diptych_take_chunk is worth calling for.
+// Whether this processor has what a mover is worth having for.
 int32_t diptych_can_take() { return can_take(); }
 
-// Copies a chunk; returns its CRC-32, and above that 1 where a value has all bits of the exponent set.
-int64_t diptych_take_chunk(void* to, const void* from, int64_t size, int32_t value_bytes, uint32_t exponent) {
-  uint8_t* const place = static_cast<uint8_t*>(to);
-  const uint8_t* const bytes = static_cast<const uint8_t*>(from);
-  const Taken taken = value_bytes == 2 ? take<uint16_t>(place, bytes, size, static_cast<uint16_t>(exponent))
-                                       : take<uint32_t>(place, bytes, size, exponent);
-  return static_cast<int64_t>(taken.crc) | static_cast<int64_t>(taken.special) << 32;
+void* diptych_mover_new() { return new std::shared_ptr<Mover>(std::make_shared<Mover>()); }
+
+// Its thread ends when all that it was given has ended.
+void diptych_mover_delete(void* mover) { delete static_cast<std::shared_ptr<Mover>*>(mover); }
+
+// Begins to copy a chunk; returns what `diptych_move_end` is to be called with, once.
+void* diptych_move_begin(void* mover, void* to, const void* from, int64_t size, int32_t value_bytes,
+                         uint32_t exponent) {
+  const auto& owner = *static_cast<std::shared_ptr<Mover>*>(mover);
+  return new Move(owner, {static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), size, value_bytes, exponent});
+}
+
+// Waits for a chunk; returns its CRC-32, and above that 1 where a value has all bits of the exponent set.
+int64_t diptych_move_end(void* move) {
+  const std::unique_ptr<Move> moved(static_cast<Move*>(move));
+  return moved->end();
 }
 
 // Pixels of four bytes [height, width] to pixels of three [down->size, across->size]. Returns 0, or 1 where the axes do
