@@ -4,8 +4,8 @@
 
 Knows bytes and protobuf messages. Does not know tensors, channels or calls. The sender is not trusted: the
 size of everything follows from the `FeatureSpec` that the receiver worked out by itself, a header that
-disagrees is refused before a byte is written, and each chunk must be exactly the next one. A chunk is put in its place
-while its successor is read, so what is wrong in its bytes is found when that one comes, or at the end.
+disagrees is refused before a byte is written, and each chunk must be exactly the next one. A chunk out of the stream is
+put in its place while its successor is read, so what is wrong in its bytes is found when that one comes, or at the end.
 """
 
 from dataclasses import dataclass
@@ -66,11 +66,10 @@ class FeatureReceiver:
         self._received = 0
         self._num_chunks = 0
         self._under_way: Copying | None = None
-        """The last chunk, until it was looked at."""
+        """The last chunk, until it was found to be right."""
         self._checksum = 0
         """What it must have."""
         self._has_end = False
-        self._complete = False
 
     def receive(self, message: bytes) -> None:
         """Take the next message of the stream, an `EncodeResponse` in bytes. Raises InternalError."""
@@ -92,14 +91,13 @@ class FeatureReceiver:
     @property
     def is_complete(self) -> bool:
         """Whether all is in its place and was found to be right."""
-        return self._complete
+        return self._has_end and self._under_way is None
 
     def finish(self) -> None:
         """Say that the stream is over. Raises InternalError where it was too early, or its last chunk wrong."""
         self._settle()
         if not self._has_end:
             raise _corrupt("the stream stopped before its end")
-        self._complete = True
 
     def close(self) -> None:
         """Touch the buffer no more, whatever has come."""
@@ -147,6 +145,8 @@ class FeatureReceiver:
         data = chunk.data if self._region is None else self._region[self._received : end]
         self._under_way = self._copy(self._buffer[self._received : end], data, self._spec.dtype)
         self._checksum = chunk.crc32
+        if self._region is not None:
+            self._settle()  # It lies in the sender's memory, which is no longer ours once the end is here.
         self._received = end
         self._num_chunks += 1
 
@@ -154,19 +154,17 @@ class FeatureReceiver:
         if self._received != len(self._buffer) or end.num_chunks != self._num_chunks:
             raise _corrupt("the end comes before all rows")
         self._has_end = True
-        if self._region is not None:
-            self.finish()  # The sender waits to have its memory back.
 
     def _settle(self) -> None:
         """Look at what was found of the last chunk."""
         if self._under_way is None:
             return
         copied = self._under_way.wait()
-        self._under_way = None
         if copied.crc32 != self._checksum:
             raise _corrupt("a chunk does not match its checksum")
         if not copied.is_finite:
             raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
+        self._under_way = None
 
 
 def _corrupt(what: str) -> InternalError:

@@ -74,6 +74,38 @@ def test_memory_that_may_only_be_read_is_copied_from_and_never_to(copy: CopyChun
         copy(memoryview(target)[:128], memoryview(data), "bfloat16")
 
 
+def test_chunks_that_are_under_way_together_each_tell_their_own(copy: CopyChunk) -> None:
+    # From the last to the first, so that some are asked for that the thread has not begun.
+    for order in (1, -1):
+        chunks = [values("bfloat16", 200_000 + 2 * number, seed=number) for number in range(40)]
+        chunks[7][:2] = (0x7FC0).to_bytes(2, "little")
+        targets = [bytearray(len(chunk)) for chunk in chunks]
+        moves = [
+            copy(memoryview(target), memoryview(chunk), "bfloat16")
+            for target, chunk in zip(targets, chunks, strict=True)
+        ]
+        found = [move.wait() for move in moves[::order]][::order]
+        assert found == [(zlib.crc32(chunk), number != 7) for number, chunk in enumerate(chunks)]
+        assert [move.wait() for move in moves] == found
+        assert targets == chunks
+
+
+def test_memory_goes_when_nothing_is_written_to_it_any_more(copy: CopyChunk) -> None:
+    data, target = values("float32", 64 << 20), bytearray(64 << 20)
+    move = copy(memoryview(target), memoryview(data), "float32")
+    del move
+    assert target == data
+
+
+def test_what_a_copier_has_begun_is_done_when_the_copier_goes() -> None:
+    copier = ChunkCopier(best_library(default_cache())[0])
+    data, target = values("float32", 4 << 20), bytearray(4 << 20)
+    moves = [copier(memoryview(target), memoryview(data), "float32") for _ in range(4)]
+    del copier
+    assert [move.wait() for move in moves] == [(zlib.crc32(data), True)] * 4
+    assert target == data
+
+
 async def test_a_large_copy_leaves_turns_to_others() -> None:
     turns = 0
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InternalError
-from common.features.chunk_copy import CopyChunk, copy_plainly
+from common.features.chunk_copy import Copied, CopyChunk, copy_plainly
 from common.features.feature_spec import FeatureSpec
 from common.features.features import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, EncodeTimings, FeatureReceiver
 from common.features.packing import (
@@ -367,3 +367,51 @@ def test_what_changes_after_it_was_copied_changes_nothing() -> None:
     receiver.finish()
     assert bytes(memory) == ROWS
     assert receiver.lease == (7 if SHARED else None)
+
+
+class Later:
+    """A chunk that is copied when it is waited for, as one that a thread has not begun."""
+
+    def __init__(self, place: memoryview, data: memoryview, dtype: str) -> None:
+        self._begun = place, data, dtype
+        self._copied: Copied | None = None
+
+    def wait(self) -> Copied:
+        if self._copied is None:
+            self._copied = copy_plainly(*self._begun)
+        return self._copied
+
+
+def test_what_comes_last_is_in_its_place_before_the_stream_is_over() -> None:
+    messages, memory = sent(), bytearray(SPEC.num_bytes)
+    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view(), copy=Later)
+    for message in messages:
+        assert not receiver.is_complete
+        receiver.receive(message.SerializeToString())
+    # The memory that the sender shares is given back as soon as this is so.
+    assert receiver.is_complete == (bytes(memory) == ROWS) == bool(SHARED)
+    receiver.finish()
+    assert receiver.is_complete
+    assert bytes(memory) == ROWS
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_chunk_that_is_wrong_is_found_when_the_next_message_comes_or_at_the_end(number: int) -> None:
+    messages = sent()
+    messages[number].chunk.crc32 ^= 1
+    receiver = FeatureReceiver(SPEC, memoryview(bytearray(SPEC.num_bytes)), shared=view(), copy=Later)
+    for rest in (messages[: number + 2], messages[number + 2 :]):
+        with pytest.raises(InternalError, match="checksum"):
+            for message in rest:
+                receiver.receive(message.SerializeToString())
+            receiver.finish()
+        assert not receiver.is_complete
+
+
+def test_who_leaves_early_leaves_nobody_who_writes_to_the_buffer() -> None:
+    messages, memory = sent(), bytearray(SPEC.num_bytes)
+    receiver = FeatureReceiver(SPEC, memoryview(memory), shared=view(), copy=Later)
+    receiver.receive(messages[0].SerializeToString())
+    assert any(memory) == bool(SHARED)
+    receiver.close()
+    assert bytes(memory[:CHUNK_SIZE]) == ROWS[:CHUNK_SIZE]

@@ -1,13 +1,32 @@
-"""A message of features is let go as soon as its rows are in their place, not when the next one is there."""
+"""A message of features is let go as soon as its rows are in their place, and the buffer when nobody writes to it."""
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from common.features.chunk_copy import Copied, copy_plainly
+from common.features.chunk_copy import Copied, CopyChunk, copy_plainly
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from tests.decoder_service.vision.test_client import DIGEST, WIDTH, FakeReplica, encode, forever
 from tests.waiting import until
+
+
+@asynccontextmanager
+async def client_with(copy: CopyChunk) -> AsyncIterator[VisionClient]:
+    """A client that gets two messages of a picture and then no more."""
+    replica = FakeReplica(forever)
+    await replica.start()
+    client = VisionClient(
+        VisionResolver([replica.address]), expected_digest=DIGEST, expected_width=WIDTH, shared_memory=False, copy=copy
+    )
+    await client.start()
+    try:
+        await client.wait_ready()
+        yield client
+    finally:
+        await client.close()
+        await replica.stop()
 
 
 async def test_no_message_is_held_while_the_next_one_is_waited_for() -> None:
@@ -17,14 +36,7 @@ async def test_no_message_is_held_while_the_next_one_is_waited_for() -> None:
         messages.append(data.obj)
         return copy_plainly(place, data, dtype)
 
-    replica = FakeReplica(forever)
-    await replica.start()
-    client = VisionClient(
-        VisionResolver([replica.address]), expected_digest=DIGEST, expected_width=WIDTH, shared_memory=False, copy=copy
-    )
-    await client.start()
-    try:
-        await client.wait_ready()
+    async with client_with(copy) as client:
         waiting = asyncio.create_task(encode(client))
         await until(lambda: len(messages) == 2)
         await asyncio.sleep(0.05)  # The client now waits for the third.
@@ -32,6 +44,25 @@ async def test_no_message_is_held_while_the_next_one_is_waited_for() -> None:
         assert [sys.getrefcount(messages[index]) for index in range(2)] == [2, 2]
         waiting.cancel()
         await asyncio.wait({waiting})
-    finally:
-        await client.close()
-        await replica.stop()
+
+
+async def test_a_caller_that_leaves_waits_for_the_chunk_that_is_under_way() -> None:
+    begun: list[Under] = []
+
+    class Under:
+        def __init__(self, place: memoryview, data: memoryview, dtype: str) -> None:
+            self._copied = copy_plainly(place, data, dtype)
+            self.is_over = False
+            begun.append(self)
+
+        def wait(self) -> Copied:
+            self.is_over = True
+            return self._copied
+
+    async with client_with(Under) as client:
+        waiting = asyncio.create_task(encode(client))
+        await until(lambda: len(begun) == 2)
+        assert [each.is_over for each in begun] == [True, False]
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert all(each.is_over for each in begun)
