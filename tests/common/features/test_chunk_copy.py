@@ -91,10 +91,14 @@ def test_chunks_that_are_under_way_together_each_tell_their_own(copy: CopyChunk)
 
 
 def test_memory_goes_when_nothing_is_written_to_it_any_more(copy: CopyChunk) -> None:
-    data, target = values("float32", 64 << 20), bytearray(64 << 20)
+    # Behind a larger one, so that the thread has not come to it.
+    large, data = values("float32", 64 << 20), values("float32", 1 << 20)
+    target = bytearray(1 << 20)
+    before = copy(memoryview(bytearray(64 << 20)), memoryview(large), "float32")
     move = copy(memoryview(target), memoryview(data), "float32")
     del move
     assert target == data
+    assert before.wait().crc32 == zlib.crc32(large)
 
 
 def test_what_a_copier_has_begun_is_done_when_the_copier_goes() -> None:
