@@ -73,7 +73,7 @@ class FeatureReceiver:
 
     def receive(self, message: bytes) -> None:
         """Take the next message of the stream, an `EncodeResponse` in bytes. Raises InternalError."""
-        self._settle()
+        self.settle()
         try:
             chunk, header, end = unpack(message, offset=self._received)
         except DecodeError as error:
@@ -93,9 +93,20 @@ class FeatureReceiver:
         """Whether all is in its place and was found to be right."""
         return self._has_end and self._under_way is None
 
+    def settle(self) -> None:
+        """Look at what was found of the last chunk, whose message is let go. Raises InternalError."""
+        if self._under_way is None:
+            return
+        copied = self._under_way.wait()
+        if copied.crc32 != self._checksum:
+            raise _corrupt("a chunk does not match its checksum")
+        if not copied.is_finite:
+            raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
+        self._under_way = None
+
     def finish(self) -> None:
         """Say that the stream is over. Raises InternalError where it was too early, or its last chunk wrong."""
-        self._settle()
+        self.settle()
         if not self._has_end:
             raise _corrupt("the stream stopped before its end")
 
@@ -146,7 +157,7 @@ class FeatureReceiver:
         self._under_way = self._copy(self._buffer[self._received : end], data, self._spec.dtype)
         self._checksum = chunk.crc32
         if self._region is not None:
-            self._settle()  # It lies in the sender's memory, which is no longer ours once the end is here.
+            self.settle()  # It lies in the sender's memory, which is no longer ours once the end is here.
         self._received = end
         self._num_chunks += 1
 
@@ -154,17 +165,6 @@ class FeatureReceiver:
         if self._received != len(self._buffer) or end.num_chunks != self._num_chunks:
             raise _corrupt("the end comes before all rows")
         self._has_end = True
-
-    def _settle(self) -> None:
-        """Look at what was found of the last chunk."""
-        if self._under_way is None:
-            return
-        copied = self._under_way.wait()
-        if copied.crc32 != self._checksum:
-            raise _corrupt("a chunk does not match its checksum")
-        if not copied.is_finite:
-            raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
-        self._under_way = None
 
 
 def _corrupt(what: str) -> InternalError:

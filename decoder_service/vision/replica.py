@@ -200,6 +200,8 @@ class VisionReplica:
         try:
             # Not by an iterator, which holds a message until the next one is there: so that one gets the same memory.
             while (message := await call.read()) is not grpc.aio.EOF:
+                # Not after the turn, for which many may wait: with two messages each.
+                receiver.settle()
                 await self._turns.take()
                 receiver.receive(message)
                 del message

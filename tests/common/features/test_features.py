@@ -400,11 +400,15 @@ def test_a_chunk_that_is_wrong_is_found_when_the_next_message_comes_or_at_the_en
     messages = sent()
     messages[number].chunk.crc32 ^= 1
     receiver = FeatureReceiver(SPEC, memoryview(bytearray(SPEC.num_bytes)), shared=view(), copy=Later)
+
+    def take(messages: Sequence[Message]) -> None:
+        for message in messages:
+            receiver.receive(message.SerializeToString())
+        receiver.finish()
+
     for rest in (messages[: number + 2], messages[number + 2 :]):
         with pytest.raises(InternalError, match="checksum"):
-            for message in rest:
-                receiver.receive(message.SerializeToString())
-            receiver.finish()
+            take(rest)
         assert not receiver.is_complete
 
 

@@ -46,20 +46,26 @@ async def test_no_message_is_held_while_the_next_one_is_waited_for() -> None:
         await asyncio.wait({waiting})
 
 
+class Noted:
+    """A chunk of which it is known whether it was waited for."""
+
+    def __init__(self, place: memoryview, data: memoryview, dtype: str) -> None:
+        self._copied = copy_plainly(place, data, dtype)
+        self.is_over = False
+
+    def wait(self) -> Copied:
+        self.is_over = True
+        return self._copied
+
+
 async def test_a_caller_that_leaves_waits_for_the_chunk_that_is_under_way() -> None:
-    begun: list[Under] = []
+    begun: list[Noted] = []
 
-    class Under:
-        def __init__(self, place: memoryview, data: memoryview, dtype: str) -> None:
-            self._copied = copy_plainly(place, data, dtype)
-            self.is_over = False
-            begun.append(self)
+    def copy(place: memoryview, data: memoryview, dtype: str) -> Noted:
+        begun.append(Noted(place, data, dtype))
+        return begun[-1]
 
-        def wait(self) -> Copied:
-            self.is_over = True
-            return self._copied
-
-    async with client_with(Under) as client:
+    async with client_with(copy) as client:
         waiting = asyncio.create_task(encode(client))
         await until(lambda: len(begun) == 2)
         assert [each.is_over for each in begun] == [True, False]
