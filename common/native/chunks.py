@@ -12,8 +12,6 @@ from ctypes import c_int32, c_int64, c_uint32, c_void_p
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from common.features.chunk_copy import VALUE_TYPES, Copied, CopyChunk, copy_plainly
 from common.model.settings import ComputeChoice
 from common.native.build import best_library, default_cache
@@ -21,6 +19,12 @@ from common.native.loading import load
 from common.native.processor import NativeUnavailableError
 
 _log = logging.getLogger(__name__)
+
+
+class _Buffer(ctypes.Structure):
+    """`Py_buffer` of Python's interface in C: where memory begins, whose it is, and more that is not looked at."""
+
+    _fields_ = (("start", c_void_p), ("owner", c_void_p), ("rest", c_int64 * 8))
 
 
 class ChunkCopier:
@@ -90,6 +94,9 @@ def open_copy(compute: ComputeChoice = ComputeChoice.AUTO) -> CopyChunk:
 
 def _address(data: memoryview) -> int:
     """Of memory that may only be read, which ctypes gives none of."""
-    # Not by `.ctypes`, whose many small steps take 8 us more where nothing is in the caches.
-    address: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
-    return address
+    # By Python's own interface: by an array of numpy's it takes 12 to 18 us more, where nothing is in the caches.
+    buffer = _Buffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(data), ctypes.byref(buffer), 0)
+    start: int = buffer.start
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+    return start
