@@ -7,6 +7,7 @@ of Python's lock, so that the event loop reads the next message meanwhile.
 import ctypes
 import logging
 import weakref
+from collections import deque
 from collections.abc import Callable
 from ctypes import c_int32, c_int64, c_uint32, c_void_p
 from functools import partial
@@ -19,6 +20,8 @@ from common.native.loading import load
 from common.native.processor import NativeUnavailableError
 
 _log = logging.getLogger(__name__)
+_MOST = 2
+"""Chunks that keep their messages at a time, however many streams there are: the heap would grow by one for each."""
 
 
 class _Buffer(ctypes.Structure):
@@ -39,6 +42,7 @@ class ChunkCopier:
         library.diptych_mover_delete.argtypes = (c_void_p,)
         self._mover: int = library.diptych_mover_new()
         weakref.finalize(self, library.diptych_mover_delete, self._mover).atexit = False
+        self._moves: deque[weakref.ref[ChunkMove]] = deque()
         # To let go of Python's lock and to get it again would take longer than to begin does.
         self._begin = ctypes.PyDLL(str(path)).diptych_move_begin
         self._begin.restype = c_void_p
@@ -51,10 +55,16 @@ class ChunkCopier:
         """Begin. Raises ValueError where the place is not as long as the data, or cannot be written to."""
         if place.nbytes != data.nbytes or place.readonly:
             raise ValueError(f"{data.nbytes} bytes do not go to a place of {place.nbytes}")
+        if len(self._moves) == _MOST:
+            oldest = self._moves.popleft()()
+            if oldest is not None:
+                oldest.wait()
         kind = VALUE_TYPES[dtype]
         to = ctypes.addressof(ctypes.c_char.from_buffer(place))
         move = self._begin(self._mover, to, _address(data), data.nbytes, kind.size, kind.exponent)
-        return ChunkMove(partial(self._end, move), place, data)
+        begun = ChunkMove(partial(self._end, move), place, data)
+        self._moves.append(weakref.ref(begun))
+        return begun
 
 
 class ChunkMove:

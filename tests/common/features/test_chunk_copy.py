@@ -101,6 +101,22 @@ def test_memory_goes_when_nothing_is_written_to_it_any_more(copy: CopyChunk) -> 
     assert before.wait().crc32 == zlib.crc32(large)
 
 
+def test_messages_are_kept_by_the_last_two_chunks_alone() -> None:
+    copier = ChunkCopier(best_library(default_cache())[0])
+    chunks = [values("float32", 4 << 20, seed=number) for number in range(5)]
+    expected, targets = [bytearray(chunk) for chunk in chunks], [bytearray(4 << 20) for _ in chunks]
+    moves = [
+        copier(memoryview(target), memoryview(chunk), "float32") for target, chunk in zip(targets, chunks, strict=True)
+    ]
+    for chunk in chunks[:3]:
+        chunk.clear()  # An error where anybody refers to what is in it.
+    for chunk in chunks[3:]:
+        with pytest.raises(BufferError):
+            chunk.clear()
+    assert [move.wait().crc32 for move in moves] == [zlib.crc32(chunk) for chunk in expected]
+    assert targets == expected
+
+
 def test_what_a_copier_has_begun_is_done_when_the_copier_goes() -> None:
     copier = ChunkCopier(best_library(default_cache())[0])
     data, target = values("float32", 4 << 20), bytearray(4 << 20)
