@@ -26,6 +26,9 @@ class ServiceConfig:
     """How large the case is."""
 
     service_core: int = setting(0, minimum=0, help="core of the decoder; the caller runs on another")
+    spread: bool = setting(
+        False, help="let the services use the caller's core too, for all but computing, by one thread"
+    )
     rounds: int = setting(5, minimum=1, help="how often each side is measured")
     engine: tuple[str, ...] = setting(
         (), help="settings of the decoder's engine to run the case with, such as max_step_stretch=1.3"
@@ -65,11 +68,13 @@ def _overheads(config: ServiceConfig, engine: str) -> list[OverheadResult]:
     # The caller must not take the decoder's core; the processes that it starts are pinned by themselves.
     os.sched_setaffinity(0, everything - {config.service_core} or everything)
     try:
-        with service_flags([f"decoder.engine.{engine}"] if engine else []) as flags:
+        # As many threads as in one process: by default as many as there are cores.
+        with service_flags(["decoder.model.threads=1", *([f"decoder.engine.{engine}"] if engine else [])]) as flags:
             return measure_overhead(
                 "smoke" if config.quick else f"small{_SUFFIXES[config.weights]}",
                 (1, 2) if config.quick else (1, 8, 32),
                 engine_core=config.service_core,
+                service_cores=sorted(everything) if config.spread else [config.service_core],
                 dtype=config.dtype.value,
                 rounds=config.rounds,
                 folder=Path(),

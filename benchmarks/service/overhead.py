@@ -46,6 +46,7 @@ def measure_overhead(
     concurrencies: Sequence[int],
     *,
     engine_core: int,
+    service_cores: Sequence[int],
     dtype: str,
     rounds: int,
     folder: Path,
@@ -59,7 +60,7 @@ def measure_overhead(
     directory = checkpoints.checkpoint(model)
     with (
         OURS.start(folder, [engine_core]) as engine,
-        running_pair(directory, cores=[engine_core], log=log, flags=("--dtype", dtype, *flags)) as pair,
+        running_pair(directory, cores=service_cores, log=log, flags=("--dtype", dtype, *flags)) as pair,
     ):
         engine.ask("load", model=str(directory), max_requests=max(concurrencies), max_tokens=2 * _TOKENS, dtype=dtype)
         return [
