@@ -12,6 +12,7 @@ from http.client import HTTPException
 from prometheus_client.parser import text_string_to_metric_families
 
 from diptych.flags import complaint
+from diptych.output import visible
 from diptych.scrape_tls import TlsOpener
 
 _MAX_BYTES = 8 << 20
@@ -69,5 +70,6 @@ def scrape(address: str, *, timeout: float, tls: TlsOpener | None = None) -> Scr
     except (OSError, ValueError, HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         reason = reason if isinstance(reason, Exception) else ValueError(reason)
-        return Scrape(at=at, problem=complaint(reason) or type(reason).__name__)
+        # What speaks no HTTP has its first bytes in the complaint.
+        return Scrape(at=at, problem=visible(complaint(reason) or type(reason).__name__))
     return Scrape(at=time.monotonic(), samples=samples)

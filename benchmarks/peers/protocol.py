@@ -6,6 +6,7 @@ output goes to standard error, so that it never stands between two answers. Runs
 so imports nothing but the standard library.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from benchmarks.peers.processor_time import processor_seconds
 
 ROOT = Path(__file__).parents[2]
 Handler = Callable[..., object]
+_PR_SET_PDEATHSIG = 1
 
 
 class PeerError(Exception):
@@ -28,6 +30,8 @@ class PeerError(Exception):
 
 def serve(handlers: Mapping[str, Handler]) -> None:
     """Answer requests on standard input by the handler of their `op` until the input ends."""
+    # A stopped process does not see its input end when the benchmark is killed, but is killed then like others.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:

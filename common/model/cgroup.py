@@ -26,7 +26,7 @@ def num_cores_of(root: Path) -> float | None:
 
 
 def free_bytes_of(root: Path) -> int | None:
-    """Memory that can still be taken; None for no limit."""
+    """Memory that can still be taken; None where no limit is known. Version 1 says none by one beyond any memory."""
     try:
         limit, used, stat = _read(root, _MEMORY)
         counts = dict(line.split() for line in stat.splitlines())

@@ -40,7 +40,10 @@ class ChunkCopier:
             raise NativeUnavailableError("the processor has no instructions for checksums")
         library.diptych_mover_new.restype = c_void_p
         library.diptych_mover_delete.argtypes = (c_void_p,)
-        self._mover: int = library.diptych_mover_new()
+        mover: int | None = library.diptych_mover_new()
+        if mover is None:
+            raise NativeUnavailableError("the system gives no thread to copy chunks")
+        self._mover = mover
         weakref.finalize(self, library.diptych_mover_delete, self._mover).atexit = False
         self._moves: deque[weakref.ref[ChunkMove]] = deque()
         # To let go of Python's lock and to get it again would take longer than to begin does.

@@ -36,7 +36,7 @@ class BlockManager:
         self._ref_counts = [0] * num_blocks
         self._by_hash: dict[BlockHash, BlockId] = {}
         self._hashes: list[BlockHash | None] = [None] * num_blocks
-        self._unclean: list[BlockId] = []
+        self._unclean: dict[BlockId, None] = {}
 
     @property
     def num_free_blocks(self) -> int:
@@ -109,7 +109,7 @@ class BlockManager:
                 self._free[block_id] = None
                 # What nobody can find is of no use to anyone, and goes first.
                 self._free.move_to_end(block_id, last=self._hashes[block_id] is not None)
-        self._unclean.extend(block_id for block_id in unclean if self._ref_counts[block_id] == 0)
+        self.keep_unclean(block_id for block_id in unclean if self._ref_counts[block_id] == 0)
 
     def trim(self, block_table: list[BlockId], num_tokens: int) -> None:
         """Give back the blocks behind the first `num_tokens` tokens; they may hold what harms their next owner."""
@@ -125,12 +125,12 @@ class BlockManager:
 
     def take_unclean(self) -> list[BlockId]:
         """Blocks to clear before anything is written to them; each is given once."""
-        unclean, self._unclean = self._unclean, []
-        return unclean
+        unclean, self._unclean = self._unclean, {}
+        return list(unclean)
 
     def keep_unclean(self, block_ids: Iterable[BlockId]) -> None:
-        """Have blocks that `take_unclean` gave, and that could not be cleared, given again."""
-        self._unclean.extend(block_ids)
+        """Have `take_unclean` give blocks, again those that could not be cleared."""
+        self._unclean.update(dict.fromkeys(block_ids))
 
     def find(self, hashes: Iterable[BlockHash]) -> list[BlockId]:
         """The remembered blocks of the longest start of a chain; they count as just used."""

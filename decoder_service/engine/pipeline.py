@@ -60,6 +60,7 @@ class Pipeline:
         """Those that began before the step before them was accounted for."""
         self.num_batched_tokens = 0
         """Tokens that the last turn computed."""
+        self._num_failed_clears = 0
 
     @property
     def is_busy(self) -> bool:
@@ -93,7 +94,8 @@ class Pipeline:
         except DeviceLostError:
             raise
         except Exception as error:
-            error_id = f"step-{self.num_steps + 1}"
+            self._num_failed_clears += 1
+            error_id = f"clear-{self._num_failed_clears}"
             _log.exception("clearing failed", extra={"error_id": error_id, "num_blocks": len(unclean)})
             self._blocks.keep_unclean(unclean)
             spoilt = [each for each in batch.requests if not set(unclean).isdisjoint(each.request.block_table)]

@@ -171,7 +171,13 @@ def test_what_ends_an_answer_stands_on_a_line_of_its_own(service: Service, capsy
 
 
 def test_an_interrupted_answer_ends_its_line(service: Service) -> None:
-    command = [sys.executable, "-m", "diptych.cli", "generate", "--address", service.address, "x some forever"]
+    # Whoever runs the tests may have had interrupts ignored, which processes inherit.
+    script = (
+        "import runpy, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "runpy.run_module('diptych.cli', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", script, "generate", "--address", service.address, "x some forever"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
     assert process.stdout is not None
     assert process.stdout.read(5) == "some "

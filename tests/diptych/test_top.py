@@ -132,6 +132,7 @@ def test_a_port_that_does_not_speak_http_is_down(capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     assert len(re.findall("DOWN: .", text)) == 2
     assert text.count("\n") == 3
+    assert text.replace("\n", "").isprintable()  # Whatever it sends does not command the terminal.
 
 
 def test_files_are_not_read_through_an_address() -> None:

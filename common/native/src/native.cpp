@@ -108,7 +108,14 @@ void diptych_greedy(int64_t rows, int64_t vocabulary, const float* logits, float
 // Whether this processor has what a mover is worth having for.
 int32_t diptych_can_take() { return can_take(); }
 
-void* diptych_mover_new() { return new std::shared_ptr<Mover>(std::make_shared<Mover>()); }
+// Null where the system gives no thread. Not by `make_shared`, which has a symbol that all libraries of a process share.
+void* diptych_mover_new() {
+  try {
+    return new std::shared_ptr<Mover>(new Mover());
+  } catch (const std::system_error&) {
+    return nullptr;
+  }
+}
 
 // Its thread ends when all that it was given has ended.
 void diptych_mover_delete(void* mover) { delete static_cast<std::shared_ptr<Mover>*>(mover); }

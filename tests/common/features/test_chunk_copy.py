@@ -2,12 +2,14 @@
 
 import asyncio
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from common.features.chunk_copy import VALUE_TYPES, CopyChunk, copy_in_turns, copy_plainly
 from common.model.settings import ComputeChoice
+from common.native import chunks
 from common.native.build import best_library, default_cache
 from common.native.chunks import ChunkCopier, open_copy
 
@@ -141,6 +143,14 @@ async def test_a_large_copy_leaves_turns_to_others() -> None:
     counting.cancel()
     assert place == data
     assert turns >= 10
+
+
+def test_where_the_system_gives_no_thread_chunks_are_copied_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(
+        diptych_can_take=lambda: 1, diptych_mover_new=lambda: None, diptych_mover_delete=SimpleNamespace()
+    )
+    monkeypatch.setattr(chunks, "load", lambda _: library)
+    assert open_copy() is copy_plainly
 
 
 def test_without_kernels_chunks_are_copied_plainly(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

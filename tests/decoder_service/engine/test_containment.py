@@ -2,9 +2,11 @@
 
 import logging
 import math
+from collections.abc import Sequence
 
 import pytest
 
+from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
 from decoder_service.engine.prompt_images import ImageRef
 from decoder_service.scheduling.step_plan import STEPS_BEFORE_GROWTH
@@ -152,6 +154,32 @@ def test_blocks_that_could_not_be_cleared_cost_those_that_were_to_write_there_al
     host.run()
     assert ends(host) == {"before": "length", "poisoned": "aborted", "into it": end, "after": "length"}
     assert (before.num_preemptions, after.num_preemptions) == (0, 0)
+    host.check_outputs()
+
+
+def test_blocks_whose_clearing_goes_on_failing_are_given_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(num_blocks=14, block_size=4, max_num_batched_tokens=24, max_num_requests=3)
+    given: list[list[BlockId]] = []
+    clear = host.runner.clear
+
+    def watched(block_ids: Sequence[BlockId]) -> None:
+        given.append(list(block_ids))
+        clear(block_ids)
+
+    monkeypatch.setattr(host.runner, "clear", watched)
+    host.runner.poisoned.add("poisoned")
+    host.submit(make_request("poisoned", 26))
+    host.step()
+    host.abort("poisoned")
+    for index in range(5):
+        host.runner.clear_error = RuntimeError("planted")
+        host.submit(make_request(f"into it {index}", 12, arrival=1 + index))
+        host.step()
+    host.submit(make_request("after", 30, arrival=9))
+    host.run()
+    assert list(ends(host).values()) == ["aborted", *["STEP_FAILED"] * 5, "length"]
+    assert len(given) == 6
+    assert all(len(set(block_ids)) == len(block_ids) for block_ids in given)
     host.check_outputs()
 
 
