@@ -145,7 +145,7 @@ class VisionFleet:
         pause = _FIRST_PAUSE
         while True:
             replica.troubled.clear()
-            await replica.probe(self._object)
+            await replica.probe(self._objection)
             self._notify()
             if replica.is_silent and self.ready:
                 # Its connection lives, so they would wait as long as their callers do. Another one can serve them.
@@ -166,7 +166,7 @@ class VisionFleet:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _object(self, api_version: str, info: VisionInfo) -> str:
+    def _objection(self, api_version: str, info: VisionInfo) -> str:
         """Why a replica may not be used; empty where it may, the first of which decides what others must say."""
         if objection := self._expected.objection(api_version, info):
             return objection

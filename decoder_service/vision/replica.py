@@ -45,7 +45,7 @@ _MAX_CALLS = 64
 and questions about health and load need some too."""
 
 
-ObjectTo = Callable[[str, VisionInfo], str]
+Objection = Callable[[str, VisionInfo], str]
 """Why a replica of this API version and this model may not be used; empty where it may."""
 
 
@@ -105,7 +105,7 @@ class VisionReplica:
         await self._channel.close()
 
     def drop_calls(self) -> None:
-        """End the calls under way with UNAVAILABLE."""
+        """End the calls under way, which it does not answer, with UNAVAILABLE."""
         for call in self._calls:
             call.cancel()
 
@@ -137,7 +137,7 @@ class VisionReplica:
         elif self.state is ReplicaState.DRAINING and is_serving:
             self._enter(ReplicaState.UNREACHABLE, "SERVING")
 
-    async def probe(self, object_to: ObjectTo) -> None:
+    async def probe(self, objection_to: Objection) -> None:
         """Ask for model and load, and set the state by the answer."""
         before = self.state
         seconds = _READY_PROBE_SECONDS if before is ReplicaState.READY else _PROBE_SECONDS
@@ -154,7 +154,7 @@ class VisionReplica:
         self._others_patches = max(0, load.pending_patches - self._own_patches)
         self.info = read_info(model)
         unknown = "it speaks of a number type or a preprocessing that this service does not know"
-        objection = unknown if self.info is None else object_to(model.api_version, self.info)
+        objection = unknown if self.info is None else objection_to(model.api_version, self.info)
         if objection:
             self._enter(ReplicaState.MISMATCH, objection)
             return
@@ -214,7 +214,8 @@ class VisionReplica:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise UnavailableError("CLIENT_CLOSED", "the connection was closed") from None
+            reason = "REPLICA_SILENT" if self.is_silent else "CLIENT_CLOSED"
+            raise UnavailableError(reason, "the connection was given up") from None
         finally:
             receiver.close()
             # The server would go on encoding for a stream that is merely no longer read.

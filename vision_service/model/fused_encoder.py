@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from common.model.fused_rows import add_rms_norm, silu_and_multiply
+from common.model.joining import join_parameters
 from common.model.layers import Attend
 from common.model.rope import inverse_frequencies
 from vision_service.model.encoder import EncoderLayer, PixtralVisionModel
@@ -37,10 +38,10 @@ class _Weights:
         attention, feed_forward = layer.attention, layer.feed_forward
         return _Weights(
             attention_norm=layer.attention_norm.weight.detach(),
-            qkv=_join(attention.q_proj, attention.k_proj, attention.v_proj),
+            qkv=join_parameters([attention.q_proj, attention.k_proj, attention.v_proj], "weight"),
             o=attention.o_proj.weight.detach(),
             ffn_norm=layer.ffn_norm.weight.detach(),
-            gate_up=_join(feed_forward.gate_proj, feed_forward.up_proj),
+            gate_up=join_parameters([feed_forward.gate_proj, feed_forward.up_proj], "weight"),
             down=feed_forward.down_proj.weight.detach(),
         )
 
@@ -125,11 +126,3 @@ def _rotate(
     y = tl.load(at + HALF, mask=is_in, other=0.0).to(tl.float32)
     tl.store(at, (x * c - y * s).to(qkv.dtype.element_ty), mask=is_in)
     tl.store(at + HALF, (y * c + x * s).to(qkv.dtype.element_ty), mask=is_in)
-
-
-def _join(*modules: nn.Linear) -> Tensor:
-    parts = [module.weight.detach() for module in modules]
-    joined = torch.cat(parts)
-    for module, part in zip(modules, joined.split([len(part) for part in parts]), strict=True):
-        module.weight = nn.Parameter(part, requires_grad=False)
-    return joined

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.model.joining import join_parameters
 from decoder_service.model.cuda.fused import round_rows, scale_sums
 from decoder_service.model.fp8 import FEW_ROWS, Fp8Linear, multiply_scaled, multiply_unscaled
 
@@ -50,18 +51,7 @@ class Fp8Product:
 
 def join(*modules: nn.Module) -> Product:
     """One product that gives the outputs of all. Their own weights become views of the joined one: nothing is twice."""
-    weight = _join_parameter(modules, "weight")
+    weight = join_parameters(modules, "weight")
     if isinstance(modules[0], Fp8Linear):
-        return Fp8Product(weight, _join_parameter(modules, "scale"), torch.ones(1, device=weight.device))
+        return Fp8Product(weight, join_parameters(modules, "scale"), torch.ones(1, device=weight.device))
     return PlainProduct(weight)
-
-
-def _join_parameter(modules: tuple[nn.Module, ...], name: str) -> Tensor:
-    parts = [module.get_parameter(name).detach() for module in modules]
-    if len(parts) == 1:
-        return parts[0]
-    # Joined as bytes: not every device concatenates 8-bit floats.
-    joined = torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
-    for module, part in zip(modules, joined.split([len(part) for part in parts]), strict=True):
-        setattr(module, name, nn.Parameter(part, requires_grad=False))
-    return joined
