@@ -113,6 +113,17 @@ def test_keys_and_values_in_bfloat16_are_the_nearest_ones_of_those_in_float32(di
     assert 1e-4 < error < 4e-3
 
 
+@pytest.mark.parametrize("head_dim", [20, 32, 44, 64])
+def test_where_all_is_rounded_keys_and_values_may_be_stored_so(head_dim: int, tmp_path: Path) -> None:
+    """Numbers of 16 bits go into tiles as they lie, those of 32 are rounded on their way there."""
+    directory = save(random_text_model(replace(SHAPE, head_dim=head_dim)), tmp_path)
+    found, wanted = (
+        _hidden(directory, [20, 51], matrices=Matrices.ROUNDED, kv_dtype=dtype, rounds=True)[0][[20, 51]]
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert (found - wanted).norm() < 4e-3 * wanted.norm()
+
+
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_matrices_that_are_rounded_are_never_held_in_more(stored: torch.dtype, tmp_path: Path) -> None:
     model = random_text_model(SHAPE)
@@ -156,8 +167,9 @@ def _hidden(
     *prompt_rows: PromptRows,
     matrices: Matrices = Matrices.ALIKE,
     kv_dtype: torch.dtype = torch.float32,
+    rounds: bool = False,
 ) -> tuple[Tensor, KVCache]:
-    compute, cache = _compute(_load(directory, matrices=matrices), kv_dtype=kv_dtype)
+    compute, cache = _compute(_load(directory, matrices=matrices), kv_dtype=kv_dtype, rounds=rounds)
     positions = [torch.arange(length) for length in LENGTHS]
     slots = [
         table[each // BLOCK_SIZE] * BLOCK_SIZE + each % BLOCK_SIZE
