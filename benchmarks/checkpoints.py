@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.checkpoint.config import CLIP_MEAN, CLIP_STD
 from common.checkpoint.convert import convert_checkpoint
 from common.checkpoint.files import CheckpointFormat
 from common.checkpoint.hf_config import hf_documents
@@ -78,8 +79,8 @@ PREPROCESSING = Preprocessing(
     mode=PreprocessingMode.HF,
     patch_size=16,
     image_size=1024,
-    mean=(0.48145466, 0.4578275, 0.40821073),
-    std=(0.26862954, 0.26130258, 0.27577711),
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
 )
 MODELS: dict[str, MistralConfig | PixtralConfig] = {
     "small": SMALL,

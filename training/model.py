@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.checkpoint.config import CLIP_MEAN, CLIP_STD
 from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
 from common.model.layers import Attend
 from decoder_service.model.mistral import MistralForCausalLM
@@ -18,9 +19,6 @@ from training.batches import IMG, MARK_CLASSES, PLACE_CLASSES, Batch, Slot
 from training.tasks import LONGEST_EDGE, PATCH
 from training.tokenizer import VOCAB_SIZE
 from vision_service.model.encoder import PixtralVisionModel, grid_positions
-
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def demo_config() -> PixtralConfig:
@@ -126,7 +124,7 @@ def rectangular(batch: int, *, causal: bool) -> Attend:
 
 def normalised(pixels: Tensor) -> Tensor:
     """fp32 patches from 8-bit ones [..., 3 * PATCH ** 2]."""
-    mean, std = (torch.tensor(values).repeat_interleave(PATCH**2) for values in (IMAGE_MEAN, IMAGE_STD))
+    mean, std = (torch.tensor(values).repeat_interleave(PATCH**2) for values in (CLIP_MEAN, CLIP_STD))
     return (pixels.float() * (1 / 255) - mean) / std
 
 
