@@ -10,7 +10,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, aclosing, closing, nullcontext
+from contextlib import aclosing, closing
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -33,7 +33,6 @@ Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler
 
 _log = logging.getLogger(__name__)
 
-STALL_SECONDS = 30.0
 ANSWER_SECONDS = 1.0
 """Time to get a status on its way. gRPC sends it behind what the caller has still to read, and keeps it till then."""
 
@@ -49,15 +48,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self,
         registry: CollectorRegistry,
         *,
-        gate: Gate | None = None,
-        tracer: Tracer | None = None,
-        stall_seconds: float = STALL_SECONDS,
+        gate: Gate,
+        tracer: Tracer,
+        stall_seconds: float,
     ) -> None:
-        """Let everybody in where there is no gate, and trace nothing where there is no tracer.
-
-        A call ends whose caller takes no message for `stall_seconds`.
-        """
-        self._observer = CallObserver(registry, tracer or Tracer())
+        """Let in whom `gate` lets in. A call ends whose caller takes no message for `stall_seconds`."""
+        self._observer = CallObserver(registry, tracer)
         self._stall_seconds = stall_seconds
         self._gate = gate
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
@@ -84,7 +80,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         """Have `handle` answer a call, and see that it ends with exactly one status, which is counted."""
         with self._observer.observed(path, context) as outcome:
             try:
-                with self.open_calls.one(), self._admission(path, context):
+                with self.open_calls.one(), self._gate.admit(path, context):
                     self.check(path)
                     return await handle()
             except grpc.aio.AbortError:
@@ -99,9 +95,6 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 outcome.code, outcome.reason = status_code(answer), answer.reason
                 await _abort(context, answer)
                 raise AssertionError("aborting a call never returns") from error
-
-    def _admission(self, path: str, context: Context) -> AbstractContextManager[None]:
-        return nullcontext() if self._gate is None else self._gate.admit(path, context)
 
 
 def _guarded(handler: Handler, guard: Guard, *, stall_seconds: float) -> Handler:

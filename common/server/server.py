@@ -43,13 +43,12 @@ class GrpcServer:
         *,
         registry: CollectorRegistry,
         service_names: Sequence[str] = (),
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         tracer: Tracer | None = None,
     ) -> None:
         """Make a server that does not listen yet.
 
-        `service_names` are the full names that reflection lists; `interceptors` run inside the one that
-        answers errors. Raises ValueError where files that the settings name cannot be used.
+        `service_names` are the full names that reflection lists. Raises ValueError where files that the settings name
+        cannot be used.
         """
         self._config = config
         self._metrics = MetricsServer(registry, tls=MetricsTls(config.tls) if config.tls.tls_cert else None)
@@ -62,9 +61,11 @@ class GrpcServer:
             verifies_clients=config.tls.tls_client_ca is not None,
             max_metadata_bytes=config.max_metadata_bytes,
         )
-        self._errors = ErrorInterceptor(registry, gate=gate, tracer=tracer, stall_seconds=config.stall_seconds)
+        self._errors = ErrorInterceptor(
+            registry, gate=gate, tracer=tracer or Tracer(), stall_seconds=config.stall_seconds
+        )
         self._health = HealthServicer()
-        self.grpc = grpc.aio.server(interceptors=[self._errors, *interceptors], options=config.channel_options)
+        self.grpc = grpc.aio.server(interceptors=[self._errors], options=config.channel_options)
         """Servicers are added to this."""
         self.health_port: int | None = None
         """The bound port of the plain health checks; None where they are off or not started."""

@@ -1,6 +1,6 @@
 """Shows a config as a file that would make it, with a remark on where each value comes from.
 
-Knows YAML as text. What is secret is shown as "***" and nothing else.
+Knows YAML as text.
 """
 
 import json
@@ -12,21 +12,18 @@ from common.settings.sources import Loaded
 from common.settings.values import Given, plain
 
 _COLUMN: Final = 48
-_HIDDEN: Final = "***"
 
 
 def to_yaml(loaded: Loaded[Any]) -> str:
-    """The text; every setting is in it. Without secrets, `--config` reads it back as the same config."""
+    """The text; every setting is in it, and `--config` reads it back as the same config."""
     values = dict(_values(loaded.config))
     lines, section = [], ""
     for each in settings_of(type(loaded.config)):
         if each.section != section:
             section = each.section
             lines.append(f"{section}:")
-        value = values[each.name]
-        is_hidden = each.bounds.secret and value != plain(each.default)
-        shown = json.dumps(_HIDDEN) if is_hidden else _scalar(value)
-        line = f"{'  ' if section else ''}{each.name}: {shown}"
+        # JSON, which YAML includes, so that no text is taken for something else.
+        line = f"{'  ' if section else ''}{each.name}: {json.dumps(values[each.name], ensure_ascii=False)}"
         lines.append(f"{line:{_COLUMN}}  # {loaded.origins.get(each.name, 'default')}")
     return "\n".join(lines) + "\n"
 
@@ -39,8 +36,3 @@ def _values(config: Any) -> Iterator[tuple[str, Given]]:  # noqa: ANN401 - any c
         part = getattr(config, name)
         if hasattr(part, "__dataclass_fields__"):
             yield from _values(part)
-
-
-def _scalar(value: Given) -> str:
-    """JSON, which YAML includes, so that no text is taken for something else."""
-    return json.dumps(value, ensure_ascii=False)

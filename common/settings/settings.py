@@ -45,14 +45,13 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
-    secret: bool = False,
 ) -> Any:  # noqa: ANN401 - takes the type of the field, as dataclasses.field does
     """A field of a config that users may set; without a default they must.
 
     Its type is one of int, float, str, bool, Path, an Enum of texts, `tuple[str, ...]` (written with commas),
-    or one of these or None. Bounds are inclusive. What is secret is never shown.
+    or one of these or None. Bounds are inclusive.
     """
-    bounds = Bounds(help=help, minimum=minimum, maximum=maximum, choices=choices, secret=secret)
+    bounds = Bounds(help=help, minimum=minimum, maximum=maximum, choices=choices)
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata={_KEY: bounds})
     return dataclasses.field(default=default, metadata={_KEY: bounds})

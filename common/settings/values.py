@@ -25,7 +25,6 @@ class Bounds:
     minimum: float | None
     maximum: float | None
     choices: tuple[str, ...] | None
-    secret: bool
 
 
 class SettingError(ValueError):
@@ -136,5 +135,4 @@ def _within(value: float, bounds: Bounds) -> bool:
 
 
 def _wrong(label: str, shown: str, kind: Any, bounds: Bounds) -> SettingError:  # noqa: ANN401 - a type
-    got = "" if bounds.secret else f", got {shown}"
-    return SettingError(f"{label} must be {describe(kind, bounds)}{got}")
+    return SettingError(f"{label} must be {describe(kind, bounds)}, got {shown}")

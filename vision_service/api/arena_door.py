@@ -45,10 +45,8 @@ class SharedLease:
         self.arena.write(self.region, offset, data)
 
 
-@dataclass(slots=True, eq=False)
-class _Reader:
-    connection: socket.socket
-    leases: dict[int, SharedLease] = field(default_factory=dict)
+_Leases = dict[int, SharedLease]
+"""Those of one reader, by number."""
 
 
 class ArenaDoor:
@@ -59,11 +57,9 @@ class ArenaDoor:
         """Where to connect."""
         self._arena = arena
         self._numbers = itertools.count(1)
-        self._readers: dict[bytes, _Reader] = {}
+        self._readers: dict[bytes, _Leases] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
-        self.num_shared = 0
-        """Images that went through the arena."""
 
     @property
     def bytes_taken(self) -> int:
@@ -91,18 +87,17 @@ class ArenaDoor:
     @contextmanager
     def lease(self, token: bytes, num_bytes: int) -> Iterator[SharedLease | None]:
         """A region while inside; None for a stranger, or where there is no room now."""
-        reader = self._readers.get(token)
-        region = self._arena.take(num_bytes) if reader is not None else None
-        if reader is None or region is None:
+        leases = self._readers.get(token)
+        region = self._arena.take(num_bytes) if leases is not None else None
+        if leases is None or region is None:
             yield None
             return
         lease = SharedLease(next(self._numbers), region, self._arena)
-        reader.leases[lease.number] = lease
-        self.num_shared += 1
+        leases[lease.number] = lease
         try:
             yield lease
         finally:
-            reader.leases.pop(lease.number, None)
+            leases.pop(lease.number, None)
             self._arena.give(region)
 
     def _listen(self) -> None:
@@ -133,27 +128,27 @@ class ArenaDoor:
 
     async def _serve(self, connection: socket.socket) -> None:
         """One reader, until it leaves."""
-        loop, token, reader = asyncio.get_running_loop(), secrets.token_bytes(16), _Reader(connection)
+        loop, token, leases = asyncio.get_running_loop(), secrets.token_bytes(16), _Leases()
         with suppress(OSError):
             socket.send_fds(connection, [GREETING.pack(token, self._arena.size)], [self._arena.fd])
-            self._readers[token] = reader
+            self._readers[token] = leases
             try:
                 rest = b""
                 while data := await loop.sock_recv(connection, 512):
-                    rest = self._hear(reader, rest + data)
+                    rest = _hear(leases, rest + data)
             finally:
                 del self._readers[token]
-                for lease in reader.leases.values():
+                for lease in leases.values():
                     lease.done.set()
 
-    def _hear(self, reader: _Reader, data: bytes) -> bytes:
-        """Note which leases were read; returns what is left of the data."""
-        whole = len(data) // LEASE.size * LEASE.size
-        for (number,) in LEASE.iter_unpack(data[:whole]):
-            lease = reader.leases.get(number)
-            if lease is not None:
-                lease.done.set()
-        return data[whole:]
+
+def _hear(leases: _Leases, data: bytes) -> bytes:
+    """Note which leases were read; returns what is left of the data."""
+    whole = len(data) // LEASE.size * LEASE.size
+    for (number,) in LEASE.iter_unpack(data[:whole]):
+        if number in leases:
+            leases[number].done.set()
+    return data[whole:]
 
 
 def _close(connection: socket.socket, task: asyncio.Task[None]) -> None:

@@ -48,7 +48,6 @@ def triton_paged_attention(
     num_splits: int,
     scale: float,
     sliding_window: int | None,
-    out: Tensor | None = None,
     launch: AttentionLaunch = DEFAULT_LAUNCH,
 ) -> Tensor:
     """Causal attention of each request's newest rows over its blocks.
@@ -57,13 +56,13 @@ def triton_paged_attention(
     [num_blocks, block_size, num_key_value_heads, head_dim], in which the new rows already stand, in the query's type
     or in FP8; block_tables
     int32 [num_requests, max_blocks]; query_starts int32 [num_requests + 1], where each request's rows begin; seq_lens
-    int32 [num_requests], lengths with the new rows. Returns the query's shape, in `out` if given; rows of a request of
+    int32 [num_requests], lengths with the new rows. Returns the query's shape; rows of a request of
     length 0 become 0. Nothing here waits for the device.
     """
     num_tokens, num_heads, head_dim = query.shape
     block_size, num_kv_heads = key_blocks.shape[1:3]
     groups = num_heads // num_kv_heads
-    out = torch.empty_like(query) if out is None else out
+    out = torch.empty_like(query)
     parts = sums = out
     if num_splits > 1:
         parts = query.new_empty((num_splits, num_tokens, num_heads, head_dim), dtype=torch.float32)

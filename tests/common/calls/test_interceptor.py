@@ -10,9 +10,10 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
-from common.calls.interceptor import ErrorInterceptor
 from common.calls.observer import Context
 from common.errors import InvalidArgumentError, ResourceExhaustedError
+from common.server.config import ServerConfig
+from common.server.server import GrpcServer
 from diptych.v1 import generation_pb2 as pb
 from tests.fake_generation import HIDDEN, NAME, FakeGeneration, running
 
@@ -164,11 +165,10 @@ CASES: dict[str, tuple[str, Callable[..., Any], list[bytes]]] = {
 
 async def call_case(name: str, request: bytes) -> list[bytes]:
     kind, behaviour, _ = CASES[name]
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(CollectorRegistry())])
+    server = GrpcServer(ServerConfig(port=0, grace_seconds=0.0), registry=CollectorRegistry())
     handler = getattr(grpc, f"{kind}_rpc_method_handler")(behaviour)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {name: handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {name: handler}),))
+    port = await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             method: Any = getattr(channel, kind)(f"/test.Service/{name}")
@@ -176,7 +176,7 @@ async def call_case(name: str, request: bytes) -> list[bytes]:
             call = method(iter(argument) if isinstance(argument, list) else argument, timeout=10)
             return [answer async for answer in call] if kind.endswith("stream") else [await call]
     finally:
-        await server.stop(None)
+        await server.stop()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -45,7 +45,7 @@ class Outer:
     share: float = setting(0.5, help="part", minimum=0, maximum=1)
     limit: int | None = setting(None, help="how many", minimum=1)
     names: tuple[str, ...] = setting((), help="who")
-    password: str = setting("", help="what nobody may see", secret=True)
+    title: str = setting("", help="what it is called")
 
 
 def loaded(
@@ -160,7 +160,7 @@ def test_a_wrong_variable_is_named(environment: Mapping[str, str], words: str) -
         ("names: [a, null]", "names must be texts, got ['a', None]"),
         ("names: [{a: 1}]", "names must be texts, got [{'a': 1}]"),
         ("names: [1.10]", "names must be texts, got [1.1]"),
-        ("password: 1.10", "password must be a text"),
+        ("title: 1.10", "title must be a text"),
     ],
 )
 def test_a_wrong_line_of_a_file_is_named(tmp_path: Path, text: str, words: str) -> None:
@@ -171,21 +171,12 @@ def test_a_wrong_line_of_a_file_is_named(tmp_path: Path, text: str, words: str) 
     assert "\n" not in str(raised.value)
 
 
-def test_a_secret_is_neither_printed_nor_quoted(tmp_path: Path) -> None:
-    found = loaded("--model", "m", environment={"DIPTYCH_PASSWORD": "hunter2"})
-    assert found.config.password == "hunter2"  # noqa: S105 - no real one
-    assert "hunter2" not in to_yaml(found)
-    with pytest.raises(SettingError) as raised:
-        loaded(file="password: [hunter2]", folder=tmp_path)
-    assert "hunter2" not in str(raised.value)
-
-
 def test_what_is_printed_says_where_each_value_comes_from(tmp_path: Path) -> None:
     found = loaded("--depth", "5", environment={"DIPTYCH_LOUD": "yes"}, file="model: x", folder=tmp_path)
     lines = {line.partition(":")[0].strip(): line.partition("#")[2].strip() for line in to_yaml(found).splitlines()}
     assert lines == {
         "model": str(tmp_path / "thing.yaml"), "loud": "DIPTYCH_LOUD", "share": "default", "limit": "default",
-        "names": "default", "password": "default", "inner": "", "depth": "--depth", "colour": "default",
+        "names": "default", "title": "default", "inner": "", "depth": "--depth", "colour": "default",
     }  # fmt: skip
 
 
