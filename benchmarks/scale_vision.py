@@ -19,6 +19,7 @@ from common.errors import DiptychError
 from common.features.feature_spec import FeatureSpec
 from common.server.config import ServerConfig
 from common.telemetry.logs import set_up_logging
+from decoder_service.vision.agreement import Expected
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from vision_service.decoding.image import Pixels
@@ -144,7 +145,7 @@ async def run(*, seconds: float, callers: int, rounds: int) -> int:
     fleet = Fleet()
     await fleet.scale(1)
     resolver = VisionResolver([f"dns:///vision:{PORT}"], lookup=fleet.look_up)
-    client = VisionClient(resolver, expected_digest=INFO.weights_digest, expected_width=WIDTH)
+    client = VisionClient(resolver, expected=Expected(weights_digest=INFO.weights_digest, feature_width=WIDTH))
     await client.start()
     await client.wait_ready()
     load = Load(client)

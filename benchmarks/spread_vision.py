@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, pictures
 from common.server.config import ServerConfig
+from decoder_service.vision.agreement import Expected
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from vision_service.decoding.image import Pixels
@@ -73,7 +74,8 @@ async def ask(*, replicas: int, num_kept: int, order: list[int]) -> Outcome:
     for output in outputs:
         await output.readline()
     client = VisionClient(
-        VisionResolver([f"{host}:{PORT}" for host in hosts]), expected_digest=INFO.weights_digest, expected_width=WIDTH
+        VisionResolver([f"{host}:{PORT}" for host in hosts]),
+        expected=Expected(weights_digest=INFO.weights_digest, feature_width=WIDTH),
     )
     await client.start()
     async with asyncio.timeout(60):

@@ -146,7 +146,7 @@ def held_bytes(model: Path, service: str) -> int:
     if service == "vision":
         return weights
     config = make_run_config(
-        found.config, dtype=torch.float32, device=torch.device("cpu"), max_seq_len=None, block_size=BLOCK_SIZE
+        found.text_config, dtype=torch.float32, device=torch.device("cpu"), max_seq_len=None, block_size=BLOCK_SIZE
     )
     return weights + NUM_BLOCKS * config.kv_params.bytes_per_block
 

@@ -31,6 +31,7 @@ from common.native.chunks import open_copy
 from common.server.config import ServerConfig
 from common.server.process import tune_allocator
 from common.server.service_loop import run_service
+from decoder_service.vision.agreement import Expected
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from diptych.v1 import vision_pb2
@@ -120,8 +121,7 @@ async def client_of(port: int, *, width: int, shared_memory: bool, kernels: bool
     resolver = VisionResolver([f"127.0.0.1:{port}"])
     client = VisionClient(
         resolver,
-        expected_digest=b"t" * 32,
-        expected_width=width,
+        expected=Expected(weights_digest=b"t" * 32, feature_width=width),
         shared_memory=shared_memory,
         copy=open_copy() if kernels else copy_plainly,
     )

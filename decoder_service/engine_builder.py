@@ -13,7 +13,7 @@ import torch
 
 from common.checkpoint.checkpoint import Checkpoint
 from common.checkpoint.layout import Part
-from common.features.feature_spec import DTYPE_SIZES
+from common.features.feature_spec import VALUE_TYPES
 from common.model.config import PixtralConfig, PixtralVisionConfig
 from common.model.devices import find_device, find_dtype
 from common.model.settings import KVCacheDtype, Quantize
@@ -54,7 +54,7 @@ def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig
     if isinstance(checkpoint.config, PixtralConfig):
         _check_feature_bytes(config.engine.feature_bytes, checkpoint.config.vision)
     return make_run_config(
-        checkpoint.config,
+        checkpoint.text_config,
         dtype=find_dtype(config.model.dtype, device),
         device=device,
         max_seq_len=config.engine.max_model_len,
@@ -66,7 +66,8 @@ def build_run_config(config: DecoderConfig, checkpoint: Checkpoint) -> RunConfig
 def _check_feature_bytes(feature_bytes: int, vision: PixtralVisionConfig) -> None:
     """Raise ValueError where a picture of the largest size never had room."""
     # In the smallest type that there is; the vision service says which one it sends only when it is met.
-    needed = (vision.image_size // vision.patch_size) ** 2 * vision.vision_hidden_size * min(DTYPE_SIZES.values())
+    size = min(kind.size for kind in VALUE_TYPES.values())
+    needed = (vision.image_size // vision.patch_size) ** 2 * vision.vision_hidden_size * size
     if needed > feature_bytes:
         raise ValueError(f"--feature-bytes {feature_bytes} is less than the features of one picture need, {needed}")
 

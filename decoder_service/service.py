@@ -20,7 +20,6 @@ from common.server.ending import Ending
 from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
 from common.telemetry.tracing import make_tracer
-from common.version import VISION_API_VERSION
 from decoder_service.api.doorkeeper import Doorkeeper
 from decoder_service.api.model_info import ModelInfo
 from decoder_service.api.servicer import GenerationServicer, ServicerLimits
@@ -212,17 +211,12 @@ def _image_source(
 ) -> ImageSource | None:
     if not isinstance(checkpoint.config, PixtralConfig):
         return None
-    expected = Expected(
-        weights_digest=digest,
-        feature_width=checkpoint.config.vision.vision_hidden_size,
-        api_version=VISION_API_VERSION,
-    )
+    expected = Expected(weights_digest=digest, feature_width=checkpoint.config.vision.vision_hidden_size)
     if make_encoder is not None:
         return make_encoder(expected)
     return VisionClient(
         VisionResolver(config.vision_addresses),
-        expected_digest=expected.weights_digest,
-        expected_width=expected.feature_width,
+        expected=expected,
         hedge_seconds=config.vision_hedge_seconds,
         tls=tls,
         shared_memory=config.shared_memory,

@@ -15,9 +15,9 @@ from common.features.chunk_copy import CopyChunk, copy_plainly
 from common.features.feature_spec import FeatureSpec
 from common.features.features import FeatureReceiver
 from common.features.packing import feature_messages
+from common.features.vision_info import VisionInfo
 from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import Expected, read_info
-from decoder_service.vision.image_encoder import VisionInfo
 from vision_service.service import VisionService
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from common.checkpoint.config import CheckpointError, read_preprocessing
 from common.checkpoint.layout import Part
-from common.features.feature_spec import DTYPE_SIZES
+from common.features.feature_spec import VALUE_TYPES
 from common.image.header import ImageLimits
 from common.image.preprocessing import PreprocessingMode
 from common.model.config import PixtralConfig
@@ -126,7 +126,7 @@ def _read_info(checkpoint: Checkpoint, model: ModelSettings, decode: DecodeConfi
 
 def _check_bytes(info: EncoderInfo, max_pending_bytes: int, *, keeps_on_device: bool) -> None:
     """Raise ValueError where not even one picture would be admitted."""
-    features = info.max_patches * info.feature_width * DTYPE_SIZES[info.dtype]
+    features = info.max_patches * info.feature_width * VALUE_TYPES[info.dtype].size
     # What stays on the device is copied to be sent.
     needed = 2 * info.limits.max_bytes + features * (2 if keeps_on_device else 1)
     if needed > max_pending_bytes:

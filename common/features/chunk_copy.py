@@ -6,28 +6,12 @@ does the same in one pass over memory and on a thread of its own, where there ar
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-
-@dataclass(frozen=True, slots=True)
-class ValueType:
-    """How values lie in bytes, the lowest first."""
-
-    size: int
-    exponent: int
-    """Bits that are all ones exactly in infinities and NaNs."""
-
-
-VALUE_TYPES = {
-    "float32": ValueType(4, 0x7F800000),
-    "bfloat16": ValueType(2, 0x7F80),
-    "float16": ValueType(2, 0x7C00),
-}
-
+from common.features.feature_spec import VALUE_TYPES, ValueType
 
 _PIECE_BYTES = 1 << 20
 

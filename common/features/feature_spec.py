@@ -10,8 +10,24 @@ from types import MappingProxyType
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 
-DTYPE_SIZES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
-"""Bytes of a value of every type that may be on the wire."""
+
+@dataclass(frozen=True, slots=True)
+class ValueType:
+    """How values lie in bytes, the lowest first."""
+
+    size: int
+    exponent: int
+    """Bits that are all ones exactly in infinities and NaNs."""
+
+
+VALUE_TYPES: Mapping[str, ValueType] = MappingProxyType(
+    {
+        "float32": ValueType(4, 0x7F800000),
+        "bfloat16": ValueType(2, 0x7F80),
+        "float16": ValueType(2, 0x7C00),
+    }
+)
+"""Every type that may be on the wire."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,4 +44,4 @@ class FeatureSpec:
     @property
     def num_bytes(self) -> int:
         """Size of the row-major matrix [grid.num_patches, width]."""
-        return self.grid.num_patches * self.width * DTYPE_SIZES[self.dtype]
+        return self.grid.num_patches * self.width * VALUE_TYPES[self.dtype].size

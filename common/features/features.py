@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from common.errors import InternalError
-from common.features.chunk_copy import VALUE_TYPES, CopyChunk, Copying, copy_plainly
+from common.features.chunk_copy import CopyChunk, Copying, copy_plainly
 from common.features.codec import Chunk, unpack
-from common.features.feature_spec import FeatureSpec
+from common.features.feature_spec import VALUE_TYPES, FeatureSpec
 from common.features.wire_types import dtype_to_proto
 from diptych.v1 import vision_pb2
 

@@ -13,7 +13,8 @@ from ctypes import c_int32, c_int64, c_uint32, c_void_p
 from functools import partial
 from pathlib import Path
 
-from common.features.chunk_copy import VALUE_TYPES, Copied, CopyChunk, copy_plainly
+from common.features.chunk_copy import Copied, CopyChunk, copy_plainly
+from common.features.feature_spec import VALUE_TYPES
 from common.model.settings import ComputeChoice
 from common.native.build import best_library, default_cache
 from common.native.loading import load

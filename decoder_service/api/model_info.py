@@ -5,9 +5,9 @@ Knows the fixed facts of the served model and their message.
 
 from dataclasses import dataclass
 
+from common.features.vision_info import VisionInfo
 from common.features.wire_types import preprocessing_to_proto
 from common.version import API_VERSION, server_version
-from decoder_service.vision.image_encoder import VisionInfo
 from diptych.v1 import generation_pb2 as pb
 
 

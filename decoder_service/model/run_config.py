@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.model.config import MistralConfig, PixtralConfig
+from common.model.config import MistralConfig
 
 MAX_TRAINED_LEN = 131_072
 """Published configs state position limits far beyond the length that the models were trained for."""
@@ -41,32 +41,18 @@ class KVCacheParams:
 class RunConfig:
     """Everything that is fixed about a running decoder."""
 
-    model: PixtralConfig | MistralConfig
+    text: MistralConfig
+    """Shape of the decoder."""
     dtype: torch.dtype
     """Type of weights, and of activations unless kernels keep them in more bits."""
-    devices: tuple[torch.device, ...]
-    """Where the weights are; one device for now."""
+    device: torch.device
     max_seq_len: int
     """Most tokens of a request, prompt and completion together."""
     kv_params: KVCacheParams
 
-    def __post_init__(self) -> None:
-        if len(self.devices) != 1:
-            raise ValueError(f"a decoder runs on one device, got {len(self.devices)}")
-
-    @property
-    def device(self) -> torch.device:
-        """The one device."""
-        return self.devices[0]
-
-    @property
-    def text(self) -> MistralConfig:
-        """Shape of the decoder."""
-        return self.model.text if isinstance(self.model, PixtralConfig) else self.model
-
 
 def make_run_config(
-    model: PixtralConfig | MistralConfig,
+    text: MistralConfig,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -78,11 +64,10 @@ def make_run_config(
 
     Raises ValueError where the two do not fit.
     """
-    text = model.text if isinstance(model, PixtralConfig) else model
     return RunConfig(
-        model=model,
+        text=text,
         dtype=dtype,
-        devices=(device,),
+        device=device,
         max_seq_len=bounded_max_seq_len(max_seq_len, text.max_position_embeddings),
         kv_params=KVCacheParams(
             dtype=kv_dtype or dtype,

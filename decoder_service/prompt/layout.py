@@ -1,14 +1,12 @@
 """A prompt with the features that its images will get.
 
-Knows how an image is named. Does not know where features come from.
+Knows which image stands where. Does not know where features come from.
 """
 
-from common.features.feature_spec import FeatureSpec
-from common.image.identity import image_hash
+from common.features.vision_info import VisionInfo
 from decoder_service.cache.feature_store import PromptImage
 from decoder_service.prompt.prompt import Prompt, PromptBuilder
 from decoder_service.prompt.prompt_spec import PromptSpec, TokenPrompt
-from decoder_service.vision.image_encoder import VisionInfo
 
 QUICK_TOKENS = 1024
 """Ids that are looked through in less time than it takes to hand them to a thread and back."""
@@ -26,11 +24,8 @@ def lay_out(
     prompt = prompts.build(spec, preprocessing=info.preprocessing if info else None)
     if info is None:
         return prompt, ()
-    images = []
-    for data, field, span in zip(prompt.images, prompt.image_fields, prompt.placeholders, strict=True):
-        identity = image_hash(
-            data, preprocessing=info.preprocessing, weights_digest=info.weights_digest, dtype=info.dtype, salt=salt
-        )
-        spec_ = FeatureSpec(image_hash=identity, grid=span.grid, width=info.feature_width, dtype=info.dtype)
-        images.append(PromptImage(data=data, spec=spec_, field=field))
-    return prompt, tuple(images)
+    images = zip(prompt.images, prompt.image_fields, prompt.placeholders, strict=True)
+    return prompt, tuple(
+        PromptImage(data=data, spec=info.feature_spec(data, grid=span.grid, salt=salt), field=field)
+        for data, field, span in images
+    )

@@ -6,8 +6,9 @@ gRPC from a replica, or from an encoder in the same process.
 
 from dataclasses import dataclass
 
+from common.features.vision_info import VisionInfo
 from common.features.wire_types import dtype_from_proto, preprocessing_from_proto
-from decoder_service.vision.image_encoder import VisionInfo
+from common.version import VISION_API_VERSION
 from diptych.v1 import vision_pb2 as pb
 
 
@@ -17,7 +18,7 @@ class Expected:
 
     weights_digest: bytes
     feature_width: int
-    api_version: str
+    api_version: str = VISION_API_VERSION
 
     def objection(self, api_version: str, info: VisionInfo) -> str:
         """Why it cannot be used; empty where it speaks our version of the API and holds our checkpoint's weights."""
@@ -40,9 +41,6 @@ def read_info(model: pb.VisionServiceGetModelInfoResponse) -> VisionInfo | None:
             weights_digest=model.weights_digest,
             feature_width=model.feature_width,
             dtype=dtype_from_proto(model.dtype),
-            max_image_bytes=model.max_image_bytes,
-            max_image_pixels=model.max_image_pixels,
-            max_patches=model.max_patches,
         )
     except ValueError:
         return None

@@ -23,11 +23,10 @@ from common.errors import (
 )
 from common.features.chunk_copy import CopyChunk, copy_in_turns, copy_plainly
 from common.features.feature_spec import FeatureSpec
-from common.version import VISION_API_VERSION
+from common.features.vision_info import VisionInfo
 from decoder_service.vision.agreement import Expected
 from decoder_service.vision.fleet import VisionFleet
 from decoder_service.vision.hedging import hedged
-from decoder_service.vision.image_encoder import VisionInfo
 from decoder_service.vision.replica import VisionReplica, is_bad_stream
 from decoder_service.vision.replica_state import ReplicaState
 from decoder_service.vision.resolver import VisionResolver
@@ -47,9 +46,7 @@ class VisionClient:
         self,
         resolver: VisionResolver,
         *,
-        expected_digest: bytes,
-        expected_width: int,
-        api_version: str = VISION_API_VERSION,
+        expected: Expected,
         tls: ChannelTlsFiles | None = None,
         hedge_seconds: float | None = None,
         shared_memory: bool = True,
@@ -61,7 +58,6 @@ class VisionClient:
         Without `shared_memory` features come over the network from replicas on this host too.
         `copy` puts chunks of features in their place.
         """
-        expected = Expected(weights_digest=expected_digest, feature_width=expected_width, api_version=api_version)
         self._fleet = VisionFleet(resolver, expected=expected, tls=tls, copy=copy, shared_memory=shared_memory)
         self._router = VisionRouter()
         self._hedge_seconds = hedge_seconds

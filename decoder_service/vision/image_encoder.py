@@ -8,20 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from common.features.feature_spec import FeatureSpec
-from common.image.preprocessing import Preprocessing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VisionInfo:
-    """What an encoder said of itself, and this decoder agreed with."""
-
-    preprocessing: Preprocessing
-    weights_digest: bytes
-    feature_width: int
-    dtype: str
-    max_image_bytes: int
-    max_image_pixels: int
-    max_patches: int
+from common.features.vision_info import VisionInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,10 @@ import asyncio
 
 from common.errors import UnavailableError
 from common.features.feature_spec import FeatureSpec
+from common.features.vision_info import VisionInfo
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from decoder_service.cache.feature_store import PromptImage
-from decoder_service.vision.image_encoder import VisionInfo
 
 ROW = 4
 """Bytes of a one-patch image with one float32 a row."""

@@ -7,11 +7,11 @@ import pytest
 
 from common.errors import UnavailableError
 from common.features.feature_spec import FeatureSpec
+from common.features.vision_info import VisionInfo
 from common.settings.settings import read
 from decoder_service import service
 from decoder_service.config import DecoderConfig
 from decoder_service.service import DecoderService
-from decoder_service.vision.image_encoder import VisionInfo
 from tests.end_to_end.services import DEMO_MODEL
 
 

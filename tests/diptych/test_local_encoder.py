@@ -12,7 +12,6 @@ from common.errors import InternalError, InvalidArgumentError, UnavailableError
 from common.features.feature_spec import FeatureSpec
 from common.image.identity import image_hash
 from common.image.preprocessing import PreprocessingMode
-from common.version import VISION_API_VERSION
 from decoder_service.vision.agreement import Expected
 from diptych.local_encoder import LocalEncoder
 from tests.pictures import LIMITS, noise, preprocessing, save
@@ -37,7 +36,7 @@ INFO = EncoderInfo(
     dtype="float32",
     limits=LIMITS,
 )
-EXPECTED = Expected(weights_digest=b"d" * 32, feature_width=WIDTH, api_version=VISION_API_VERSION)
+EXPECTED = Expected(weights_digest=b"d" * 32, feature_width=WIDTH)
 PICTURE = save(noise(100, 60))
 
 
@@ -122,8 +121,8 @@ async def test_features_arrive_and_the_handshake_is_that_of_a_replica() -> None:
 @pytest.mark.parametrize(
     "expected",
     [
-        Expected(weights_digest=b"x" * 32, feature_width=WIDTH, api_version=VISION_API_VERSION),
-        Expected(weights_digest=b"d" * 32, feature_width=WIDTH + 1, api_version=VISION_API_VERSION),
+        Expected(weights_digest=b"x" * 32, feature_width=WIDTH),
+        Expected(weights_digest=b"d" * 32, feature_width=WIDTH + 1),
     ],
 )
 def test_an_encoder_of_another_model_is_refused(expected: Expected) -> None:

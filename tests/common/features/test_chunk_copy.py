@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common.features.chunk_copy import VALUE_TYPES, CopyChunk, copy_in_turns, copy_plainly
+from common.features.chunk_copy import CopyChunk, copy_in_turns, copy_plainly
+from common.features.feature_spec import VALUE_TYPES
 from common.model.settings import ComputeChoice
 from common.native import chunks
 from common.native.build import best_library, default_cache

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.pixtral_12b import DECODER_12B
 from common.checkpoint.config import read_model_config
-from common.model.config import MistralConfig
+from common.model.config import MistralConfig, PixtralConfig
 from common.settings.settings import read
 from decoder_service.config import DecoderConfig
 from decoder_service.model.kv_cache import KVCache
@@ -61,7 +61,8 @@ def test_the_cache_takes_the_bytes_that_its_layout_says() -> None:
 def test_every_value_comes_from_the_checkpoint(tmp_path: Path) -> None:
     shape = Shape(name="any", hidden=40, heads=6, kv_heads=3, head_dim=10, layers=3, rope_theta=5e5, window=9)
     model = read_model_config(save_pixtral(tmp_path, shape))
-    config = make_run_config(model, dtype=torch.float32, device=CPU, max_seq_len=None, block_size=8)
+    assert isinstance(model, PixtralConfig)
+    config = make_run_config(model.text, dtype=torch.float32, device=CPU, max_seq_len=None, block_size=8)
     text, params = config.text, config.kv_params
     assert (text.hidden_size, text.num_attention_heads, text.num_key_value_heads, text.head_dim) == (40, 6, 3, 10)
     assert (text.num_hidden_layers, text.feed_forward_length, text.vocab_size) == (3, 72, 160)
@@ -69,12 +70,7 @@ def test_every_value_comes_from_the_checkpoint(tmp_path: Path) -> None:
     assert text.attention_multiplier == pytest.approx(10**-0.5)
     assert (params.num_layers, params.num_key_value_heads, params.head_dim, params.block_size) == (3, 3, 10, 8)
     assert (config.dtype, params.dtype) == (torch.float32, torch.float32)
-    assert (config.devices, config.device, config.max_seq_len) == ((CPU,), CPU, 1024)
-
-
-def test_a_decoder_runs_on_one_device() -> None:
-    with pytest.raises(ValueError, match="one device, got 2"):
-        dataclasses.replace(run_config(), devices=(CPU, CPU))
+    assert (config.device, config.max_seq_len) == (CPU, 1024)
 
 
 def plan(config: RunConfig, monkeypatch: pytest.MonkeyPatch, free: int, num_requests: int = 2) -> int:

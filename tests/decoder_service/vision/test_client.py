@@ -30,6 +30,7 @@ from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid, PreprocessingMode
 from common.server.config import ServerConfig
 from common.server.server import GrpcServer
+from decoder_service.vision.agreement import Expected
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.replica_state import ReplicaState
 from decoder_service.vision.resolver import VisionResolver
@@ -42,6 +43,7 @@ from vision_service.api.arena_door import ArenaDoor
 
 DIGEST = b"d" * 32
 WIDTH = 1024
+EXPECTED = Expected(weights_digest=DIGEST, feature_width=WIDTH)
 GRID = PatchGrid(40, 45)
 """Three chunks and a half."""
 SMALL = PatchGrid(2, 2)
@@ -212,7 +214,7 @@ async def client_of(
     for replica in replicas:
         await replica.start()
     resolver = names.resolver if names else VisionResolver([replica.address for replica in replicas])
-    client = VisionClient(resolver, expected_digest=DIGEST, expected_width=WIDTH, hedge_seconds=hedge_seconds)
+    client = VisionClient(resolver, expected=EXPECTED, hedge_seconds=hedge_seconds)
     await client.start()
     try:
         if ready:
@@ -259,7 +261,6 @@ async def test_features_arrive_and_the_handshake_is_kept() -> None:
         assert await encode(client) == rows_of()
         assert client.info is not None
         assert client.info.preprocessing.fingerprint() == preprocessing(PreprocessingMode.HF).fingerprint()
-        assert (client.info.max_image_bytes, client.info.max_patches) == (100, 4096)
         await replica.stop()
         await failure(client)
         assert client.info is not None
@@ -326,7 +327,7 @@ async def test_a_process_that_is_killed_after_any_message_costs_nothing() -> Non
 @asynccontextmanager
 async def _meeting(names: Names, address: str) -> AsyncIterator[VisionClient]:
     """A client that has met one replica."""
-    client = VisionClient(names.resolver, expected_digest=DIGEST, expected_width=WIDTH)
+    client = VisionClient(names.resolver, expected=EXPECTED)
     await client.start()
     try:
         await client.wait_ready()
@@ -650,7 +651,7 @@ async def test_closing_ends_calls_under_way_with_an_error() -> None:
 
 
 async def test_a_client_without_addresses_says_that_nobody_answers() -> None:
-    client = VisionClient(VisionResolver([]), expected_digest=DIGEST, expected_width=WIDTH)
+    client = VisionClient(VisionResolver([]), expected=EXPECTED)
     await client.start()
     assert (await failure(client)).reason == "VISION_UNAVAILABLE"
     await client.close()
@@ -746,7 +747,7 @@ asyncio.run(main())
 
 async def test_a_frozen_replica_is_given_up_within_six_seconds() -> None:
     process, address = await _server_process(_FROZEN_SERVER)
-    client = VisionClient(VisionResolver([address]), expected_digest=DIGEST, expected_width=WIDTH)
+    client = VisionClient(VisionResolver([address]), expected=EXPECTED)
     try:
         await client.start()
         await client.wait_ready()

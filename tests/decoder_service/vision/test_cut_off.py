@@ -34,7 +34,7 @@ from tests.decoder_service.vision import test_client as tests
 
 async def main():
     resolver = VisionResolver(["10.99.0.21:50052"])
-    client = VisionClient(resolver, expected_digest=tests.DIGEST, expected_width=tests.WIDTH)
+    client = VisionClient(resolver, expected=tests.EXPECTED)
     await client.start()
     await client.wait_ready()
     assert await tests.encode(client) == tests.rows_of()

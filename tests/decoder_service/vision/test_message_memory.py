@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from common.features.chunk_copy import Copied, CopyChunk, copy_plainly
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
-from tests.decoder_service.vision.test_client import DIGEST, WIDTH, FakeReplica, encode, forever
+from tests.decoder_service.vision.test_client import EXPECTED, FakeReplica, encode, forever
 from tests.waiting import until
 
 
@@ -17,9 +17,7 @@ async def client_with(copy: CopyChunk) -> AsyncIterator[VisionClient]:
     """A client that gets two messages of a picture and then no more."""
     replica = FakeReplica(forever)
     await replica.start()
-    client = VisionClient(
-        VisionResolver([replica.address]), expected_digest=DIGEST, expected_width=WIDTH, shared_memory=False, copy=copy
-    )
+    client = VisionClient(VisionResolver([replica.address]), expected=EXPECTED, shared_memory=False, copy=copy)
     await client.start()
     try:
         await client.wait_ready()

@@ -21,7 +21,7 @@ from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
 from diptych.v1 import types_pb2
 from diptych.v1 import vision_pb2 as pb
-from tests.decoder_service.vision.test_client import DIGEST, WIDTH, FakeReplica, encode, rows_of
+from tests.decoder_service.vision.test_client import EXPECTED, FakeReplica, encode, rows_of
 from tests.vision_service.api.test_servicer import INFO, PICTURE, running
 
 LATER = {
@@ -132,7 +132,7 @@ async def replica(other: OtherSchema) -> AsyncIterator[OtherReplica]:
 
 
 async def test_a_vision_service_of_another_version_serves_our_decoder(replica: OtherReplica) -> None:
-    client = VisionClient(VisionResolver([replica.address]), expected_digest=DIGEST, expected_width=WIDTH)
+    client = VisionClient(VisionResolver([replica.address]), expected=EXPECTED)
     await client.start()
     try:
         await client.wait_ready()
