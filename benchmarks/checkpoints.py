@@ -25,7 +25,8 @@ from common.checkpoint.layout import stored_name
 from common.checkpoint.safetensors_writer import Planned, write_safetensors
 from common.checkpoint.shapes import tensor_shapes
 from common.image.preprocessing import Preprocessing, PreprocessingMode
-from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.model.config import MistralConfig, ModelConfig, PixtralConfig, PixtralVisionConfig
+from common.model.config import text_config as common_text_config
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build/benchmarks/checkpoints"
@@ -82,7 +83,7 @@ PREPROCESSING = Preprocessing(
     mean=CLIP_MEAN,
     std=CLIP_STD,
 )
-MODELS: dict[str, MistralConfig | PixtralConfig] = {
+MODELS: dict[str, ModelConfig] = {
     "small": SMALL,
     "tiny": TINY,
     "small-bfloat16": SMALL,
@@ -108,8 +109,7 @@ def has_halves(name: str) -> bool:
 
 def text_config(name: str) -> MistralConfig:
     """Shape of the decoder of a model of `MODELS`."""
-    config = MODELS[name]
-    return config.text if isinstance(config, PixtralConfig) else config
+    return common_text_config(MODELS[name])
 
 
 def checkpoint(name: str, folder: Path = FOLDER) -> Path:
@@ -194,7 +194,7 @@ def random_prompts(name: str, count: int, length: int, *, seed: int) -> list[lis
     return [[1, *prompt[1:]] for prompt in prompts]
 
 
-def _write(directory: Path, config: MistralConfig | PixtralConfig, *, in_halves: bool) -> None:
+def _write(directory: Path, config: ModelConfig, *, in_halves: bool) -> None:
     has_vision = isinstance(config, PixtralConfig)
     planned = [
         Planned(

@@ -40,6 +40,7 @@ from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute
 from decoder_service.model.weights import DecoderModel
 from vision_service.model.runner import EncoderRunner
+from vision_service.model.weights import load_encoder
 
 CPU = torch.device("cpu")
 MB = 1_000_000
@@ -88,7 +89,13 @@ def load_part(
     before = resident("VmRSS")
     with anonymous_peak() as samples:
         kept: object = (
-            EncoderRunner.load(checkpoint, PREPROCESSING, device=CPU, dtype=dtype, library=library)
+            EncoderRunner(
+                load_encoder(checkpoint, device=CPU, types=types),
+                PREPROCESSING,
+                device=CPU,
+                dtype=dtype,
+                library=library,
+            )
             if service == "vision"
             else (load_decoder(checkpoint, types, library, in_bytes=in_bytes), checkpoint.digest(Part.VISION))
         )

@@ -6,6 +6,7 @@ Knows every part and the order in which they start and stop. Does none of their 
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -62,9 +63,10 @@ class DecoderService:
         # What cannot be used is known before the weights are read, which may take minutes.
         self._vision_tls = _vision_tls(config)
         checkpoint = open_checkpoint(config.model.model, verify_checksums=config.model.verify_checksums)
-        _check_vision_addresses(config, checkpoint, has_encoder=make_encoder is not None)
         text = checkpoint.text_config
         image_token_id = _image_token_id(checkpoint)
+        takes_images = image_token_id is not None
+        _check_vision_addresses(config, takes_images=takes_images, has_encoder=make_encoder is not None)
         tokenizer_file = config.tokenizer or find_tokenizer_file(config.model.model)
         tokenizer = load_fitting_tokenizer(
             tokenizer_file, vocabulary_size=text.vocab_size, image_token_id=image_token_id
@@ -73,8 +75,12 @@ class DecoderService:
         self._engine = build_engine(config, checkpoint, run_config)
         self._tokenizer = tokenizer
         # Once: it reads all of the encoder's weights.
-        digest = checkpoint.digest(Part.VISION) if image_token_id is not None else b""
-        self._vision = _image_source(config, checkpoint, make_encoder, digest=digest, tls=self._vision_tls)
+        digest = checkpoint.digest(Part.VISION) if takes_images else b""
+        self._vision: ImageSource | None = None
+        if takes_images:
+            expected = Expected(weights_digest=digest, feature_width=checkpoint.vision_config.vision_hidden_size)
+            make_encoder = make_encoder or partial(_vision_client, config, tls=self._vision_tls)
+            self._vision = make_encoder(expected)
         checkpoint.finish_checks()
         self._prompts = PromptBuilder(
             tokenizer,
@@ -192,28 +198,15 @@ def _structures(tokenizer: Tokenizer, info: ModelInfo) -> StructureCompiler | No
     return StructureCompiler(load)
 
 
-def _check_vision_addresses(config: DecoderConfig, checkpoint: Checkpoint, *, has_encoder: bool) -> None:
+def _check_vision_addresses(config: DecoderConfig, *, takes_images: bool, has_encoder: bool) -> None:
     """Raise ValueError where addresses are lacking, or given for nothing."""
-    takes_images = isinstance(checkpoint.config, PixtralConfig)
     if config.vision_addresses and not takes_images:
         raise ValueError("--vision-addresses is given, but the model takes no images")
     if takes_images and not config.vision_addresses and not has_encoder:
         raise ValueError("--vision-addresses must be given: the model takes images")
 
 
-def _image_source(
-    config: DecoderConfig,
-    checkpoint: Checkpoint,
-    make_encoder: EncoderFactory | None,
-    *,
-    digest: bytes,
-    tls: ChannelTlsFiles | None,
-) -> ImageSource | None:
-    if not isinstance(checkpoint.config, PixtralConfig):
-        return None
-    expected = Expected(weights_digest=digest, feature_width=checkpoint.config.vision.vision_hidden_size)
-    if make_encoder is not None:
-        return make_encoder(expected)
+def _vision_client(config: DecoderConfig, expected: Expected, *, tls: ChannelTlsFiles | None) -> VisionClient:
     return VisionClient(
         VisionResolver(config.vision_addresses),
         expected=expected,

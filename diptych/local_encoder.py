@@ -16,8 +16,8 @@ from common.features.feature_spec import FeatureSpec
 from common.features.features import FeatureReceiver
 from common.features.packing import feature_messages
 from common.features.vision_info import VisionInfo
-from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import Expected, read_info
+from decoder_service.vision.loop_turns import LoopTurns
 from vision_service.service import VisionService
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ models or tensors. All that it says on standard output is one line, `ready HOST:
 import asyncio
 import os
 import platform
-import signal
 import socket
 import sys
 from collections.abc import Coroutine, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from common.model.cores import num_cores
 from common.server.ports import address, check_free
+from common.server.signals import termination_signals
 from common.settings.sources import without_settings
 from diptych.child import Child, ChildError
 from diptych.models import demo_model, understands_images
@@ -61,15 +61,15 @@ async def up(config: UpConfig) -> int:
     for port, purpose in _ports(config, replicas):
         check_free(config.host, port, purpose=purpose)
     services = _Services(config, model, replicas, is_local=config.local_vision and takes_images)
-    signals = _signals()
-    running = asyncio.create_task(services.run())
-    await _first(running, signals.get())
-    running.cancel()
-    status = await _outcome(running)  # says what went wrong before the others have drained
-    stopping = asyncio.create_task(services.stop())
-    await _first(stopping, signals.get())
-    services.kill()  # does nothing unless a second signal was in a hurry
-    await stopping
+    with termination_signals() as signals:
+        running = asyncio.create_task(services.run())
+        await _first(running, signals.get())
+        running.cancel()
+        status = await _outcome(running)  # says what went wrong before the others have drained
+        stopping = asyncio.create_task(services.stop())
+        await _first(stopping, signals.get())
+        services.kill()  # does nothing unless a second signal was in a hurry
+        await stopping
     return status
 
 
@@ -184,11 +184,3 @@ class _Services:
         inherited = without_settings(os.environ)
         # A number of threads that the user has set already stands.
         return {"OMP_NUM_THREADS": str(self._threads[role]), "no_grpc_proxy": _LOOPBACK, **inherited}
-
-
-def _signals() -> asyncio.Queue[int]:
-    """The SIGTERMs and SIGINTs from now on."""
-    arrived: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, arrived.put_nowait, number)
-    return arrived

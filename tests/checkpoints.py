@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from common.checkpoint.config import ModelConfig
 from common.checkpoint.layout import Part
-from common.model.config import PixtralConfig
+from common.model.config import ModelConfig, PixtralConfig
 from common.model.weight_types import WeightTypes
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector

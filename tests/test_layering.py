@@ -51,7 +51,7 @@ POLICY = (
     "decoder_service.vision.resolver",
     "decoder_service.vision.retry_budget",
     "decoder_service.vision.hedging",
-    "decoder_service.engine.loop_turns",
+    "decoder_service.vision.loop_turns",
     "vision_service.pipeline.batcher",
     "vision_service.pipeline.byte_budget",
     "vision_service.model.encoded_image",

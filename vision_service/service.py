@@ -12,16 +12,15 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from common.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from common.checkpoint.config import CheckpointError, read_preprocessing
+from common.checkpoint.config import read_preprocessing
 from common.checkpoint.layout import Part
 from common.features.feature_spec import VALUE_TYPES
 from common.image.header import ImageLimits
 from common.image.preprocessing import PreprocessingMode
-from common.model.config import PixtralConfig
 from common.model.devices import find_device, find_dtype
 from common.model.graph_recorder import CudaGraphRecorder
 from common.model.settings import ComputeChoice, ModelSettings
-from common.native.opening import choose_library
+from common.native.opening import choose_library, weight_types
 from common.native.resizing import find_kernels
 from common.server.process import give_memory_back
 from vision_service.collector import VisionCollector
@@ -32,6 +31,7 @@ from vision_service.model.memory_plan import warm_up
 from vision_service.model.model_info import EncoderInfo
 from vision_service.model.runner import EncoderRunner
 from vision_service.model.segment_attention import choose_segment_attention
+from vision_service.model.weights import load_encoder
 from vision_service.pipeline.batcher import Batcher
 from vision_service.pipeline.byte_budget import ByteBudget
 from vision_service.pipeline.feature_cache import FeatureCache
@@ -111,9 +111,7 @@ class VisionService:
 
 
 def _read_info(checkpoint: Checkpoint, model: ModelSettings, decode: DecodeConfig, dtype: torch.dtype) -> EncoderInfo:
-    if not isinstance(checkpoint.config, PixtralConfig):
-        raise CheckpointError(f"{model.model}: the model takes no pictures")
-    vision = checkpoint.config.vision
+    vision = checkpoint.vision_config
     return EncoderInfo(
         model_name=model.served_name,
         weights_digest=checkpoint.digest(Part.VISION),
@@ -146,8 +144,9 @@ def _load_runner(
     keeps_on_device: bool,
 ) -> EncoderRunner:
     kernels = choose_library(settings, device=device, dtype=dtype)
-    runner = EncoderRunner.load(
-        checkpoint,
+    types = weight_types(kernels.library, dtype)
+    runner = EncoderRunner(
+        load_encoder(checkpoint, device=device, types=types),
         info.preprocessing,
         device=device,
         dtype=dtype,
@@ -173,12 +172,10 @@ def _warm_up(
     batch: BatchConfig,
     cache: CacheConfig,
 ) -> None:
-    if not isinstance(checkpoint.config, PixtralConfig):
-        raise CheckpointError("the model takes no pictures")
     on_device = cache.feature_cache_place is FeaturePlace.DEVICE and device.type != "cpu"
     warm_up(
         runner,
-        checkpoint.config.vision,
+        checkpoint.vision_config,
         info.preprocessing,
         device=device,
         dtype=runner.activation_dtype,

@@ -21,7 +21,7 @@ from common.image.header import ImageLimits
 from common.image.identity import ImageHash
 from common.model.devices import find_dtype
 from common.model.settings import DtypeChoice, ModelSettings
-from common.native.opening import choose_library
+from common.native.opening import choose_library, weight_types
 from common.native.resizing import find_kernels, open_resize
 from common.server.process import freeze_loaded, tune_allocator
 from common.version import server_version
@@ -33,6 +33,7 @@ from decoder_service.vision.image_encoder import ImageFeatures
 from vision_service.decoding.image import Pixels, decode_image, keep_pixel_memory
 from vision_service.model.encoded_image import rows_of
 from vision_service.model.runner import EncoderRunner
+from vision_service.model.weights import load_encoder
 
 _LIMITS = ImageLimits(max_bytes=64 << 20, max_pixels=50_000_000)
 
@@ -42,8 +43,8 @@ def in_process_encoder(model: Path, choice: DtypeChoice = DtypeChoice.AUTO) -> E
     device = torch.device("cpu")
     dtype = find_dtype(choice, device)
     library, _ = choose_library(ModelSettings(model=model, dtype=choice), device=device, dtype=dtype)
-    checkpoint = open_checkpoint(model)
-    return EncoderRunner.load(checkpoint, PREPROCESSING, device=device, dtype=dtype, library=library)
+    encoder = load_encoder(open_checkpoint(model), device=device, types=weight_types(library, dtype))
+    return EncoderRunner(encoder, PREPROCESSING, device=device, dtype=dtype, library=library)
 
 
 class Worker:

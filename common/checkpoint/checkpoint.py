@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint.checksums import MANIFEST_NAME, ChecksumCheck
-from common.checkpoint.config import ModelConfig, read_end_token_ids, read_model_config
+from common.checkpoint.config import read_end_token_ids, read_model_config
 from common.checkpoint.files import CheckpointError, CheckpointFormat, WeightFiles, find_format, find_weights
 from common.checkpoint.layout import Part, Place, place, stored_name
 from common.checkpoint.pinned_reading import PinnedReader
 from common.checkpoint.rotary_order import half_split
 from common.checkpoint.safetensors_file import StoredTensor, read_header, shown
 from common.checkpoint.shapes import tensor_shapes
-from common.model.config import MistralConfig, PixtralConfig
+from common.model.config import MistralConfig, ModelConfig, PixtralConfig, PixtralVisionConfig, text_config
 from common.model.devices import mark_for
 from common.model.weight_types import WeightTypes
 
@@ -57,7 +57,14 @@ class Checkpoint:
     @property
     def text_config(self) -> MistralConfig:
         """Shape of the decoder."""
-        return self.config.text if isinstance(self.config, PixtralConfig) else self.config
+        return text_config(self.config)
+
+    @property
+    def vision_config(self) -> PixtralVisionConfig:
+        """Shape of the encoder. Raises CheckpointError for a model without one."""
+        if not isinstance(self.config, PixtralConfig):
+            raise CheckpointError(f"{self.directory}: the model takes no pictures")
+        return self.config.vision
 
     @property
     def end_token_ids(self) -> frozenset[int]:
@@ -151,9 +158,9 @@ def open_checkpoint(directory: Path, *, verify_checksums: bool = False) -> Check
 
 def head_dim(config: ModelConfig, part: Part) -> int:
     """Width of an attention head in the decoder or the encoder."""
-    if isinstance(config, PixtralConfig):
-        return config.vision.vision_head_dim if part is Part.VISION else config.text.head_dim
-    return config.head_dim
+    if part is Part.VISION and isinstance(config, PixtralConfig):
+        return config.vision.vision_head_dim
+    return text_config(config).head_dim
 
 
 def _used_files(directory: Path, weights: WeightFiles) -> set[str]:

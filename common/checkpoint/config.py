@@ -12,22 +12,7 @@ from common.checkpoint.hf_config import parse_hf
 from common.checkpoint.json_section import Section, file_section
 from common.checkpoint.native_config import parse_native, vision_section
 from common.image.preprocessing import Preprocessing, PreprocessingMode
-from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
-
-__all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
-    "CheckpointError",
-    "CheckpointFormat",
-    "ModelConfig",
-    "find_format",
-    "read_end_token_ids",
-    "read_json",
-    "read_model_config",
-    "read_preprocessing",
-]
-
-ModelConfig = PixtralConfig | MistralConfig
+from common.model.config import ModelConfig, PixtralVisionConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -94,13 +94,13 @@ def find_weights(directory: Path, layout: CheckpointFormat) -> WeightFiles:
     return WeightFiles(files, None, files[0].name)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, max_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
     """Content of a JSON file that holds an object; raises CheckpointError naming the file."""
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_JSON_BYTES + 1)
-        if len(data) > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path.name}: larger than {_MAX_JSON_BYTES} bytes")
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise CheckpointError(f"{path.name}: larger than {max_bytes} bytes")
         content = json.loads(data.decode("utf-8"))
     except CheckpointError:
         raise

@@ -8,10 +8,10 @@ from typing import Any
 from common.checkpoint.files import CheckpointError
 from common.checkpoint.json_section import Section
 from common.image.preprocessing import Preprocessing
-from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.model.config import MistralConfig, ModelConfig, PixtralConfig, PixtralVisionConfig
 
 
-def parse_hf(config: Section) -> PixtralConfig | MistralConfig:
+def parse_hf(config: Section) -> ModelConfig:
     """The model of a config.json. Raises CheckpointError for what is not Mistral or Pixtral as we compute it."""
     # auto_map names code that would replace what we compute; quantised tensors mean other numbers.
     config.refuse("auto_map", "quantization_config")
@@ -94,7 +94,7 @@ def _rope_theta(section: Section) -> float:
 
 
 def hf_documents(
-    config: PixtralConfig | MistralConfig, preprocessing: Preprocessing | None, *, torch_dtype: str
+    config: ModelConfig, preprocessing: Preprocessing | None, *, torch_dtype: str
 ) -> dict[str, dict[str, Any]]:
     """The files, by name, that state this shape; `preprocessing` is None for a model without pictures."""
     if isinstance(config, MistralConfig):

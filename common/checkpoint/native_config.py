@@ -8,13 +8,13 @@ from typing import Any
 from common.checkpoint.files import CheckpointError
 from common.checkpoint.json_section import Section
 from common.image.preprocessing import Preprocessing
-from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.model.config import MistralConfig, ModelConfig, PixtralConfig, PixtralVisionConfig, text_config
 
 _DEFAULT_LENGTH = 128_000
 """Longest sequence of a model that does not state it."""
 
 
-def parse_native(params: Section) -> PixtralConfig | MistralConfig:
+def parse_native(params: Section) -> ModelConfig:
     """The model of a params.json. Raises CheckpointError for what is not Mistral or Pixtral as we compute it."""
     params.refuse("yarn", "llama_4_scaling", "quantization", "moe", "lora")
     params.expect("activation", "silu")
@@ -87,14 +87,12 @@ def _vision(vision: Section) -> PixtralVisionConfig:
     )
 
 
-def native_documents(
-    config: PixtralConfig | MistralConfig, preprocessing: Preprocessing | None
-) -> dict[str, dict[str, Any]]:
+def native_documents(config: ModelConfig, preprocessing: Preprocessing | None) -> dict[str, dict[str, Any]]:
     """The files, by name, that state this shape; `preprocessing` is None for a model without pictures.
 
     Raises CheckpointError for what the format cannot say.
     """
-    text = config.text if isinstance(config, PixtralConfig) else config
+    text = text_config(config)
     document: dict[str, Any] = {
         "dim": text.hidden_size,
         "n_layers": text.num_hidden_layers,

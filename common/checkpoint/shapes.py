@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from common.checkpoint.layout import Part
-from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
+from common.model.config import MistralConfig, ModelConfig, PixtralConfig, PixtralVisionConfig, text_config
 
 
 class TensorShape(NamedTuple):
@@ -21,10 +21,9 @@ class TensorShape(NamedTuple):
     shape: tuple[int, ...]
 
 
-def tensor_shapes(config: PixtralConfig | MistralConfig) -> Iterator[TensorShape]:
+def tensor_shapes(config: ModelConfig) -> Iterator[TensorShape]:
     """Every tensor of the model, layer by layer; lazily, as a config may claim any number of layers."""
-    text = config.text if isinstance(config, PixtralConfig) else config
-    yield from _named(Part.DECODER, _decoder(text))
+    yield from _named(Part.DECODER, _decoder(text_config(config)))
     if isinstance(config, PixtralConfig):
         yield from _named(Part.PROJECTOR, _projector(config))
         yield from _named(Part.VISION, _vision(config.vision))

@@ -87,3 +87,11 @@ class PixtralConfig:
             raise ValueError(
                 f"image_token_index {self.image_token_index} is outside of vocab_size {self.text.vocab_size}"
             )
+
+
+ModelConfig = PixtralConfig | MistralConfig
+
+
+def text_config(config: ModelConfig) -> MistralConfig:
+    """Shape of a model's decoder."""
+    return config.text if isinstance(config, PixtralConfig) else config

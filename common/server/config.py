@@ -62,7 +62,7 @@ class ServerConfig:
             raise ValueError("--allowed-clients needs --tls-client-ca: without certificates nobody has a name")
         if not self.verifies_callers and any(limit is not None for limit in self.access.limits):
             raise ValueError("limits for each caller need --auth-tokens or --tls-client-ca: nobody is known otherwise")
-        ports = [port for port in (self.port, self.health_port, self.metrics_port) if port]
+        ports = [port for port in self.named_ports.values() if port]
         if len(set(ports)) != len(ports):
             raise ValueError("--port, --health-port and --metrics-port must differ")
 
@@ -70,6 +70,12 @@ class ServerConfig:
     def verifies_callers(self) -> bool:
         """Whether callers have to prove who they are."""
         return self.access.auth_tokens is not None or self.tls.tls_client_ca is not None
+
+    @property
+    def named_ports(self) -> dict[str, int]:
+        """The ports to listen on, by the first word of their settings, which is none for that of calls."""
+        ports = {"": self.port, "health": self.health_port, "metrics": self.metrics_port}
+        return {name: port for name, port in ports.items() if port is not None}
 
     @property
     def channel_options(self) -> list[tuple[str, int]]:

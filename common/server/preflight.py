@@ -17,9 +17,8 @@ _OWN_DESCRIPTORS = 256
 
 def check_server(config: ServerConfig) -> None:
     """Raise ValueError where files cannot be used, or SystemExit where a port is taken, each with one line."""
-    for port, purpose in ((config.port, ""), (config.health_port, "health"), (config.metrics_port, "metrics")):
-        if port is not None:
-            check_free(config.host, port, purpose=purpose)
+    for purpose, port in config.named_ports.items():
+        check_free(config.host, port, purpose=purpose)
     if api_implementation.Type() != "upb":
         raise ValueError("protobuf runs without its native parser, whose limits on nesting we rely on")
     server_files(config.tls)

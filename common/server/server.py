@@ -103,15 +103,14 @@ class GrpcServer:
         """
         config, host = self._config, self._config.host
         # All of them before any is bound: gRPC gives a port of a server that never started back only with the process.
-        for wanted, purpose in ((config.port, ""), (config.health_port, "health"), (config.metrics_port, "metrics")):
-            if wanted is not None:
-                check_free(host, wanted, purpose=purpose)
-        port = _bind(self.grpc, host, self._config.port, self._credentials)
-        if self._config.health_port is not None:
-            self.health_port = _bind(self._probes, host, self._config.health_port, None)
+        for purpose, wanted in config.named_ports.items():
+            check_free(host, wanted, purpose=purpose)
+        port = _bind(self.grpc, host, config.port, self._credentials)
+        if config.health_port is not None:
+            self.health_port = _bind(self._probes, host, config.health_port, None)
             await self._probes.start()
-        if self._config.metrics_port is not None:
-            self._metrics.start(host, self._config.metrics_port)
+        if config.metrics_port is not None:
+            self._metrics.start(host, config.metrics_port)
         await self.grpc.start()
         loop = asyncio.get_running_loop()
         if isinstance(loop, ServiceLoop) and not loop.knows_grpc:

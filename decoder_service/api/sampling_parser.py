@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import InvalidArgumentError
 from decoder_service.api.field_checks import Range, check_count, empty, present_fields
-from decoder_service.prompt.prompt import check_token_ids
+from decoder_service.prompt.prompt import check_token_ids, unknown_token_id
 from decoder_service.sampling.sampling_params import SamplingParams
 from diptych.v1 import generation_pb2 as pb
 
@@ -95,12 +94,7 @@ def _logit_bias(biases: Mapping[int, float], vocabulary_size: int) -> tuple[tupl
     for token_id, bias in biases.items():
         field = f"sampling.logit_bias[{token_id}]"
         if token_id >= vocabulary_size:
-            raise InvalidArgumentError(
-                "INVALID_TOKEN_ID",
-                f"there is no token {token_id}; ids go up to {vocabulary_size - 1}",
-                field=field,
-                metadata={"limit": vocabulary_size - 1, "got": token_id},
-            )
+            raise unknown_token_id(token_id, vocabulary_size=vocabulary_size, field=field)
         _BIAS.check(bias, name="a bias", field=field)
     return tuple(sorted(biases.items()))
 

@@ -9,13 +9,15 @@ process, whatever it is: such an error is sticky, and only a new process helps.
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
 from decoder_service.engine.step import BlockCopy, Launched, Launcher, Runner, ScheduledBatch, StepResult
+
+Result = TypeVar("Result")
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
 _LOST = (
@@ -39,41 +41,25 @@ class GuardedRunner:
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copy blocks. Raises DeviceMemoryError or DeviceLostError."""
-        try:
-            self._runner.copy(copies)
-        except (RuntimeError, MemoryError) as error:
-            _tell_apart(error)
-            raise
+        _guarded(partial(self._runner.copy, copies))
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute a batch. Raises DeviceMemoryError, DeviceLostError, or whatever the batch is at fault for."""
-        try:
-            return self._runner.execute(batch)
-        except (RuntimeError, MemoryError) as error:
-            _tell_apart(error)
-            raise
+        return _guarded(partial(self._runner.execute, batch))
 
     def launch(self, batch: ScheduledBatch, after: Launched | None = None) -> Launched:
         """Begin to compute a batch; its result raises as `execute` does."""
-        try:
-            launched = self._runner.launch(batch, after)
-        except (RuntimeError, MemoryError) as error:
-            _tell_apart(error)
-            raise
+        launched = _guarded(partial(self._runner.launch, batch, after))
         return Launched(partial(_guarded, launched.result), launched.tokens)
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
         """Clear blocks. Raises DeviceMemoryError or DeviceLostError."""
-        try:
-            self._runner.clear(block_ids)
-        except (RuntimeError, MemoryError) as error:
-            _tell_apart(error)
-            raise
+        _guarded(partial(self._runner.clear, block_ids))
 
 
-def _guarded(result: Callable[[], StepResult]) -> StepResult:
+def _guarded(work: Callable[[], Result]) -> Result:
     try:
-        return result()
+        return work()
     except (RuntimeError, MemoryError) as error:
         _tell_apart(error)
         raise

@@ -41,11 +41,10 @@ class DecoderModel:
         with torch.device("meta"):
             decoder = MistralForCausalLM(checkpoint.text_config)
             projector = Projector(checkpoint.config) if isinstance(checkpoint.config, PixtralConfig) else None
-        tensors = checkpoint.tensors(Part.DECODER, decoder, device=device, types=types)
         if in_fp8:
-            load_rounded(decoder, tensors)
+            load_rounded(decoder, checkpoint.tensors(Part.DECODER, decoder, device=device, types=types))
         else:
-            decoder.load_state_dict(dict(tensors), strict=True, assign=True)
+            checkpoint.load(Part.DECODER, decoder, device=device, types=types)
         if projector is not None:
             checkpoint.load(Part.PROJECTOR, projector, device=device, types=types)
         return DecoderModel(

@@ -3,11 +3,12 @@
 Knows where versions 4 and 5 of transformers write them, and which wins. Does not know what they mean.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-_MAX_FILE_BYTES = 2**24
+from common.checkpoint.files import read_json
+
+_MAX_TEMPLATE_BYTES = 2**24
 # Later ones win. The image tokens of Pixtral stand in the processor's file.
 _NAME_FILES = ("special_tokens_map.json", "tokenizer_config.json", "processor_config.json")
 _NAME_GROUPS = ("model_specific_special_tokens", "extra_special_tokens")
@@ -19,7 +20,7 @@ def read_special_names(directory: Path) -> dict[str, str]:
     """Texts of special tokens by their names, such as bos_token and image_break_token. Raises ValueError."""
     names: dict[str, str] = {}
     for file in _NAME_FILES:
-        settings = read_json_object(directory / file)
+        settings = _settings(directory / file)
         for group in (*(settings.get(key) for key in _NAME_GROUPS), settings):
             if isinstance(group, dict):
                 names |= {key: text for key, value in group.items() if (text := _token_text(key, value))}
@@ -32,7 +33,7 @@ def read_chat_template(directory: Path) -> str | None:
     if path.is_file():
         return _read_text(path)
     for file in ("chat_template.json", "tokenizer_config.json"):
-        template = read_json_object(directory / file).get(_TEMPLATE_KEY)
+        template = _settings(directory / file).get(_TEMPLATE_KEY)
         if isinstance(template, list):
             # Several templates by name: the one called default is for chats without tools.
             named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
@@ -42,22 +43,14 @@ def read_chat_template(directory: Path) -> str | None:
     return None
 
 
-def read_json_object(path: Path, *, max_bytes: int = _MAX_FILE_BYTES) -> dict[str, Any]:
+def _settings(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no file. Raises ValueError naming the file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read_text(path, max_bytes=max_bytes))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not a JSON file") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} does not hold a JSON object")
-    return value
+    return read_json(path) if path.is_file() else {}
 
 
-def _read_text(path: Path, *, max_bytes: int = _MAX_FILE_BYTES) -> str:
-    if path.stat().st_size > max_bytes:
-        raise ValueError(f"{path.name} is larger than {max_bytes} bytes")
+def _read_text(path: Path) -> str:
+    if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MAX_TEMPLATE_BYTES} bytes")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from decoder_service.prompt.hf_files import read_json_object
+from common.checkpoint.files import read_json
 
 _MAX_FILE_BYTES = 2**28
 _MAX_IDS = 2**24
@@ -63,9 +63,7 @@ class Vocabulary:
     @classmethod
     def from_file(cls, path: Path, *, control_names: Collection[str]) -> "Vocabulary":
         """Read a tokenizer.json. Raises ValueError."""
-        if not path.is_file():
-            raise ValueError(f"{path.name} is not a tokenizer file: there is none")
-        return cls(read_json_object(path, max_bytes=_MAX_FILE_BYTES), control_names=control_names)
+        return cls(read_json(path, max_bytes=_MAX_FILE_BYTES), control_names=control_names)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, control tokens where secret names stand. Raises ValueError for lone surrogates."""

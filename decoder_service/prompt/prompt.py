@@ -77,9 +77,7 @@ class PromptBuilder:
         if template is None:
             raise InvalidArgumentError("CHAT_UNSUPPORTED", "this model has no chat template", field="chat")
         _check_messages(spec.messages)
-        self._check_texts(
-            (part for message in spec.messages for part in message.parts if isinstance(part, str)), "chat"
-        )
+        self._check_texts(spec.texts, "chat")
         images = list(_chat_images(spec.messages))
         grids = self._grids(images, preprocessing, "chat")
         try:
@@ -167,11 +165,16 @@ def check_token_ids(token_ids: Sequence[int], *, vocabulary_size: int, field: st
     if max(token_ids, default=0) < vocabulary_size:
         return
     index, got = next((index, got) for index, got in enumerate(token_ids) if got >= vocabulary_size)
-    raise InvalidArgumentError(
+    raise unknown_token_id(got, vocabulary_size=vocabulary_size, field=f"{field}[{index}]")
+
+
+def unknown_token_id(token_id: int, *, vocabulary_size: int, field: str) -> InvalidArgumentError:
+    """The refusal of an id that the model does not know."""
+    return InvalidArgumentError(
         "INVALID_TOKEN_ID",
-        f"there is no token {got}; ids go up to {vocabulary_size - 1}",
-        field=f"{field}[{index}]",
-        metadata={"limit": vocabulary_size - 1, "got": got},
+        f"there is no token {token_id}; ids go up to {vocabulary_size - 1}",
+        field=field,
+        metadata={"limit": vocabulary_size - 1, "got": token_id},
     )
 
 

@@ -4,7 +4,7 @@ Knows the three ways to state a prompt. Does not know protobuf (see `decoder_ser
 (see `decoder_service.prompt.prompt`); nothing here has been checked but its shape.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -32,6 +32,16 @@ class ChatPrompt:
 
     messages: tuple[ChatMessage, ...]
 
+    @property
+    def texts(self) -> list[str]:
+        """What is said in words, in order."""
+        return [part for message in self.messages for part in message.parts if isinstance(part, str)]
+
+    @property
+    def images(self) -> list[bytes]:
+        """The image files, in order."""
+        return [part for message in self.messages for part in message.parts if isinstance(part, bytes)]
+
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
@@ -53,9 +63,7 @@ PromptSpec = ChatPrompt | TextPrompt | TokenPrompt
 
 def has_images(spec: PromptSpec) -> bool:
     """Whether a prompt comes with images."""
-    if isinstance(spec, ChatPrompt):
-        return any(isinstance(part, bytes) for part in _parts(spec))
-    return isinstance(spec, TokenPrompt) and bool(spec.images)
+    return not isinstance(spec, TextPrompt) and bool(spec.images)
 
 
 CHARACTERS_PER_TOKEN = 4
@@ -66,19 +74,10 @@ def guess_num_tokens(spec: PromptSpec) -> int:
     """About how many tokens a prompt makes, but for its images, of which nothing is known yet."""
     if isinstance(spec, TokenPrompt):
         return len(spec.token_ids)
-    texts = [spec.text] if isinstance(spec, TextPrompt) else [part for part in _parts(spec) if isinstance(part, str)]
+    texts = [spec.text] if isinstance(spec, TextPrompt) else spec.texts
     return sum(map(len, texts)) // CHARACTERS_PER_TOKEN
 
 
 def num_picture_bytes(spec: PromptSpec) -> int:
     """Bytes of all picture files of a prompt."""
-    if isinstance(spec, TextPrompt):
-        return 0
-    images = (
-        spec.images if isinstance(spec, TokenPrompt) else [part for part in _parts(spec) if isinstance(part, bytes)]
-    )
-    return sum(map(len, images))
-
-
-def _parts(spec: ChatPrompt) -> Iterator[str | bytes]:
-    return (part for message in spec.messages for part in message.parts)
+    return 0 if isinstance(spec, TextPrompt) else sum(map(len, spec.images))

@@ -14,8 +14,8 @@ from contextlib import suppress
 from common.client.tls import ChannelTlsFiles
 from common.features.chunk_copy import CopyChunk
 from common.features.vision_info import VisionInfo
-from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import Expected
+from decoder_service.vision.loop_turns import LoopTurns
 from decoder_service.vision.replica import VisionReplica
 from decoder_service.vision.replica_state import ReplicaState
 from decoder_service.vision.resolver import VisionResolver

@@ -21,10 +21,10 @@ from common.features.feature_spec import FeatureSpec
 from common.features.features import FeatureReceiver
 from common.features.vision_info import VisionInfo
 from common.telemetry.spans import SpanKind
-from decoder_service.engine.loop_turns import LoopTurns
 from decoder_service.vision.agreement import read_info
 from decoder_service.vision.arena_guest import ArenaGuest, Sharing
 from decoder_service.vision.encode_message import serialized
+from decoder_service.vision.loop_turns import LoopTurns
 from decoder_service.vision.replica_state import ReplicaState
 from diptych.v1 import vision_pb2 as pb
 from diptych.v1 import vision_pb2_grpc

@@ -28,6 +28,7 @@ from tests.tiny_models import IMAGE
 from vision_service.decoding.image import decode_image
 from vision_service.model.encoded_image import rows_of
 from vision_service.model.runner import EncoderRunner
+from vision_service.model.weights import load_encoder
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 8
@@ -47,7 +48,8 @@ class PlainPair:
         if isinstance(checkpoint.config, PixtralConfig):
             # The reference has but one way with pixels, also for Mistral's own files.
             self.preprocessing = read_preprocessing(directory, checkpoint.config.vision, PreprocessingMode.HF)
-            self.encoder = EncoderRunner.load(checkpoint, self.preprocessing, device=CPU, dtype=dtype, library=library)
+            encoder = load_encoder(checkpoint, device=CPU, types=weight_types(library, dtype))
+            self.encoder = EncoderRunner(encoder, self.preprocessing, device=CPU, dtype=dtype, library=library)
 
     def features(self, files: Sequence[bytes]) -> list[Tensor]:
         """Features [num_patches, vision_hidden_size] of picture files that are encoded as one batch."""

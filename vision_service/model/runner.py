@@ -13,13 +13,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from common.checkpoint.checkpoint import Checkpoint
-from common.checkpoint.config import CheckpointError
-from common.checkpoint.layout import Part
 from common.errors import ResourceExhaustedError, UnavailableError
 from common.image.preprocessing import Preprocessing
 from common.model.attention import packed_attention
-from common.model.config import PixtralConfig
 from common.model.graph_recorder import GraphRecorder
 from common.model.layers import Attend
 from common.native.library import Library
@@ -69,38 +65,6 @@ class EncoderRunner:
         self._patch_size = preprocessing.patch_size
         self._mean = torch.tensor(preprocessing.mean, device=device)
         self._std = torch.tensor(preprocessing.std, device=device)
-
-    @classmethod
-    def load(
-        cls,
-        checkpoint: Checkpoint,
-        preprocessing: Preprocessing,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        deterministic: bool = False,
-        library: Library | None = None,
-        keeps_on_device: bool = False,
-        segment_attention: SegmentAttention | None = None,
-        fused: bool = False,
-    ) -> "EncoderRunner":
-        """Load the encoder's weights, and nothing else, from a checkpoint. Raises CheckpointError."""
-        if not isinstance(checkpoint.config, PixtralConfig):
-            raise CheckpointError("the model takes no pictures")
-        with torch.device("meta"):
-            model = PixtralVisionModel(checkpoint.config.vision)
-        checkpoint.load(Part.VISION, model, device=device, types=weight_types(library, dtype))
-        return cls(
-            model.eval(),
-            preprocessing,
-            device=device,
-            dtype=dtype,
-            deterministic=deterministic,
-            library=library,
-            keeps_on_device=keeps_on_device,
-            segment_attention=segment_attention,
-            fused=fused,
-        )
 
     @torch.inference_mode()
     def record(self, recorder: GraphRecorder, *, max_batch_patches: int) -> tuple[int, ...]:

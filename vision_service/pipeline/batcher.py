@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from common.errors import DiptychError, InternalError, ResourceExhaustedError, UnavailableError
+from common.features.features import EncodeTimings
 from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import EncodedImage
 from vision_service.pipeline.pending import Pending
@@ -31,13 +32,11 @@ OnBatch = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeResult:
-    """Features of one image, and where the time went in seconds."""
+    """Features of one image, and where the time went."""
 
     features: EncodedImage
-    queue_seconds: float
-    encode_seconds: float
-    preprocess_seconds: float = 0.0
-    """Before the batcher; whoever brings the image adds it."""
+    timings: EncodeTimings
+    """Without preprocessing, which comes before the batcher: whoever brings the image adds it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -174,9 +173,8 @@ class Batcher:
         self.pending.seconds_per_patch = seconds / num_patches
         for waiting, image in zip(batch, features, strict=True):
             if not waiting.result.done():
-                waiting.result.set_result(
-                    EncodeResult(features=image, queue_seconds=start - waiting.arrival, encode_seconds=seconds)
-                )
+                timings = EncodeTimings(queue=start - waiting.arrival, preprocess=0.0, encode=seconds)
+                waiting.result.set_result(EncodeResult(features=image, timings=timings))
         if self._on_batch is not None:
             self._on_batch(len(batch), num_patches, seconds)
 

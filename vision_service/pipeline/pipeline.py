@@ -84,7 +84,7 @@ class Pipeline:
                 with self._cache.lease(spec, lambda: self._encode(image, spec)) as lease:
                     was_there = lease.has_arrived
                     result = await lease.arrived()
-                    timings = _NO_TIMINGS if was_there else _timings(result)
+                    timings = _NO_TIMINGS if was_there else result.timings
                     watch.encoded(None if was_there else timings)
                     features = result.features
                     # Of features on the device every caller has a copy of its own.
@@ -115,11 +115,8 @@ class Pipeline:
             seconds = time.monotonic() - start
             result = await self.batcher.encode(pixels, num_patches=spec.grid.num_patches)
         header = feature_header(spec, weights_digest=self.info.weights_digest)
-        return replace(result, features=result.features.headed(header), preprocess_seconds=seconds)
-
-
-def _timings(result: EncodeResult) -> EncodeTimings:
-    return EncodeTimings(queue=result.queue_seconds, preprocess=result.preprocess_seconds, encode=result.encode_seconds)
+        timings = replace(result.timings, preprocess=seconds)
+        return EncodeResult(features=result.features.headed(header), timings=timings)
 
 
 def _check_length(field: str, length: int, limit: int) -> None:

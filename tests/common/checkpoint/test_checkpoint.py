@@ -14,8 +14,9 @@ import torch
 
 from common.checkpoint.checkpoint import open_checkpoint
 from common.checkpoint.checksums import MANIFEST_NAME, file_digest, read_manifest
-from common.checkpoint.config import CheckpointError, CheckpointFormat, read_model_config
+from common.checkpoint.config import read_model_config
 from common.checkpoint.convert import convert_checkpoint
+from common.checkpoint.files import CheckpointError, CheckpointFormat
 from common.checkpoint.layout import Part, place, stored_name
 from common.checkpoint.safetensors_file import read_header
 from common.checkpoint.shapes import tensor_shapes

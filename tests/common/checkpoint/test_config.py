@@ -7,18 +7,11 @@ from typing import Any
 import pytest
 from transformers import LlavaConfig, MistralConfig, PixtralVisionConfig
 
-from common.checkpoint.config import (
-    CheckpointError,
-    CheckpointFormat,
-    ModelConfig,
-    find_format,
-    read_end_token_ids,
-    read_model_config,
-    read_preprocessing,
-)
+from common.checkpoint.config import read_end_token_ids, read_model_config, read_preprocessing
+from common.checkpoint.files import CheckpointError, CheckpointFormat, find_format
 from common.checkpoint.shapes import tensor_shapes
 from common.image.preprocessing import PreprocessingMode
-from common.model.config import PixtralConfig
+from common.model.config import ModelConfig, PixtralConfig
 from common.model.config import PixtralVisionConfig as OurVision
 from tests.checkpoints import edit_json
 

@@ -9,8 +9,9 @@ import torch
 from transformers import LlavaForConditionalGeneration, MistralForCausalLM, PreTrainedModel
 
 from common.checkpoint.checkpoint import open_checkpoint
-from common.checkpoint.config import CheckpointError, CheckpointFormat, read_end_token_ids, read_model_config
+from common.checkpoint.config import read_end_token_ids, read_model_config
 from common.checkpoint.convert import convert_checkpoint
+from common.checkpoint.files import CheckpointError, CheckpointFormat
 from diptych.cli import main
 from diptych.models import demo_model
 from tests.checkpoints import Loader, edit_json, save_pixtral

@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import InternalError, ResourceExhaustedError
 from common.features.feature_spec import FeatureSpec
+from common.features.features import EncodeTimings
 from common.image.identity import ImageHash
 from common.image.preprocessing import PatchGrid
 from vision_service.model.encoded_image import HostImage
@@ -42,7 +43,7 @@ class Encoder:
         finally:
             del self.running[name]
         rows = HostImage((name.encode(),))
-        return EncodeResult(features=rows, queue_seconds=0, encode_seconds=0)
+        return EncodeResult(features=rows, timings=EncodeTimings(queue=0, preprocess=0, encode=0))
 
 
 class Cache:

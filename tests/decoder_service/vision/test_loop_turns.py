@@ -2,7 +2,7 @@
 
 import asyncio
 
-from decoder_service.engine.loop_turns import LoopTurns
+from decoder_service.vision.loop_turns import LoopTurns
 
 
 async def test_one_piece_is_done_in_each_turn_and_in_order() -> None:
