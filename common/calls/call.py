@@ -1,7 +1,7 @@
 """The call that is being handled: what logs, exemplars and traces say of it.
 
-Knows a trace and a name. Does not know what is called, or who calls (see `principal`). It is there for whatever
-runs in the handler's task and in the tasks begun there.
+Knows a trace and a name. Does not know which method is called or who calls it (see `principal`). Everything that runs
+in the handler's task, or in tasks started from it, can ask for it.
 """
 
 import time
@@ -31,7 +31,7 @@ class Call:
     """Time that the caller gives it; None for any."""
     begun_at: float = field(default_factory=time.monotonic)
     ending: DiptychError | None = None
-    """What the server ends it with, whose handler only sees that it is cancelled or closed."""
+    """The error that the server ends it with; the handler itself only sees a cancellation."""
     _is_overdue: bool | None = None
 
     @property
@@ -47,10 +47,10 @@ class Call:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether a call that its caller left now was left because its time is up.
+        """Whether a caller that leaves now does so because the call's time is up.
 
-        The caller's cancellation comes before our own clock has run out. The first answer stands, so that all who tell
-        of a call's end tell the same.
+        Its cancellation arrives shortly before our own clock runs out. The first answer is kept, so that metrics, log
+        and trace report the same end.
         """
         if self._is_overdue is None:
             left = None if self.seconds is None else self.begun_at + self.seconds - time.monotonic()
@@ -63,7 +63,7 @@ _call: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 def current_call() -> Call:
-    """The call of this task; outside of a call a new one without a name or a trace, which nobody else gets."""
+    """The call of this task; outside of any call a new one, without name and trace, that is not shared."""
     return _call.get() or Call(Span(None))
 
 

@@ -34,7 +34,7 @@ Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler
 _log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 1.0
-"""Time to get a status on its way. gRPC sends it behind what the caller has still to read, and keeps it till then."""
+"""How long to wait until a status is sent. gRPC queues it, and keeps it, behind what the caller has yet to read."""
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -60,7 +60,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self.open_calls = OpenCalls()
         """The calls that are being handled."""
         self.check: Callable[[str], None] = lambda path: None
-        """Hears of each call that is let in before its request is received; a DiptychError that it raises ends it."""
+        """Told of each admitted call before its request is received; a DiptychError that it raises ends the call."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails

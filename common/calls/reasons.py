@@ -1,7 +1,7 @@
 """Counts errors by reason.
 
-Knows that reasons are few: those of our own errors, some of which come from another service. Whoever sends others
-cannot make a new series with each of them.
+Knows that the reasons of our own errors are few; some of them arrive from another service. A peer that invents reasons
+cannot create a new series with each of them.
 """
 
 import re
@@ -16,7 +16,7 @@ _REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 
 
 def bounded(reason: str, known: Collection[str]) -> str:
-    """The reason, or OTHER where it is none, or new and too many are known."""
+    """The reason itself; OTHER where it is not well-formed, or new when too many are known already."""
     is_new = reason not in known
     return OTHER if is_new and (len(known) >= _MAX_REASONS or _REASON.fullmatch(reason) is None) else reason
 
@@ -33,7 +33,7 @@ class ReasonCounter:
         self._by_reason = {reason: self._counter.labels(reason) for reason in expected}
 
     def count(self, reason: str) -> None:
-        """Count one; the reasons beyond a number, and what is no reason, count as OTHER."""
+        """Count one error, under its `bounded` reason."""
         reason = bounded(reason, self._by_reason)
         if reason not in self._by_reason:
             self._by_reason[reason] = self._counter.labels(reason)

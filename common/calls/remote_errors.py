@@ -40,7 +40,7 @@ _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 def from_rpc_error(error: grpc.aio.AioRpcError) -> DiptychError:
     """The error that a failed call stands for; any other status than those of our errors is INTERNAL.
 
-    A peer that does not let this service in says nothing of who called it, and another peer may.
+    Where a peer refuses this service itself, that says nothing about our caller, and another peer may accept us.
     """
     if error.code() in _REFUSALS:
         return UnavailableError(NOT_LET_IN, "another service does not let this one in")

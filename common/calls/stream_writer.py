@@ -1,8 +1,8 @@
 """Sends the messages of one stream, and ends the call where its caller does not take one for too long.
 
-Knows a context and a clock. Does not know what is sent. One timer watches the whole stream: a time limit of its own for
-each message would cost as much processor time as making the message does. The timer looks when the message that it saw
-under way would have waited for too long; where another one is under way by then, it waits for that one's time.
+Knows a context and a clock. Does not know what is sent. One timer watches the whole stream, as a time limit for each
+message would cost as much processor time as making the message. When the timer fires, it checks how long the message
+being written has waited; if that is not too long, it is set to the moment at which it would be.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class StreamWriter:
         try:
             await self._context.write(message)
         except asyncio.CancelledError:
-            # As `asyncio.timeout` has it: somebody else's cancellation goes before ours.
+            # As in `asyncio.timeout`, somebody else's cancellation takes precedence over ours.
             if self._has_stalled and self._task.uncancel() <= self._num_cancellations:
                 raise self._stalled() from None
             raise

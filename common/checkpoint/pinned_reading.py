@@ -1,7 +1,7 @@
 """Reads tensors from their files onto a device while what was read before is on its way there.
 
-Knows memory that the device copies by itself (pinned), taken once and filled again and again: a tensor of the host's
-own memory would be copied twice, and nothing would be read meanwhile. Does not know which tensors there are.
+Uses pinned memory, from which the device copies by itself. It is allocated once and filled again and again: ordinary
+memory of the host would be copied twice, and nothing could be read meanwhile. Does not know which tensors there are.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class PinnedReader:
         for part in target.split(len(self._pieces[0].memory)):
             piece = self._pieces[self._num_read % _NUM_PIECES]
             self._num_read += 1
-            piece.wait()  # Else what is on its way might become what is read now.
+            piece.wait()  # Else the copy under way could carry the bytes that are read now.
             memory = piece.memory[: len(part)]
             stored.read_into(memory.numpy().data, part.storage_offset())
             part.copy_(memory, non_blocking=True)

@@ -2,10 +2,10 @@
 
 Knows the wire format of `EncodeResponse` in `vision.proto`. Does not know which messages may follow which (see
 `common.features.features`). Generated code copies a chunk's data three times on either side: into the message, into its
-bytes, and out again at each access. A chunk is written here as generated code writes it, byte by byte. It is the last
-field of its message, behind a header or an end, so that it is found without looking for it and they can be put before
-one that is packed already. What is read here is all that generated code reads: a message of any other form than the
-usual one goes through it.
+bytes, and out again at each access. A chunk is written here exactly as generated code writes it, byte for byte. It is
+the last field of its message, behind a header or an end: so its place follows from the message's length, and a header
+or an end can be put before a chunk that is packed already. Nothing that generated code can read is refused here: a
+message of an unusual form is handed to it.
 """
 
 from functools import lru_cache
@@ -58,7 +58,7 @@ def pack(
 def put_before(
     message: bytes, *, header: vision_pb2.FeaturesHeader | None = None, end: vision_pb2.FeaturesEnd | None = None
 ) -> bytes:
-    """A packed message with more in it, all of which is copied; of a part that it has, both are one."""
+    """A copy of a packed message with a header or an end added; what it has of them already is merged."""
     return _other_parts(header, end) + message
 
 
@@ -69,9 +69,8 @@ def _other_parts(header: vision_pb2.FeaturesHeader | None, end: vision_pb2.Featu
 def unpack(message: bytes, *, offset: int) -> Parts:
     """The parts of a message of the stream.
 
-    The data of a chunk that begins at `offset` lies in `message`; that of another one, of one some bytes shorter
-    than 2**7, 2**14 or 2**21, or of one that is not the last field, is a copy. Raises
-    google.protobuf.message.DecodeError.
+    The data of a chunk that begins at `offset` and is the last field is a view of `message`, except for sizes a few
+    bytes below 2**7, 2**14 or 2**21. Any other chunk's data is a copy. Raises google.protobuf.message.DecodeError.
     """
     chunk = _usual_chunk(message, 0, offset)
     if chunk is not None:

@@ -1,8 +1,8 @@
 """Image features on their way out: made messages of a stream once, and sent as often as they are asked for.
 
-Knows bytes and protobuf messages. Does not know tensors, channels or calls. To put something into a message of a
-megabyte is to copy it, which takes about as long as a small message of its own. So what is kept are whole messages;
-only times are put in when they are sent, as of an image that was there already none are told.
+Knows bytes and protobuf messages. Does not know tensors, channels or calls. Adding a field to a message of a megabyte
+means copying it, which takes about as long as sending a small message of its own. So whole messages are kept, and only
+timings are added when they are sent; an image that was encoded before has none.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

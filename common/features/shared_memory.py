@@ -1,8 +1,8 @@
 """Memory that one process shares with others on its host, read-only for them.
 
-Knows Linux: an anonymous file in memory has no name, so nobody finds it who was not handed its descriptor, and none is
-left behind however its processes end. Its owner seals it: it cannot shrink, or a reader would die of the missing
-pages, and cannot be mapped for writing by anybody else. Does not know what lies in it or how a descriptor travels.
+Uses an anonymous file of Linux. It has no name, so only a process that is handed its descriptor can open it, and
+nothing is left behind however its processes end. Its owner seals it: it cannot shrink, which would kill a reader of the
+missing pages, and nobody else can map it for writing. Does not know what lies in it or how a descriptor travels.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""What a container gives its processes of the machine's time and memory.
+"""How much of the machine's processor time and memory a container may use.
 
 Knows the files of Linux's control groups, of version 2 and of version 1, as a container sees them below the root of its
 file system. Where they are not there, or say something else, there is no limit.
@@ -16,7 +16,7 @@ _MEMORY: Sequence[Sequence[str]] = (
 
 
 def num_cores_of(root: Path) -> float | None:
-    """Cores that there is time of; None for no limit."""
+    """Cores whose time may be used; None for no limit."""
     try:
         quota, period = " ".join(_read(root, _CPU)).split()
         # "max" and -1 both say that there is none.
@@ -26,7 +26,7 @@ def num_cores_of(root: Path) -> float | None:
 
 
 def free_bytes_of(root: Path) -> int | None:
-    """Memory that can still be taken; None where no limit is known. Version 1 says none by one beyond any memory."""
+    """Memory that can still be taken; None where no limit is known. In version 1 no limit is one beyond any memory."""
     try:
         limit, used, stat = _read(root, _MEMORY)
         counts = dict(line.split() for line in stat.splitlines())

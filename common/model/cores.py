@@ -10,9 +10,9 @@ from common.model.cgroup import num_cores_of
 
 
 def num_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may run on, and no more than a container, whose file system is at `root`, has time of.
+    """Cores that this process may run on, at most as many as a container, whose file system is at `root`, has time for.
 
-    Threads over that time are all stopped for the rest of a period once it is used up, in the middle of a step.
+    With more threads than that, all of them are stopped in the middle of a step once a period's time is used up.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = num_cores_of(root)

@@ -89,7 +89,7 @@ class CudaGraphRecorder:
 
 @contextmanager
 def _nothing_cleared_away() -> Iterator[None]:
-    """Python clears no circles of references away: what they hold may be the device's, and freeing it be recorded."""
+    """Keep Python from collecting cycles of references: freeing device memory that they hold would be recorded."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

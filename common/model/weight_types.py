@@ -10,7 +10,7 @@ import torch
 
 
 class Matrices(Enum):
-    """What a model's matrices are loaded as, where its other tensors are of one type."""
+    """Type of a model's matrices, relative to the one type of its other tensors."""
 
     ALIKE = "of that type, too"
     STORED = "bfloat16 where they are stored so"
@@ -19,14 +19,14 @@ class Matrices(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WeightTypes:
-    """Of every tensor of a model."""
+    """The type that each tensor of a model is loaded as."""
 
     dtype: torch.dtype
-    """Of all but matrices, and of what passes between products."""
+    """Of all tensors but matrices, and of what passes between products."""
     matrices: Matrices = Matrices.ALIKE
 
     def of(self, stored: torch.dtype, num_dims: int) -> torch.dtype:
-        """Of a tensor of so many dimensions that is `stored` in a type."""
+        """The type to load a tensor of `num_dims` dimensions as that is `stored` in this type."""
         stays = self.matrices is Matrices.STORED and stored is torch.bfloat16
         in_two_bytes = num_dims == 2 and (stays or self.matrices is Matrices.ROUNDED)
         return torch.bfloat16 if in_two_bytes else self.dtype

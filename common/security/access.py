@@ -67,7 +67,7 @@ class CallInfo(Protocol):
 
 
 class Gate:
-    """Finds out who calls and whether he may."""
+    """Finds out who calls, and whether the call is allowed."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ class _Tokens:
             self._entries = read_token_file(self._path, self._defaults)
             _log.info("tokens were read again", extra={"num_tokens": len(self._entries)})
         except ValueError as error:
-            # Better those that were good a moment ago than nobody.
+            # Callers whose tokens were good a moment ago must not be locked out by a faulty file.
             _log.error("the new file of tokens cannot be used", extra={"error": str(error)})
 
     def _look(self) -> tuple[int, int, int] | None:

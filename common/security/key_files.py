@@ -52,7 +52,7 @@ class KeyFiles:
             return self._keys
 
     def _complain(self, error: str) -> None:
-        # Once: whoever can reach a port makes us look at the files as often as the network allows.
+        # Once for each text: anybody who can reach a port makes us look at the files, as often as the network allows.
         if error != self._complaint:
             self._complaint = error
             _log.warning("new certificates cannot be used yet", extra={"error": error})

@@ -1,8 +1,8 @@
 """Logs the calls that are refused before they are received, and no more of them than a disk can take.
 
-Knows how many lines were written lately. Does not know why a call is refused. Whoever is not let in can call as often
-as the network allows, and a full queue refuses everybody, so lines above a number each second are counted, and the next
-one that is written says how many.
+Knows how many lines were written lately. Does not know why a call is refused. A caller that is refused can call again
+as fast as the network allows, and a full queue refuses everybody. So beyond some lines a second refusals are only
+counted, and the next line says how many were left out.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """What is still to be done for calls that have been answered.
 
-Knows tasks. Does not know what they do. A caller need not wait until a step is over that computes nothing for it any
-more; but somebody must, and must not be forgotten.
+Knows tasks. Does not know what they do. A caller does not wait for the end of a step that computes nothing for it any
+more; something else must, and must not be forgotten.
 """
 
 import asyncio

@@ -50,7 +50,7 @@ class Answer:
         )
 
     def messages(self, tokens: Sequence[TokenOutput]) -> Iterable[pb.GenerateResponse]:
-        """What is due after these tokens, one at least; those of a completion that has ended belong to nobody."""
+        """What is due after these tokens, of which there is at least one; those of an ended completion are dropped."""
         self._watch.first_token()
         if len(tokens) > 1:
             return self._of_several(tokens)
@@ -59,7 +59,7 @@ class Answer:
         return () if text is None else self._tell(index, text.feed(tokens))
 
     def goes_on(self, piece: TextPiece) -> Iterable[pb.GenerateResponse]:
-        """What the caller of the only completion lacks of the tokens that it has."""
+        """The text that the caller lacks of the tokens that it has; there is one completion."""
         return self._tell(0, piece)
 
     def _of_several(self, tokens: Sequence[TokenOutput]) -> Iterator[pb.GenerateResponse]:

@@ -65,7 +65,7 @@ class Bookkeeper:
             self._end_failed(scheduled.request, step_error(failure, error_id), output)
 
     def remove(self, request: Request) -> list[ImageRef]:
-        """End a completion without a word; returns the images whose features it held."""
+        """End a completion without telling anybody; returns the images whose features it held."""
         self._completions.remove(request)
         self._scheduler.remove(request)
         for fork in request.forks:
@@ -73,7 +73,7 @@ class Bookkeeper:
         return request.release_features(request.num_prompt_tokens)
 
     def remove_all(self, request_id: str) -> list[ImageRef]:
-        """End all completions of a request so."""
+        """End all completions of a request in the same way."""
         return [ref for request in self._completions.of(request_id) for ref in self.remove(request)]
 
     def _part(self, request: Request) -> None:

@@ -95,7 +95,7 @@ class Engine:
         return True
 
     def abort(self, request_id: str) -> list[ImageRef]:
-        """End a request without a word, if it has not ended; returns the images whose features it held."""
+        """End a request, if it has not ended, without telling anybody; returns the images whose features it held."""
         self._failed.pop(request_id, None)  # Or the next request of this name would hear of it.
         return self._books.remove_all(request_id)
 

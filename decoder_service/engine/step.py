@@ -51,7 +51,7 @@ class BlockCopy(NamedTuple):
 
 
 class ScheduledBatch:
-    """All that one step computes; made right before, as who gets a token follows from how far all are then."""
+    """All that one step computes. Made right before it: who gets a token depends on how far each request is by then."""
 
     __slots__ = ("copies", "num_tokens", "requests", "sampled", "sources")
 

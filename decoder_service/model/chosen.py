@@ -37,7 +37,7 @@ def plain_result(whole: WholeCompute, layout: BatchLayout) -> StepResult:
 
 
 def choose_plainly(whole: WholeCompute, layout: BatchLayout, before: "Future[Chosen] | None") -> Chosen:
-    """The same, to go on from; `before` is the step that this one goes on from, where there is one."""
+    """The same as a step that another can go on from; `before` is the step that this one goes on from, if any."""
     if before is not None:
         layout.continue_from(before.result().token_ids().tolist())
     result = plain_result(whole, layout)

@@ -1,7 +1,7 @@
 """Carries numbers between the host and the device without waiting for the device.
 
 Knows memory that the device copies by itself (pinned), and when such a copy is over. Does not know what the numbers
-are. A copy from or to any other memory of the host waits for all that the device was given to do, and the host with it.
+are. A copy from or to any other memory of the host, and so the host, waits for all work that the device was given.
 """
 
 from array import array
@@ -59,7 +59,7 @@ class PinnedStaging:
         """See `Staging`."""
         slot = self._slots[self._num_moves % NUM_SLOTS]
         self._num_moves += 1
-        slot.wait()  # Else what is copied from it might be the new numbers.
+        slot.wait()  # Else the copy under way could carry the new numbers.
         if len(numbers) > len(slot.memory):
             slot.memory = self._new(2 * len(numbers))
         given = torch.frombuffer(numbers, dtype=_DTYPES[numbers.typecode])

@@ -1,4 +1,4 @@
-"""Which images those that wait are still to get.
+"""Which images the waiting requests still need.
 
 Knows what the prefix cache covers of a request. Does not know how images come, or whose turn it is (see `scheduler`).
 """
@@ -17,7 +17,7 @@ class ImageWishes:
         self._prefix_cache = prefix_cache
 
     def take_back(self, output: StepOutput) -> None:
-        """Let those wait that just began to, for the images that what is left of their blocks does not cover."""
+        """Queue the requests that have just begun to wait, and ask for the images that no remembered block covers."""
         for request in self._waiting.take_changed():
             output.consumed.extend(request.release_features(request.num_prompt_tokens))
             if request.is_paused:
@@ -28,7 +28,7 @@ class ImageWishes:
                 self._waiting.add(request)
 
     def wait_on(self, request: Request, output: StepOutput) -> None:
-        """Let a request whose turn has come wait on, as the prefix cache no longer holds what it held."""
+        """Send a request whose turn has come back to wait, as the prefix cache no longer covers its images."""
         if not set(request.uncovered_images) <= set(request.wanted_images):
             request.num_cached_tokens = 0
             output.consumed.extend(request.release_features(request.num_prompt_tokens))

@@ -51,9 +51,9 @@ class RequestWatch:
     def admitted(
         self, *, at: float, prompt_tokens: int, num_images: int, count_completion_tokens: Callable[[], int] = lambda: 0
     ) -> None:
-        """Hear that the request is let in, and whom to ask for the tokens that its caller was told.
+        """Hear that the request is let in; `count_completion_tokens` says how many tokens its caller was sent.
 
-        It was prepared `at` a time of the monotonic clock, from which on its timings are counted.
+        Its preparation ended `at` a time of the monotonic clock, from which its timings are counted.
         """
         self._admitted_at = at
         self._prompt_tokens = prompt_tokens

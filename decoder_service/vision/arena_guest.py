@@ -26,7 +26,7 @@ class Sharing(Enum):
 
 
 class ArenaGuest:
-    """Whoever a replica's memory may be used by; follows what the replica says of it."""
+    """This service as a user of one replica's memory; follows what the replica says of it."""
 
     def __init__(self, address: str, *, wants_memory: bool, clock: Callable[[], float] = time.monotonic) -> None:
         """Follow the replica at `address`, which is named in the log."""

@@ -1,4 +1,4 @@
-"""Sees to it that work that comes in small pieces from many sides does not stop an event loop together.
+"""Spreads small pieces of work from many sides over the turns of an event loop, so that together they do not stop it.
 
 Knows the event loop. Does not know what the work is.
 """
@@ -11,7 +11,7 @@ class LoopTurns:
     """Lets a few pieces of work be done in each turn of the event loop, first come first served."""
 
     def __init__(self, *, at_once: int = 1) -> None:
-        """Let `at_once` pieces be done in a turn for which nobody had to wait, else one."""
+        """Allow `at_once` pieces in a turn for which nobody had to wait, and one in any other."""
         self._at_once = at_once
         self._num_taken = 0
         """Since the last turn of the loop that is known of."""
@@ -22,7 +22,7 @@ class LoopTurns:
         loop = asyncio.get_running_loop()
         if self._num_taken < self._at_once:
             self._num_taken += 1
-            # To see each turn would cost one more of them: the loop goes on at once where it might have slept.
+            # Watching every turn would itself cause turns, where the loop could have slept.
             if self._num_taken == self._at_once:
                 loop.call_soon(self._rest)
             return
