@@ -2,27 +2,15 @@
 
 import torch
 
-from common.model.config import MistralConfig
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.runner import DecoderRunner
 from decoder_service.model.weights import DecoderModel
+from tests.small_configs import SMALL_TEXT
 
 CPU = torch.device("cpu")
-CONFIG = MistralConfig(
-    hidden_size=16,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    num_hidden_layers=2,
-    feed_forward_length=32,
-    vocab_size=40,
-    rms_norm_eps=1e-5,
-    rope_theta=1e6,
-    max_position_embeddings=128,
-)
 
 
 class Noting(TorchCompute):
@@ -38,10 +26,10 @@ class Noting(TorchCompute):
 
 
 def test_idle_tokens_and_prompts_write_to_the_first_block_alone_and_all_they_write_are_numbers() -> None:
-    decoder = MistralForCausalLM(CONFIG)
+    decoder = MistralForCausalLM(SMALL_TEXT)
     torch.nn.init.normal_(decoder.model.embed_tokens.weight)  # It is made without values.
-    model = DecoderModel(config=CONFIG, device=CPU, dtype=torch.float32, decoder=decoder, projector=None)
-    cache = KVCache(CONFIG, num_blocks=9, block_size=4, device=CPU, dtype=torch.float32)
+    model = DecoderModel(config=SMALL_TEXT, device=CPU, dtype=torch.float32, decoder=decoder, projector=None)
+    cache = KVCache(SMALL_TEXT, num_blocks=9, block_size=4, device=CPU, dtype=torch.float32)
     compute = Noting(model, cache)
     runner = DecoderRunner(model, cache, compute)
     runner.run_idle(3)

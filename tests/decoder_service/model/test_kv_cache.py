@@ -3,27 +3,14 @@
 import pytest
 import torch
 
-from common.model.config import MistralConfig
 from decoder_service.model.fp8 import FP8
 from decoder_service.model.kv_cache import KVCache
-
-CONFIG = MistralConfig(
-    hidden_size=16,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    num_hidden_layers=2,
-    feed_forward_length=32,
-    vocab_size=40,
-    rms_norm_eps=1e-5,
-    rope_theta=1e6,
-    max_position_embeddings=128,
-)
+from tests.small_configs import SMALL_TEXT
 
 
 def numbered(dtype: torch.dtype) -> KVCache:
     """Every block of every layer holds its own number."""
-    cache = KVCache(CONFIG, num_blocks=5, block_size=4, device=torch.device("cpu"), dtype=dtype)
+    cache = KVCache(SMALL_TEXT, num_blocks=5, block_size=4, device=torch.device("cpu"), dtype=dtype)
     for blocks in (*cache.key_blocks, *cache.value_blocks):
         blocks.copy_(torch.arange(1, 6)[:, None, None, None].expand(blocks.shape))
     return cache

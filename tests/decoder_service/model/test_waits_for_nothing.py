@@ -6,13 +6,13 @@ it numbers in a way in which CUDA would wait for all that it was given to do bef
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from common.model.config import MistralConfig
 from decoder_service.engine.request import Request
 from decoder_service.engine.step import Launched, NoToken, ScheduledBatch, ScheduledRequest
 from decoder_service.model.batch import ForwardBatch
@@ -27,20 +27,10 @@ from decoder_service.model.runner import DecoderRunner
 from decoder_service.model.weights import DecoderModel
 from decoder_service.sampling.sampling_params import SamplingParams
 from tests.replayer import Replayer
+from tests.small_configs import SMALL_TEXT
 
 META = torch.device("meta")
-CONFIG = MistralConfig(
-    hidden_size=16,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    num_hidden_layers=1,
-    feed_forward_length=32,
-    vocab_size=40,
-    rms_norm_eps=1e-5,
-    rope_theta=1e6,
-    max_position_embeddings=128,
-)
+CONFIG = replace(SMALL_TEXT, num_hidden_layers=1)
 PARAMS = {
     "greedy": SamplingParams(max_tokens=9),
     "drawn": SamplingParams(max_tokens=9, temperature=0.8, top_k=5, top_p=0.9, min_p=0.1),

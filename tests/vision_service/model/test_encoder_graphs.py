@@ -1,6 +1,7 @@
 """Recorded passes give what unrecorded ones give, whatever was in their tensors before."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.image.preprocessing import PreprocessingMode
-from common.model.config import PixtralVisionConfig
 from common.model.graph_recorder import GraphRecorder, Run
 from tests.pictures import preprocessing
 from tests.replayer import Replayer
+from tests.small_configs import SMALL_VISION
 from vision_service.decoding.image import Pixels
 from vision_service.model import encoder_graphs
 from vision_service.model.encoded_image import rows_of
@@ -22,17 +23,7 @@ from vision_service.model.runner import EncoderRunner
 from vision_service.model.segment_attention import SegmentAttention, choose_segment_attention
 
 CPU = torch.device("cpu")
-CONFIG = PixtralVisionConfig(
-    patch_size=4,
-    image_size=64,
-    num_channels=3,
-    vision_hidden_size=32,
-    vision_num_attention_heads=2,
-    vision_num_hidden_layers=2,
-    vision_intermediate_size=48,
-    vision_head_dim=16,
-    vision_rope_theta=10_000.0,
-)
+CONFIG = replace(SMALL_VISION, patch_size=4, vision_num_hidden_layers=2, vision_intermediate_size=48)
 SHAPE = preprocessing(PreprocessingMode.HF, image_size=64, patch_size=4)
 PACKS = [[(2, 2)], [(8, 8), (3, 5)], [(1, 1)] * 4, [(16, 16)], [(4, 4), (2, 9), (4, 4)], [(5, 5)]]
 """Packs of patch grids, in an order in which a small pack finds what a large one left."""

@@ -8,27 +8,16 @@ import torch
 
 from common.errors import ResourceExhaustedError
 from common.image.preprocessing import PreprocessingMode
-from common.model.config import PixtralVisionConfig
 from common.model.graph_recorder import GraphRecorder
 from tests.pictures import preprocessing
 from tests.replayer import Replayer
+from tests.small_configs import SMALL_VISION
 from vision_service.decoding.image import Pixels
 from vision_service.model import memory_plan
 from vision_service.model.encoded_image import EncodedImage
 from vision_service.model.memory_plan import batch_bytes, warm_up
 from vision_service.model.runner import EncoderRunner
 
-CONFIG = PixtralVisionConfig(
-    patch_size=16,
-    image_size=64,
-    num_channels=3,
-    vision_hidden_size=32,
-    vision_num_attention_heads=2,
-    vision_num_hidden_layers=1,
-    vision_intermediate_size=64,
-    vision_head_dim=16,
-    vision_rope_theta=10_000.0,
-)
 SHAPE = preprocessing(PreprocessingMode.HF, image_size=64)
 """At most 4 x 4 patches."""
 
@@ -72,7 +61,7 @@ def plan(
 ) -> None:
     warm_up(
         runner,
-        CONFIG,
+        SMALL_VISION,
         SHAPE,
         device=torch.device(device),
         dtype=torch.float32,
@@ -127,7 +116,7 @@ def test_an_image_larger_than_a_batch_must_fit_alone() -> None:
 
 
 def test_a_host_is_asked_for_its_free_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    needed = batch_bytes(CONFIG, torch.float32, num_patches=32)
+    needed = batch_bytes(SMALL_VISION, torch.float32, num_patches=32)
     monkeypatch.setattr(memory_plan, "free_bytes", lambda device: needed)
     with caplog.at_level(logging.WARNING):
         plan(FakeRunner(room=0), "cpu", max_batch_patches=32)

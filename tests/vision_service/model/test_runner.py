@@ -1,6 +1,7 @@
 """The encoder computes what transformers' computes, and a batch gives what its images give alone."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,25 +14,23 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 
 from common.errors import ResourceExhaustedError, UnavailableError
 from common.image.preprocessing import PreprocessingMode
-from common.model.config import PixtralVisionConfig
 from common.native.opening import open_library
 from tests.pictures import LIMITS, noise, preprocessing, save
+from tests.small_configs import SMALL_VISION
 from vision_service.decoding.image import Pixels, decode_image
 from vision_service.model import encoded_image
 from vision_service.model.encoded_image import EncodedImage
 from vision_service.model.encoder import PixtralVisionModel
 from vision_service.model.runner import EncoderRunner
 
-CONFIG = PixtralVisionConfig(
+CONFIG = replace(
+    SMALL_VISION,
     patch_size=8,
     image_size=96,
-    num_channels=3,
     vision_hidden_size=48,
     vision_num_attention_heads=3,
     vision_num_hidden_layers=3,
     vision_intermediate_size=80,
-    vision_head_dim=16,
-    vision_rope_theta=10000.0,
 )
 SHAPE = preprocessing(PreprocessingMode.HF, image_size=96, patch_size=8)
 SETS = [

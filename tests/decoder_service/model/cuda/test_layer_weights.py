@@ -1,21 +1,18 @@
 """Joining weights leaves nothing of their parts, neither in use nor kept by the allocator."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
-from common.model.config import MistralConfig
 from decoder_service.model.cuda.layer_weights import join_layers
 from decoder_service.model.mistral import MistralForCausalLM
+from tests.small_configs import SMALL_TEXT
 
 
 def decoder(*, num_layers: int) -> MistralForCausalLM:
-    config = MistralConfig(
-        hidden_size=16, num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_hidden_layers=num_layers,
-        feed_forward_length=24, vocab_size=20, rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=64,
-    )  # fmt: skip
-    return MistralForCausalLM(config)
+    return MistralForCausalLM(replace(SMALL_TEXT, num_hidden_layers=num_layers))
 
 
 def test_the_parts_of_a_layer_are_handed_back_before_the_next_layer_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
