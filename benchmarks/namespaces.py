@@ -7,7 +7,6 @@ a while. No caller may see an error. Everything is taken down again at the end.
 """
 
 import argparse
-import contextlib
 import itertools
 import os
 import shutil
@@ -15,56 +14,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.fake_vision import picture
 from benchmarks.pod_network import NAMES, Network
+from benchmarks.steady_callers import SteadyCallers
 from common.client.client import DiptychClient
 from common.client.messages import user_message
 from common.client.types import ClientError
 from diptych.models import demo_model
 
-CALLERS = 2
 NAME = "vision-headless.demo.test"
 DECODER = "10.99.0.10"
-
-
-class Load:
-    """Callers that ask about one new picture after the other."""
-
-    def __init__(self, client: DiptychClient) -> None:
-        self.num_done = 0
-        self.errors: list[str] = []
-        self._client = client
-        self._numbers = itertools.count()
-        self._stopping = threading.Event()
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Ask while inside."""
-        threads = [threading.Thread(target=self._ask) for _ in range(CALLERS)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stopping.set()
-            for thread in threads:
-                thread.join()
-
-    def _ask(self) -> None:
-        while not self._stopping.is_set():
-            question = user_message("?", [picture(next(self._numbers), side=64)])
-            try:
-                self._client.complete([question], timeout=60, max_tokens=1, ignore_eos=True)
-                self.num_done += 1
-            except ClientError as error:
-                self.errors.append(str(error))
-            time.sleep(0.05)
 
 
 class Pods:
@@ -117,7 +81,7 @@ def until(condition: Callable[[], bool], *, seconds: float = 60) -> float:
     return time.monotonic() - begin
 
 
-def story(pods: Pods, network: Network, load: Load) -> None:
+def story(pods: Pods, network: Network, load: SteadyCallers) -> None:
     """What happens to the pods."""
 
     def tell(what: str) -> None:
@@ -162,7 +126,7 @@ def run(network: Network, folder: Path) -> int:
         others.append(network.start("decoder", "-m", "decoder_service", *flags))
         with DiptychClient(f"{DECODER}:50051") as client:
             until(lambda: _answers(client))
-            load = Load(client)
+            load = SteadyCallers(client, count=2)
             with load.running():
                 story(pods, network, load)
         for error in load.errors:

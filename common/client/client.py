@@ -63,12 +63,11 @@ class DiptychClient:
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Generator[pb.GenerateResponse, None, None]:
         """Stream `prompt`, then `delta`s, then a `finish` for each completion. Closing the iterator cancels it."""
-        progress = Progress(generate_request(prompt, options), resumes=self._resumes)
-        end = None if timeout is None else time.monotonic() + timeout
+        progress = Progress(generate_request(prompt, options), timeout=timeout, resumes=self._resumes)
         with traced(_GENERATE, self._metadata) as metadata:
             while True:
                 try:
-                    call = self._stub.Generate(progress.request(), timeout=_left(end), metadata=metadata)
+                    call = self._stub.Generate(progress.request(), timeout=progress.seconds_left, metadata=metadata)
                     with _client_errors(), _cancelled(call):
                         yield from filter(progress.take, call)
                     return
@@ -76,7 +75,7 @@ class DiptychClient:
                     if progress.is_complete:
                         return
                     pause = progress.pause_after(error)
-                    if pause is None or (end is not None and time.monotonic() + pause >= end):
+                    if pause is None:
                         raise
                 time.sleep(pause)
 
@@ -130,13 +129,7 @@ class AsyncDiptychClient:
         token: str | None = None,
         resumes: bool = True,
     ) -> None:
-        """Connect to HOST:PORT when first used; without credentials in plain text, the token included.
-
-        `server_name` must stand in the server's certificate, where it is not HOST. Unless `resumes` is False, a
-        stream of one completion that breaks with UNAVAILABLE, or that a stopping server cancels, goes on in another
-        call, three times at most and within its timeout; random sampling gets a seed for it. Several servers are
-        given as `ipv4:HOST:PORT,HOST:PORT`, or as `dns:///NAME:PORT`.
-        """
+        """Connect when first used; the arguments are those of `DiptychClient`."""
         self._metadata = _metadata(token)
         self._resumes = resumes
         options = channel_options(server_name)
@@ -154,12 +147,11 @@ class AsyncDiptychClient:
 
         Closing the iterator cancels it; `break` alone closes it late, so use `contextlib.aclosing`.
         """
-        progress = Progress(generate_request(prompt, options), resumes=self._resumes)
-        end = None if timeout is None else time.monotonic() + timeout
+        progress = Progress(generate_request(prompt, options), timeout=timeout, resumes=self._resumes)
         with traced(_GENERATE, self._metadata) as metadata:
             while True:
                 try:
-                    call = self._stub.Generate(progress.request(), timeout=_left(end), metadata=metadata)
+                    call = self._stub.Generate(progress.request(), timeout=progress.seconds_left, metadata=metadata)
                     with _client_errors(), _cancelled(call):
                         async for response in call:
                             if progress.take(response):
@@ -169,7 +161,7 @@ class AsyncDiptychClient:
                     if progress.is_complete:
                         return
                     pause = progress.pause_after(error)
-                    if pause is None or (end is not None and time.monotonic() + pause >= end):
+                    if pause is None:
                         raise
                 await asyncio.sleep(pause)
 
@@ -210,10 +202,6 @@ class AsyncDiptychClient:
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
-
-
-def _left(end: float | None) -> float | None:
-    return None if end is None else max(0.0, end - time.monotonic())
 
 
 def _metadata(token: str | None) -> Metadata:

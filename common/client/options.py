@@ -41,4 +41,9 @@ _OPTIONS: Final[dict[str, int | str]] = {
 
 def channel_options(server_name: str) -> tuple[tuple[str, int | str], ...]:
     """Options of a channel to a server whose certificate has this name, or that of its address where it is empty."""
-    return (*_OPTIONS.items(), *((("grpc.ssl_target_name_override", server_name),) if server_name else ()))
+    return (*_OPTIONS.items(), *server_name_options(server_name))
+
+
+def server_name_options(server_name: str) -> tuple[tuple[str, str], ...]:
+    """Options by which a server's certificate must have this name; none where it is empty."""
+    return (("grpc.ssl_target_name_override", server_name),) if server_name else ()

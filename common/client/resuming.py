@@ -1,9 +1,10 @@
 """How far a stream has come, and the request that goes on with it should it break.
 
-Knows the messages of a stream and which requests can be taken up. Does not know calls, time or addresses.
+Knows the messages of a stream, its deadline and which requests can be taken up. Does not know calls or addresses.
 """
 
 import secrets
+import time
 
 import grpc
 
@@ -19,8 +20,9 @@ _OWN_CANCELLATIONS = ("Locally cancelled", "Channel closed")
 class Progress:
     """One stream, over as many calls as it takes."""
 
-    def __init__(self, request: pb.GenerateRequest, *, resumes: bool) -> None:
+    def __init__(self, request: pb.GenerateRequest, *, timeout: float | None, resumes: bool) -> None:
         """Begin with a request, which gets a seed if it needs one to be taken up and has none."""
+        self._end = None if timeout is None else time.monotonic() + timeout
         self._resumes = resumes and request.sampling.n <= 1
         if self._resumes and request.sampling.temperature > 0 and not request.sampling.HasField("seed"):
             request.sampling.seed = secrets.randbits(64)
@@ -30,6 +32,11 @@ class Progress:
         self._num_messages = 0
         self._num_tries = 0
         self._num_finishes = 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the deadline; None without one."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def request(self) -> pb.GenerateRequest:
         """What to ask for now: all, or what follows on what has come."""
@@ -62,7 +69,8 @@ class Progress:
         """Seconds after which to go on where a call failed; None where the failure is the stream's."""
         if not self._resumes or self.is_complete or not self._may_pass(error) or self._num_tries >= MAX_TRIES:
             return None
-        return error.retry_after or 0.1 * 2.0 ** (self._num_tries - 1)
+        pause = error.retry_after or 0.1 * 2.0 ** (self._num_tries - 1)
+        return None if self._end is not None and time.monotonic() + pause >= self._end else pause
 
     def _may_pass(self, error: ClientError) -> bool:
         if error.code is grpc.StatusCode.CANCELLED:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 
+from common.client.options import server_name_options
 from common.security.key_files import KeyFiles, Keys
 
 Options = tuple[tuple[str, int | str], ...]
@@ -25,7 +26,7 @@ class ChannelTls:
     @property
     def options(self) -> Options:
         """Options that go with the credentials."""
-        return (("grpc.ssl_target_name_override", self.server_name),) if self.server_name else ()
+        return server_name_options(self.server_name)
 
 
 class ChannelTlsFiles:

@@ -33,7 +33,7 @@ class Service:
 
     process: subprocess.Popen[str]
     address: str
-    metrics_port: int | None = None
+    metrics_port: int
 
     def stop(self) -> int:
         """Ask it to end, and give its exit status."""
@@ -45,11 +45,16 @@ class Service:
         self.process.kill()
         self.process.wait(timeout=10)
 
+    def metrics(self, accept: str = "text/plain") -> str:
+        """The page of all metrics, in a format."""
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=10) as page:
+            text: str = page.read().decode()
+        return text
+
     def metric(self, name: str) -> float:
         """Value of a metric without labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as page:
-            text = page.read().decode()
-        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+        found = re.search(rf"^{name} (\S+)$", self.metrics(), re.MULTILINE)
         assert found, f"no metric {name}"
         return float(found[1])
 
@@ -69,10 +74,7 @@ class Service:
 @contextmanager
 def vision_service(*flags: str, model: Path = DEMO_MODEL, port: int = 0, log: Path | None = None) -> Iterator[Service]:
     """A vision service that listens, with metrics."""
-    metrics_port = free_port()
-    ports = ("--port", str(port), "--metrics-port", str(metrics_port))
-    with _service("vision_service", "--model", str(model), *ports, *flags, log=log) as service:
-        service.metrics_port = metrics_port
+    with _service("vision_service", *flags, model=model, port=port, log=log) as service:
         yield service
 
 
@@ -85,11 +87,8 @@ def decoder_service(
     module: str = "decoder_service",
 ) -> Iterator[Service]:
     """A decoder service that listens, with metrics."""
-    metrics_port = free_port()
     addresses = ("--vision-addresses", vision) if vision else ()
-    ports = ("--port", "0", "--metrics-port", str(metrics_port))
-    with _service(module, "--model", str(model), *ports, *addresses, *flags, log=log) as service:
-        service.metrics_port = metrics_port
+    with _service(module, *addresses, *flags, model=model, log=log) as service:
         yield service
 
 
@@ -105,11 +104,7 @@ def faulty_decoder_service(fault_file: Path, *flags: str) -> Iterator[Service]:
 @contextmanager
 def local_service(*flags: str, model: Path = DEMO_MODEL) -> Iterator[Service]:
     """A decoder service with the encoder in its process, with metrics."""
-    metrics_port = free_port()
-    with _service(
-        "diptych.local", "--model", str(model), "--port", "0", "--metrics-port", str(metrics_port), *flags
-    ) as service:
-        service.metrics_port = metrics_port
+    with _service("diptych.local", *flags, model=model) as service:
         yield service
 
 
@@ -138,18 +133,20 @@ def _state(decoder: Service, vision: Service | None) -> tuple[float, ...]:
 
 
 @contextmanager
-def _service(module: str, *flags: str, log: Path | None = None) -> Iterator[Service]:
+def _service(module: str, *flags: str, model: Path, port: int = 0, log: Path | None = None) -> Iterator[Service]:
     """A service; its log goes to a file where one is given."""
+    metrics_port = free_port()
+    ports = ("--port", str(port), "--metrics-port", str(metrics_port))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}", "OMP_NUM_THREADS": "1"}
     with nullcontext() if log is None else log.open("w") as stderr:
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", module, *flags],
+            [sys.executable, "-m", module, "--model", str(model), *ports, *flags],
             stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment, cwd=ROOT,
         )  # fmt: skip
     try:
         line = process.stdout.readline() if process.stdout else ""
         assert line.startswith("listening "), f"{module} did not start: {line!r}"
-        yield Service(process=process, address=line.split()[1])
+        yield Service(process=process, address=line.split()[1], metrics_port=metrics_port)
     finally:
         stop_in_time(process)
         if process.stdout:

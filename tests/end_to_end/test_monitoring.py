@@ -24,13 +24,6 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TYPES = {"unknown": "untyped"}
 
 
-def page(service: Service, accept: str = "text/plain") -> str:
-    request = urllib.request.Request(f"http://127.0.0.1:{service.metrics_port}/metrics", headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-        text: str = answer.read().decode()
-    return text
-
-
 @pytest.fixture(scope="module")
 def busy(decoder: Service, vision: Service) -> tuple[Service, Service]:
     """The pair after some of everything: pictures, text, refusals, a broken picture, a cached one."""
@@ -52,7 +45,7 @@ def busy(decoder: Service, vision: Service) -> tuple[Service, Service]:
 def families(service: Service) -> dict[str, tuple[str, set[str]]]:
     """Type and labels of everything that a service exports, by the name in the table."""
     found = {}
-    for family in parse_plain(page(service)):
+    for family in parse_plain(service.metrics()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = set().union(*(sample.labels for sample in family.samples)) - {"le"}
         found[name] = (TYPES.get(family.type, family.type), labels)
@@ -76,7 +69,7 @@ def test_the_pair_exports_what_the_table_says_and_nothing_else(busy: tuple[Servi
 
 def test_numbers_of_labels_are_bounded(busy: tuple[Service, Service]) -> None:
     for service in busy:
-        for family in parse_plain(page(service)):
+        for family in parse_plain(service.metrics()):
             series = {frozenset(s.labels.items()) - {("le", s.labels.get("le", ""))} for s in family.samples}
             assert len(series) <= 65, family.name
 
@@ -98,7 +91,7 @@ def test_exemplars_lead_from_a_latency_to_its_trace(busy: tuple[Service, Service
         (vision, "diptych_vision_request_e2e_latency_seconds"),
     )
     for service, name in wanted:
-        text = page(service, "application/openmetrics-text; version=1.0.0")
+        text = service.metrics("application/openmetrics-text; version=1.0.0")
         exemplars = [
             sample.exemplar.labels
             for family in text_string_to_metric_families(text)
@@ -112,7 +105,7 @@ def test_promtool_finds_no_fault_in_what_is_exported(busy: tuple[Service, Servic
     for service in busy:
         done = subprocess.run(  # noqa: S603
             [monitoring.prometheus_folder() / "promtool", "check", "metrics"],
-            input=page(service), capture_output=True, text=True, timeout=30, check=False,
+            input=service.metrics(), capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
         complaints = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         # Names that others have chosen, which dashboards expect.
@@ -206,4 +199,4 @@ def test_every_alert_is_evaluated_and_none_is_raised_by_a_pair_that_is_well(prom
 
 def test_nothing_of_a_prompt_or_a_picture_is_in_the_metrics(busy: tuple[Service, Service]) -> None:
     for service in busy:
-        assert not re.search("shapes|Hello", page(service))
+        assert not re.search("shapes|Hello", service.metrics())

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -79,7 +79,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
                 vision=vision.address,
             )
         )
-        Service(decoder.process, f"127.0.0.1:{health_port}").wait_serving()
+        replace(decoder, address=f"127.0.0.1:{health_port}").wait_serving()
         yield Pair(vision, decoder, authority, tls, health_port)
 
 

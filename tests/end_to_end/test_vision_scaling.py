@@ -1,70 +1,33 @@
 """Vision replicas come and go under load, by every signal, and no caller notices."""
 
-import itertools
 import re
 import signal
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 from benchmarks.free_port import free_port
+from benchmarks.steady_callers import SteadyCallers
 from common.client.client import DiptychClient
 from common.client.messages import user_message
 from common.client.types import ClientError
 from tests import pictures
 from tests.end_to_end.services import Service, assert_idle, decoder_service, vision_service
 
-CALLERS = 3
-
-
-class Load:
-    """Callers that ask about one new picture after the other."""
-
-    def __init__(self, client: DiptychClient) -> None:
-        self.num_done = 0
-        self.errors: list[ClientError] = []
-        self._client = client
-        self._seeds = itertools.count()
-        self._stopping = threading.Event()
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with ThreadPoolExecutor(max_workers=CALLERS) as threads:
-            callers = [threads.submit(self._ask) for _ in range(CALLERS)]
-            try:
-                yield
-            finally:
-                self._stopping.set()
-            for caller in callers:
-                caller.result()
-
-    def _ask(self) -> None:
-        while not self._stopping.is_set():
-            seed = next(self._seeds)
-            picture = pictures.save(pictures.noise(60 + seed % 40, 60, seed=seed))
-            try:
-                self._client.complete([user_message("?", [picture])], timeout=30, max_tokens=2, ignore_eos=True)
-                self.num_done += 1
-            except ClientError as error:
-                self.errors.append(error)
-            time.sleep(0.02)
-
 
 def test_callers_never_notice_that_vision_replicas_come_and_go() -> None:
     ports = [free_port() for _ in range(3)]
     addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
     with ExitStack() as running:
-        first = running.enter_context(vision_service("--metrics-port", "0", port=ports[0]))
+        first = running.enter_context(vision_service(port=ports[0]))
         decoder = running.enter_context(decoder_service(vision=addresses))
         client = running.enter_context(DiptychClient(decoder.address))
         decoder.wait_serving()
-        load = Load(client)
+        load = SteadyCallers(client, count=3)
         with load.running():
             _until(lambda: load.num_done > 5)
-            second, third = (running.enter_context(_watched(port)) for port in ports[1:])
+            second, third = (running.enter_context(vision_service(port=port)) for port in ports[1:])
             _until(lambda: _encoded(second) > 0 and _encoded(third) > 0)
             second.kill()
             _more(load)
@@ -105,19 +68,11 @@ def _outcome(client: DiptychClient, picture: bytes) -> str:
     return "answer"
 
 
-@contextmanager
-def _watched(port: int) -> Iterator[Service]:
-    metrics_port = free_port()
-    with vision_service("--metrics-port", str(metrics_port), port=port) as service:
-        service.metrics_port = metrics_port
-        yield service
-
-
 def _encoded(replica: Service) -> float:
     return replica.metric("diptych_vision_images_encoded_total")
 
 
-def _more(load: Load, *, seconds: float = 1.0) -> None:
+def _more(load: SteadyCallers, *, seconds: float = 1.0) -> None:
     """Wait, and see that answers go on."""
     before = load.num_done
     time.sleep(seconds)
@@ -133,7 +88,6 @@ def _until(condition: Callable[[], bool]) -> None:
 
 def _statuses(decoder: Service) -> set[str]:
     """The statuses that calls ended with; some are exported before there is one, as zeros."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{decoder.metrics_port}/metrics", timeout=10) as page:
-        text = page.read().decode()
-    counted = re.findall(r'grpc_server_handled_total\{grpc_code="(\w+)",grpc_method="Generate".*\} (\S+)', text)
+    pattern = r'grpc_server_handled_total\{grpc_code="(\w+)",grpc_method="Generate".*\} (\S+)'
+    counted = re.findall(pattern, decoder.metrics())
     return {code for code, count in counted if float(count) > 0}

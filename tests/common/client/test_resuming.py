@@ -87,7 +87,7 @@ async def test_a_request_that_somebody_else_runs_is_not_tried_again() -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_stream_is_whole_with_the_finish_of_every_completion(n: int) -> None:
-    progress = Progress(pb.GenerateRequest(sampling=pb.SamplingParams(n=n)), resumes=True)
+    progress = Progress(pb.GenerateRequest(sampling=pb.SamplingParams(n=n)), timeout=None, resumes=True)
     for seq in range(n):
         assert not progress.is_complete
         progress.take(pb.GenerateResponse(seq=seq, index=seq, finish=pb.Finish()))
