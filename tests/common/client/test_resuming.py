@@ -93,3 +93,12 @@ def test_a_stream_is_whole_with_the_finish_of_every_completion(n: int) -> None:
         progress.take(pb.GenerateResponse(seq=seq, index=seq, finish=pb.Finish()))
     assert progress.is_complete
     assert progress.pause_after(ClientError(code=grpc.StatusCode.UNAVAILABLE, reason="DRAINING", message="")) is None
+
+
+@pytest.mark.parametrize(("timeout", "pause"), [(None, 5.0), (60.0, 5.0), (4.0, None)])
+def test_nobody_waits_for_a_server_beyond_the_deadline(timeout: float | None, pause: float | None) -> None:
+    progress = Progress(pb.GenerateRequest(), timeout=timeout, resumes=True)
+    progress.take(pb.GenerateResponse(prompt=pb.PromptInfo()))
+    error = ClientError(grpc.StatusCode.UNAVAILABLE, "DRAINING", "", retry_after=5.0)
+    progress.request()
+    assert progress.pause_after(error) == pause
