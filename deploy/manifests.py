@@ -87,6 +87,11 @@ def matches(selector: Manifest, labels: dict[str, str]) -> bool:
     return all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items())
 
 
+def environment_of(deployment: Manifest) -> dict[str, str]:
+    """The variables that a Deployment sets for its container."""
+    return {entry["name"]: entry["value"] for entry in container_of(deployment).get("env", [])}
+
+
 def container_ports(deployment: Manifest) -> dict[str, int]:
     """The named ports of a Deployment's container."""
     return {port["name"]: port["containerPort"] for port in container_of(deployment)["ports"]}

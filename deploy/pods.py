@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.dockerfile import entry_point, image_environment, read_stages
-from deploy.manifests import Manifest, container_of, of_kind, pod_of
+from deploy.manifests import Manifest, container_of, environment_of, of_kind, pod_of
 
 _CONFINE = Path(__file__).with_name("confine.sh")
 _STOP_SECONDS = 60
@@ -124,9 +124,8 @@ def _command(deployment: Manifest) -> list[str]:
 
 
 def _environment(deployment: Manifest, image: Path) -> dict[str, str]:
-    given = {entry["name"]: entry["value"] for entry in container_of(deployment).get("env", [])}
     outer = {"PATH": os.environ["PATH"]}
-    made = image_environment(read_stages(), deployment["metadata"]["name"], outer) | given
+    made = image_environment(read_stages(), deployment["metadata"]["name"], outer) | environment_of(deployment)
     return made if is_confining() else made | {"PATH": f"{image}{made['PATH']}"}
 
 

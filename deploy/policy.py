@@ -13,6 +13,7 @@ from deploy.manifests import ROOT, Manifest, container_of, container_ports, iden
 from deploy.references import reference_complaints, scaler_complaints, selector_complaints
 from deploy.service_settings import settings_complaints
 
+DeploymentRule = Callable[[Manifest], Iterator[str]]
 Rule = Callable[[Sequence[Manifest]], Iterator[str]]
 _PRE_STOP_MARGIN_SECONDS = 5
 _CLUSTER_SCOPED = ("Namespace",)
@@ -22,77 +23,76 @@ _HOME = image_environment(read_stages(), "decoder", {})["HOME"]
 
 def complaints(manifests: Sequence[Manifest]) -> list[str]:
     """All that is wrong; nothing where all is well."""
-    return [complaint for rule in RULES for complaint in rule(manifests)]
+    deployments = list(of_kind(manifests, "Deployment"))
+    return [
+        *(f"{identify(each)}: {words}" for rule in DEPLOYMENT_RULES for each in deployments for words in rule(each)),
+        *(complaint for rule in RULES for complaint in rule(manifests)),
+    ]
 
 
-def pod_security(manifests: Sequence[Manifest]) -> Iterator[str]:
+def pod_security(deployment: Manifest) -> Iterator[str]:
     """The restricted Pod Security Standard, and a root file system that nobody writes."""
-    for deployment in of_kind(manifests, "Deployment"):
-        name, pod = identify(deployment), pod_of(deployment)
-        context = pod.get("securityContext", {})
-        if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
-            yield f"{name}: pods may run as root"
-        if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
-            yield f"{name}: no seccomp profile"
-        if pod.get("automountServiceAccountToken") is not False:
-            yield f"{name}: pods get a token for the cluster's API"
-        if pod.get("enableServiceLinks") is not False:
-            yield f"{name}: a Service called diptych would set variables that look like settings"
-        if any(pod.get(field) for field in ("hostNetwork", "hostPID", "hostIPC")):
-            yield f"{name}: pods share a namespace with the host"
-        yield from (f"{name}: {words}" for words in _volume_complaints(pod))
-        yield from (f"{name}: {words}" for words in _container_security(container_of(deployment)))
+    pod = pod_of(deployment)
+    context = pod.get("securityContext", {})
+    if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
+        yield "pods may run as root"
+    if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        yield "no seccomp profile"
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "pods get a token for the cluster's API"
+    if pod.get("enableServiceLinks") is not False:
+        yield "a Service called diptych would set variables that look like settings"
+    if any(pod.get(field) for field in ("hostNetwork", "hostPID", "hostIPC")):
+        yield "pods share a namespace with the host"
+    yield from _volume_complaints(pod)
+    yield from _container_security(container_of(deployment))
 
 
-def resources(manifests: Sequence[Manifest]) -> Iterator[str]:
+def resources(deployment: Manifest) -> Iterator[str]:
     """Every pod says what it needs, and cannot take more memory than it said."""
-    for deployment in of_kind(manifests, "Deployment"):
-        limits = container_of(deployment).get("resources", {}).get("limits", {})
-        requests = container_of(deployment).get("resources", {}).get("requests", {})
-        for resource in ("cpu", "memory"):
-            if resource not in limits or resource not in requests:
-                yield f"{identify(deployment)}: no request and limit of {resource}"
-        if limits.get("memory") != requests.get("memory"):
-            yield f"{identify(deployment)}: memory over the request may be taken away again"
+    limits = container_of(deployment).get("resources", {}).get("limits", {})
+    requests = container_of(deployment).get("resources", {}).get("requests", {})
+    for resource in ("cpu", "memory"):
+        if resource not in limits or resource not in requests:
+            yield f"no request and limit of {resource}"
+    if limits.get("memory") != requests.get("memory"):
+        yield "memory over the request may be taken away again"
 
 
-def probes(manifests: Sequence[Manifest]) -> Iterator[str]:
+def probes(deployment: Manifest) -> Iterator[str]:
     """All three probes are there, and each asks for the health name that means it."""
     wanted = {"startupProbe": STARTUP, "readinessProbe": READINESS, "livenessProbe": LIVENESS}
-    for deployment in of_kind(manifests, "Deployment"):
-        container, ports = container_of(deployment), container_ports(deployment)
-        for kind, service in wanted.items():
-            check = container.get(kind, {}).get("grpc")
-            if check is None:
-                yield f"{identify(deployment)}: no {kind}"
-            elif check.get("service", "") != service:
-                yield f"{identify(deployment)}: {kind} asks for {check.get('service', '')!r} and not {service!r}"
-            elif check["port"] not in ports.values():
-                yield f"{identify(deployment)}: {kind} asks at port {check['port']}, which is none of the container's"
+    container, ports = container_of(deployment), container_ports(deployment)
+    for kind, service in wanted.items():
+        check = container.get(kind, {}).get("grpc")
+        if check is None:
+            yield f"no {kind}"
+        elif check.get("service", "") != service:
+            yield f"{kind} asks for {check.get('service', '')!r} and not {service!r}"
+        elif check["port"] not in ports.values():
+            yield f"{kind} asks at port {check['port']}, which is none of the container's"
 
 
-def endings(manifests: Sequence[Manifest]) -> Iterator[str]:
+def endings(deployment: Manifest) -> Iterator[str]:
     """A pod is told to stop early enough, and a slow start is no failure."""
-    for deployment in of_kind(manifests, "Deployment"):
-        container, pod = container_of(deployment), pod_of(deployment)
-        pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        if pause < _PRE_STOP_MARGIN_SECONDS:
-            yield f"{identify(deployment)}: callers do not hear of the end before the port closes"
-        start = container.get("startupProbe", {})
-        budget = start.get("periodSeconds", 10) * start.get("failureThreshold", 3)
-        if deployment["spec"].get("progressDeadlineSeconds", 600) <= budget:
-            yield f"{identify(deployment)}: a rollout is given up while a pod may still load"
-        if pod.get("terminationGracePeriodSeconds", 30) <= pause:
-            yield f"{identify(deployment)}: it is killed before it was told to stop"
+    container, pod = container_of(deployment), pod_of(deployment)
+    pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    if pause < _PRE_STOP_MARGIN_SECONDS:
+        yield "callers do not hear of the end before the port closes"
+    start = container.get("startupProbe", {})
+    budget = start.get("periodSeconds", 10) * start.get("failureThreshold", 3)
+    if deployment["spec"].get("progressDeadlineSeconds", 600) <= budget:
+        yield "a rollout is given up while a pod may still load"
+    if pod.get("terminationGracePeriodSeconds", 30) <= pause:
+        yield "it is killed before it was told to stop"
 
 
-def images(manifests: Sequence[Manifest]) -> Iterator[str]:
+def images(deployment: Manifest) -> Iterator[str]:
     """Images are named by this version or by a digest, never by what is latest."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    for deployment in of_kind(manifests, "Deployment"):
-        image = container_of(deployment)["image"]
-        if "@sha256:" not in image and not image.endswith(f":{version}"):
-            yield f"{identify(deployment)}: image {image} is not of version {version}"
+    image = container_of(deployment)["image"]
+    if "@sha256:" not in image and not image.endswith(f":{version}"):
+        yield f"image {image} is not of version {version}"
 
 
 def namespaces(manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -109,12 +109,8 @@ def namespaces(manifests: Sequence[Manifest]) -> Iterator[str]:
                 yield f"{identify(manifest)}: lies in namespace {where}"
 
 
+DEPLOYMENT_RULES: tuple[DeploymentRule, ...] = (pod_security, resources, probes, endings, images)
 RULES: tuple[Rule, ...] = (
-    pod_security,
-    resources,
-    probes,
-    endings,
-    images,
     namespaces,
     settings_complaints,
     selector_complaints,

@@ -13,7 +13,7 @@ from common.settings.settings import Parser
 from common.settings.sources import add_config_arguments, load
 from decoder_service.config import DecoderConfig
 from deploy.dockerfile import entry_point
-from deploy.manifests import Manifest, container_of, container_ports, identify, named, of_kind, pod_of
+from deploy.manifests import Manifest, container_of, container_ports, environment_of, identify, named, of_kind, pod_of
 from vision_service.config import VisionConfig
 
 CONFIGS = {"vision": VisionConfig, "decoder": DecoderConfig}
@@ -23,17 +23,7 @@ CONFIGS = {"vision": VisionConfig, "decoder": DecoderConfig}
 def settings_complaints(manifests: Sequence[Manifest]) -> Iterator[str]:
     """Every flag exists and is right, and what is set agrees with what the manifests say elsewhere."""
     for deployment in of_kind(manifests, "Deployment"):
-        try:
-            config = read_settings(deployment)
-        except ValueError as error:
-            yield f"{identify(deployment)}: {error}"
-            continue
-        yield from (f"{identify(deployment)}: {words}" for words in _server_complaints(deployment, config.server))
-        yield from (f"{identify(deployment)}: {words}" for words in _file_complaints(deployment, config))
-        if isinstance(config, DecoderConfig):
-            yield from (f"{identify(deployment)}: {words}" for words in _addresses(manifests, config))
-            if config.server.tls.tls_cert and any(of_kind(manifests, "InferencePool")):
-                yield f"{identify(deployment)}: wants TLS, which an InferencePool does not speak"
+        yield from (f"{identify(deployment)}: {words}" for words in _complaints(manifests, deployment))
 
 
 def read_settings(deployment: Manifest) -> VisionConfig | DecoderConfig:
@@ -41,15 +31,28 @@ def read_settings(deployment: Manifest) -> VisionConfig | DecoderConfig:
     name = deployment["metadata"]["name"]
     parser = Parser(prog=name)
     add_config_arguments(parser, CONFIGS[name])
-    environment = {entry["name"]: entry["value"] for entry in container_of(deployment).get("env", [])}
     complaint = StringIO()
     try:
         with redirect_stderr(complaint):
             given = parser.parse_args([*entry_point(name)[3:], *container_of(deployment)["args"]])
     except SystemExit:
         raise ValueError(complaint.getvalue().strip()) from None
-    config: VisionConfig | DecoderConfig = load(CONFIGS[name], given, environment=environment).config
+    config: VisionConfig | DecoderConfig = load(CONFIGS[name], given, environment=environment_of(deployment)).config
     return config
+
+
+def _complaints(manifests: Sequence[Manifest], deployment: Manifest) -> Iterator[str]:
+    try:
+        config = read_settings(deployment)
+    except ValueError as error:
+        yield str(error)
+        return
+    yield from _server_complaints(deployment, config.server)
+    yield from _file_complaints(deployment, config)
+    if isinstance(config, DecoderConfig):
+        yield from _addresses(manifests, config)
+        if config.server.tls.tls_cert and any(of_kind(manifests, "InferencePool")):
+            yield "wants TLS, which an InferencePool does not speak"
 
 
 def _server_complaints(deployment: Manifest, server: ServerConfig) -> Iterator[str]:
