@@ -17,6 +17,7 @@ from common.features.feature_spec import VALUE_TYPES
 from common.model.config import PixtralConfig, PixtralVisionConfig
 from common.model.devices import find_device, find_dtype
 from common.model.settings import KVCacheDtype, Quantize
+from common.model.weight_types import WeightTypes
 from common.native.opening import weight_types
 from common.server.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
@@ -74,18 +75,10 @@ def _check_feature_bytes(feature_bytes: int, vision: PixtralVisionConfig) -> Non
 
 def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig) -> Engine:
     """Load the weights, take memory for the KV cache, and warm up. Raises CheckpointError."""
-    engine, kv_params = config.engine, run_config.kv_params
+    engine = config.engine
     # Before the weights, as kernels take them as they are stored.
     kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
-    begin = time.monotonic()
-    model = DecoderModel.load(
-        checkpoint,
-        device=run_config.device,
-        types=weight_types(kernels.library, run_config.dtype),
-        in_fp8=engine.quantize is Quantize.FP8,
-    )
-    num_bytes = sum(entry.stored.num_bytes for part in _PARTS for entry in checkpoint.entries(part))
-    _log.info("weights loaded", extra={"gigabytes": num_bytes / 1e9, "seconds": round(time.monotonic() - begin, 3)})
+    model = _load_model(checkpoint, run_config, types=weight_types(kernels.library, run_config.dtype), engine=engine)
     # Before the memory that is left is looked at, as weights may move once more.
     make_compute = choose_compute(
         model,
@@ -97,24 +90,7 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         attention=engine.attention_backend,
     )
     num_blocks = _num_blocks(engine, run_config, dtype=model.dtype)
-    kv_cache = KVCache(
-        run_config.text,
-        num_blocks=num_blocks,
-        block_size=kv_params.block_size,
-        device=run_config.device,
-        dtype=kv_params.dtype,
-    )
-    _log.info(
-        "KV cache",
-        extra={
-            "num_blocks": num_blocks,
-            "block_size": kv_params.block_size,
-            "tokens": num_blocks * kv_params.block_size,
-            "mebibytes": num_blocks * kv_params.bytes_per_block >> 20,
-            "device": str(run_config.device),
-            "dtype": str(kv_params.dtype).removeprefix("torch."),
-        },
-    )
+    kv_cache = _make_kv_cache(run_config, num_blocks)
     compute = make_compute(kv_cache)
     log_compute(compute, kv_cache, config.model, quantize=engine.quantize, why_no_kernels=kernels.why_not)
     give_memory_back()
@@ -146,6 +122,34 @@ def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunC
         hash_block=block_hash if engine.prefix_caching else None,
         compute=compute.name,
     )
+
+
+def _load_model(
+    checkpoint: Checkpoint, run_config: RunConfig, *, types: WeightTypes, engine: EngineSettings
+) -> DecoderModel:
+    begin = time.monotonic()
+    in_fp8 = engine.quantize is Quantize.FP8
+    model = DecoderModel.load(checkpoint, device=run_config.device, types=types, in_fp8=in_fp8)
+    num_bytes = sum(entry.stored.num_bytes for part in _PARTS for entry in checkpoint.entries(part))
+    _log.info("weights loaded", extra={"gigabytes": num_bytes / 1e9, "seconds": round(time.monotonic() - begin, 3)})
+    return model
+
+
+def _make_kv_cache(run_config: RunConfig, num_blocks: int) -> KVCache:
+    params, device = run_config.kv_params, run_config.device
+    extra = {
+        "num_blocks": num_blocks,
+        "block_size": params.block_size,
+        "tokens": num_blocks * params.block_size,
+        "mebibytes": num_blocks * params.bytes_per_block >> 20,
+        "device": str(device),
+        "dtype": str(params.dtype).removeprefix("torch."),
+    }
+    cache = KVCache(
+        run_config.text, num_blocks=num_blocks, block_size=params.block_size, device=device, dtype=params.dtype
+    )
+    _log.info("KV cache", extra=extra)
+    return cache
 
 
 def _num_blocks(engine: EngineSettings, run_config: RunConfig, *, dtype: torch.dtype) -> int:

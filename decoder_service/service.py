@@ -34,6 +34,7 @@ from decoder_service.engine_builder import build_engine, build_run_config
 from decoder_service.prompt.prompt import PromptBuilder, PromptLimits
 from decoder_service.prompt.tokenizer import Tokenizer
 from decoder_service.prompt.tokenizer_files import find_tokenizer_file, load_fitting_tokenizer
+from decoder_service.scheduling.capacity import Capacity
 from decoder_service.structured.compiler import Grammars, StructureCompiler
 from decoder_service.telemetry.metrics import EngineCollector
 from decoder_service.telemetry.request_metrics import RequestMetrics, StepMetrics
@@ -132,17 +133,7 @@ class DecoderService:
             info=self._info,
             metrics=metrics,
             structures=structures,
-            limits=ServicerLimits(
-                capacity=self._engine.capacity,
-                admission=AdmissionLimits(
-                    max_requests=engine.max_num_requests + engine.max_queue,
-                    max_waiting_tokens=engine.max_queue_tokens,
-                    max_picture_bytes=engine.max_picture_bytes,
-                ),
-                pace=Pace(interval=engine.stream_interval, max_unread_tokens=engine.max_unread_tokens),
-                max_seconds=self._config.requests.max_seconds,
-                max_priority=self._config.requests.max_priority,
-            ),
+            limits=_servicer_limits(self._config, self._engine.capacity),
         )
         # An encoder in this process has no replicas to count.
         replicas = self._vision if isinstance(self._vision, VisionClient) else None
@@ -183,6 +174,21 @@ class DecoderService:
             await self._vision.wait_ready()
         server.set_serving([SERVICE_NAME])
         _log.info("ready", extra={"model": self._info.model_name})
+
+
+def _servicer_limits(config: DecoderConfig, capacity: Capacity) -> ServicerLimits:
+    engine = config.engine
+    return ServicerLimits(
+        capacity=capacity,
+        admission=AdmissionLimits(
+            max_requests=engine.max_num_requests + engine.max_queue,
+            max_waiting_tokens=engine.max_queue_tokens,
+            max_picture_bytes=engine.max_picture_bytes,
+        ),
+        pace=Pace(interval=engine.stream_interval, max_unread_tokens=engine.max_unread_tokens),
+        max_seconds=config.requests.max_seconds,
+        max_priority=config.requests.max_priority,
+    )
 
 
 def _structures(tokenizer: Tokenizer, info: ModelInfo) -> StructureCompiler | None:

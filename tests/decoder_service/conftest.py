@@ -38,12 +38,6 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tekken_path(data: Path) -> Path:
-    """Pixtral 12B's own tokenizer."""
-    return data / "tekken_240911.json"
-
-
-@pytest.fixture(scope="session")
 def demo_tekken() -> Path:
     """The small tokenizer of the demo model."""
     return Path(__file__).parents[2] / "models" / "demo" / "tekken.json"
