@@ -71,6 +71,12 @@ class FakeReplica:
         self.server.set_serving([SERVICE_NAME])
         return port
 
+    async def run(self) -> None:
+        """Serve until SIGTERM."""
+        await self.start()
+        await self.server.wait_for_termination()
+        await self.batcher.close()
+
 
 def fake_replica(
     info: EncoderInfo,

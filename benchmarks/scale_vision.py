@@ -43,10 +43,7 @@ def encode_slowly(images: list[Pixels]) -> list[HostImage]:
 async def serve(host: str) -> None:
     """Be one replica until SIGTERM."""
     config = ServerConfig(host=host, port=PORT)
-    replica = fake_replica(INFO, encode_slowly, config=config, max_batch_patches=128, max_kept_bytes=2**26)
-    await replica.start()
-    await replica.server.wait_for_termination()
-    await replica.batcher.close()
+    await fake_replica(INFO, encode_slowly, config=config, max_batch_patches=128, max_kept_bytes=2**26).run()
 
 
 class Fleet:

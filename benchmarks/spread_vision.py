@@ -58,9 +58,7 @@ async def serve(host: str, num_kept: int) -> None:
     config = ServerConfig(host=host, port=PORT)
     kept = num_kept * IMAGE_BYTES
     replica = fake_replica(INFO, encode, config=config, max_batch_patches=8192, max_kept_bytes=kept)
-    await replica.start()
-    await replica.server.wait_for_termination()
-    await replica.batcher.close()
+    await replica.run()
     counts = replica.cache.counts
     print(counts.hits + counts.joined, counts.misses, flush=True)
 

@@ -15,6 +15,7 @@ from benchmarks.gpu.peers.decoding_rows import CHECKED
 from benchmarks.gpu.peers.peer import Peer, Setting
 from benchmarks.gpu.peers.process import child_command, rows_of
 from benchmarks.gpu.report import Row
+from tests.processes import is_running
 
 ROOT = Path(__file__).parents[2]
 ONE_ROW = "print('{\"case\": 1}', flush=True);"
@@ -38,16 +39,9 @@ def test_one_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> Non
     assert found == [{"case": 1}, {"not run": "the rest, as it took more than 4 s"}]
     pid = int((tmp_path / "child").read_text())
     until = time.monotonic() + 10
-    while _runs(pid) and time.monotonic() < until:
+    while is_running(pid) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not _runs(pid)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
+    assert not is_running(pid)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.free_port import free_port
 from benchmarks.served import process
 from benchmarks.served.process import ServerError, ServerProcess, running_server
+from tests.processes import state
 
 SERVER = """
 import http.server, os, pathlib, signal, subprocess, sys
@@ -37,15 +38,6 @@ ENVIRONMENT = {"THREADS": "1"}
 
 def command(port: int, folder: Path, mode: str) -> list[str]:
     return [sys.executable, "-c", SERVER, str(port), str(folder), mode]
-
-
-def state(pid: int) -> str:
-    """Its letter in /proc; X where there is no such process any more, or only its entry."""
-    try:
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
-    return "X" if letter == "Z" else letter
 
 
 def wait_for(holds: Callable[[], bool]) -> bool:

@@ -18,6 +18,7 @@ from common.model.cores import num_cores
 from diptych.models import demo_model
 from diptych.up import reserved_ports, share_cores
 from diptych.up_config import parse_devices, parse_dtypes
+from tests.processes import is_running
 
 SERVICE = """
 import asyncio, json, os, sys, time
@@ -72,13 +73,6 @@ def ready_address(process: subprocess.Popen[str]) -> str:
 
 def started(folder: Path) -> list[list[str]]:
     return sorted(json.loads(line) for line in (folder / "started.jsonl").read_text().splitlines())
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,9 +3,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+
+from tests.processes import is_running
 
 TOUCH = """
 import resource, sys
@@ -61,8 +62,7 @@ def test_a_child_dies_with_its_parent() -> None:
     done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, check=False, timeout=20)  # noqa: S603
     assert done.returncode == -signal.SIGKILL
     # Its parent is not there to collect it, so its entry may wait for the reaper.
-    status = Path(f"/proc/{int(done.stdout)}/status")
     end = time.monotonic() + 10
-    while status.exists() and "(zombie)" not in status.read_text():
+    while is_running(int(done.stdout)):
         assert time.monotonic() < end
         time.sleep(0.02)
