@@ -19,12 +19,10 @@ from common.errors import DiptychError, InvalidArgumentError, PermissionDeniedEr
 from common.security.principal import ANONYMOUS, Principal, acting_for
 from common.security.quota import Limits, Quota
 from common.security.refusal_log import RefusalLog
-from common.security.token_file import TokenEntry, find_token, read_token_file
+from common.security.token_file import TokenEntry, TokenFile, find_token
 from common.settings.settings import setting
 
 HEALTH: Final = "grpc.health.v1.Health"
-_LOOK_EVERY: Final = 1.0
-"""Seconds between two looks at the file of tokens."""
 _MAX_IDLE_QUOTAS: Final = 10_000
 
 _log = logging.getLogger(__name__)
@@ -88,7 +86,7 @@ class Gate:
         self._max_metadata_bytes = max_metadata_bytes
         self._clock = clock
         self._today = today
-        self._tokens = None if settings.auth_tokens is None else _Tokens(settings.auth_tokens, self._limits)
+        self._tokens = None if settings.auth_tokens is None else TokenFile(settings.auth_tokens, self._limits)
         self._quotas: dict[str, Quota] = {}
         self._refusals = RefusalLog(clock=clock)
 
@@ -138,7 +136,7 @@ class Gate:
             raise PermissionDeniedError("CALLER_NOT_ALLOWED", "the certificate's names are not among those allowed")
         return allowed[0]
 
-    def _entry(self, tokens: "_Tokens", call: CallInfo) -> TokenEntry:
+    def _entry(self, tokens: TokenFile, call: CallInfo) -> TokenEntry:
         entry = find_token(tokens.entries(self._clock()), _bearer_token(call))
         if entry is None:
             raise UnauthenticatedError("TOKEN_INVALID", "the token is not known here")
@@ -158,41 +156,6 @@ class Gate:
         if quota is None or quota.limits != limits:
             quota = self._quotas[name] = Quota(limits, now=now)
         return quota
-
-
-class _Tokens:
-    """The file of tokens, read again when it has changed."""
-
-    def __init__(self, path: Path, defaults: Limits) -> None:
-        self._path = path
-        self._defaults = defaults
-        self._stamp = self._look()
-        self._looked_at = -_LOOK_EVERY
-        self._entries = read_token_file(path, defaults)
-
-    def entries(self, now: float) -> tuple[TokenEntry, ...]:
-        if now - self._looked_at >= _LOOK_EVERY:
-            self._looked_at = now
-            stamp = self._look()
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._read()
-        return self._entries
-
-    def _read(self) -> None:
-        try:
-            self._entries = read_token_file(self._path, self._defaults)
-            _log.info("tokens were read again", extra={"num_tokens": len(self._entries)})
-        except ValueError as error:
-            # Callers whose tokens were good a moment ago must not be locked out by a faulty file.
-            _log.error("the new file of tokens cannot be used", extra={"error": str(error)})
-
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            state = self._path.stat()
-        except OSError:
-            return None
-        return state.st_mtime_ns, state.st_ino, state.st_size
 
 
 def _certificate_names(context: Mapping[str, Iterable[bytes]]) -> list[str]:

@@ -1,6 +1,6 @@
 """The file that says which bearer tokens there are: their SHA-256 hashes, never the tokens themselves.
 
-Knows lines and hashes. Does not know calls. A line is
+Knows lines and hashes, and when the file has changed. Does not know calls. A line is
 
     HASH NAME [expires=YYYY-MM-DD] [methods=Generate,...] [max-open-calls=N] [calls-per-minute=N] [tokens-per-minute=N]
 
@@ -10,6 +10,7 @@ Two lines may have the same name, so that a token can be replaced without a gap.
 
 import hashlib
 import hmac
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +20,16 @@ from typing import Final
 
 from common.security.quota import Limits
 
+_LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at the file of tokens."""
 _NAME: Final = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}")
 _LIMITS: Final = {
     "max-open-calls": "max_open_calls",
     "calls-per-minute": "calls_per_minute",
     "tokens-per-minute": "tokens_per_minute",
 }
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,43 @@ def find_token(entries: Sequence[TokenEntry], token: str) -> TokenEntry | None:
         if hmac.compare_digest(entry.digest, digest):
             found = entry
     return found
+
+
+class TokenFile:
+    """The tokens of a file, which is read again when it has changed."""
+
+    def __init__(self, path: Path, defaults: Limits) -> None:
+        """Read the file, whose lines may set limits other than `defaults`. Raises ValueError, in one line."""
+        self._path = path
+        self._defaults = defaults
+        self._stamp = self._look()
+        self._looked_at = -_LOOK_EVERY
+        self._entries = read_token_file(path, defaults)
+
+    def entries(self, now: float) -> tuple[TokenEntry, ...]:
+        """The tokens of now, a time of the monotonic clock; after a fault in the file those before it."""
+        if now - self._looked_at >= _LOOK_EVERY:
+            self._looked_at = now
+            stamp = self._look()
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._read()
+        return self._entries
+
+    def _read(self) -> None:
+        try:
+            self._entries = read_token_file(self._path, self._defaults)
+            _log.info("tokens were read again", extra={"num_tokens": len(self._entries)})
+        except ValueError as error:
+            # Callers whose tokens were good a moment ago must not be locked out by a faulty file.
+            _log.error("the new file of tokens cannot be used", extra={"error": str(error)})
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            state = self._path.stat()
+        except OSError:
+            return None
+        return state.st_mtime_ns, state.st_ino, state.st_size
 
 
 def read_token_file(path: Path, defaults: Limits) -> tuple[TokenEntry, ...]:
