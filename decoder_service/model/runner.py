@@ -203,7 +203,7 @@ class DecoderRunner:
         """The wanted rows of one image [num_rows, vision_hidden_size], on the device."""
         spec = rows.features.spec
         matrix = torch.frombuffer(rows.features.data, dtype=_DTYPES[spec.dtype]).view(-1, spec.width)
-        return matrix[rows.first : rows.last].to(device=self._model.device, dtype=self._model.dtype)
+        return self._staging.carry(matrix[rows.first : rows.last]).to(self._model.dtype)
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

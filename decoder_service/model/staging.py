@@ -1,4 +1,4 @@
-"""Carries numbers between the host and the device without waiting for the device.
+"""Carries numbers and rows between the host and the device without waiting for the device.
 
 Knows memory that the device copies by itself (pinned), and when such a copy is over. Does not know what the numbers
 are. A copy from or to any other memory of the host, and so the host, waits for all work that the device was given.
@@ -27,6 +27,10 @@ class Staging(Protocol):
         """The numbers, of type "q" or "d", on the device, as int64 or float64; they are the tensor's from now on."""
         ...
 
+    def carry(self, rows: Tensor) -> Tensor:
+        """Rows of the host's memory on the device; where that is another one, they may be overwritten from now on."""
+        ...
+
     def read(self, tensor: Tensor) -> Callable[[], list[int]]:
         """Begin to bring an int64 tensor [count] to the host; what it returns waits for it, and is called once."""
         ...
@@ -38,6 +42,10 @@ class HostStaging:
     def move(self, numbers: "array[int] | array[float]") -> Tensor:
         """See `Staging`."""
         return torch.frombuffer(numbers, dtype=_DTYPES[numbers.typecode])
+
+    def carry(self, rows: Tensor) -> Tensor:
+        """See `Staging`."""
+        return rows
 
     def read(self, tensor: Tensor) -> Callable[[], list[int]]:
         """See `Staging`."""
@@ -68,6 +76,13 @@ class PinnedStaging:
         moved = staged.to(self._device, non_blocking=True, copy=True)
         slot.wait = self._mark()
         return moved
+
+    def carry(self, rows: Tensor) -> Tensor:
+        """See `Staging`."""
+        # Not through the slots: pictures' rows come seldom and are megabytes. Torch keeps such memory for the next
+        # ones, and gives it to nobody before the device has read it.
+        staged = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=self._device.type == "cuda").copy_(rows)
+        return staged.to(self._device, non_blocking=True)
 
     def read(self, tensor: Tensor) -> Callable[[], list[int]]:
         """See `Staging`."""

@@ -1,4 +1,4 @@
-"""Numbers travel through memory that is used again only when what it held has arrived."""
+"""Numbers and rows travel through memory that is used again only when what it held has arrived."""
 
 from array import array
 from collections.abc import Callable
@@ -65,3 +65,12 @@ def test_memory_is_taken_once() -> None:
         second()
     assert [slot.memory.data_ptr() for slot in staging._slots] == before
     assert len(staging._unused) == 2
+
+
+def test_rows_are_carried_as_they_are_and_their_memory_is_free_at_once() -> None:
+    rows = torch.randn(5, 8).to(torch.bfloat16)
+    want, carried = rows.clone(), PinnedStaging(CPU, Marks()).carry(rows)
+    rows.zero_()
+    assert torch.equal(carried, want)
+    # Where nothing has to be carried nothing is copied.
+    assert HostStaging().carry(rows) is rows

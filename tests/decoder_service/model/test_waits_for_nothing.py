@@ -6,6 +6,7 @@ it numbers in a way in which CUDA would wait for all that it was given to do bef
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from common.features.feature_spec import FeatureSpec
+from common.image.identity import ImageHash
+from common.image.preprocessing import PatchGrid
+from decoder_service.engine.prompt_images import PlaceholderRange
 from decoder_service.engine.request import Request
 from decoder_service.engine.step import Launched, NoToken, ScheduledBatch, ScheduledRequest
 from decoder_service.model.batch import ForwardBatch
@@ -24,8 +29,10 @@ from decoder_service.model.cuda.triton_attention import TritonAttention
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.staging import PinnedStaging
 from decoder_service.model.weights import DecoderModel
 from decoder_service.sampling.sampling_params import SamplingParams
+from decoder_service.vision.image_encoder import ImageFeatures
 from tests.replayer import Replayer
 from tests.small_configs import SMALL_TEXT
 
@@ -108,6 +115,9 @@ class MetaStaging:
         kind = torch.int64 if numbers.typecode == "q" else torch.float64
         return torch.empty(len(numbers), dtype=kind, device=META)
 
+    def carry(self, rows: Tensor) -> Tensor:
+        return PinnedStaging(META, lambda: lambda: None).carry(rows)
+
     def read(self, tensor: Tensor) -> Callable[[], list[int]]:
         """The last number is one of near ties, the others are tokens: none is finite, all the same."""
         assert tensor.device == META
@@ -144,6 +154,45 @@ def two_steps(runner: DecoderRunner, requests: Sequence[Request]) -> Launched:
 def test_a_step_ahead_is_begun_without_waiting_for_the_device(mixture: Sequence[str], attention: str) -> None:
     launched = two_steps(make_runner(attention), requests_with(*(PARAMS[name] for name in mixture)))
     assert launched.result().token_ids == [NoToken.NOT_FINITE] * len(mixture)
+
+
+class WaitingStaging(MetaStaging):
+    """Carries rows as torch does by default."""
+
+    def carry(self, rows: Tensor) -> Tensor:
+        return rows.to(META)
+
+
+class Embeddings(TorchCompute):
+    """No layers, and a projector that only has the right shape."""
+
+    def project(self, image_features: Tensor) -> Tensor:
+        return image_features.new_empty(len(image_features), CONFIG.hidden_size)
+
+    def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
+        return embeds
+
+
+@pytest.mark.parametrize("staging", [MetaStaging(), WaitingStaging()])
+def test_a_prompt_with_a_picture_is_begun_without_waiting_for_the_device(staging: MetaStaging) -> None:
+    """The second one is the negative control."""
+    grid = PatchGrid(2, 2)
+    span = PlaceholderRange(offset=1, length=6, grid=grid)
+    request = Request(
+        request_id="r",
+        prompt_token_ids=tuple(range(9)),
+        sampling=PARAMS["greedy"],
+        arrival=0,
+        placeholders=(span,),
+        image_identities=(b"",),
+    )
+    spec = FeatureSpec(image_hash=ImageHash(b""), grid=grid, width=4, dtype="float32")
+    request.features[0] = ImageFeatures(spec=spec, data=memoryview(bytearray(spec.num_bytes)))
+    request.block_table.append(0)  # type: ignore[arg-type]
+    usual = make_runner()
+    runner = DecoderRunner(usual._model, usual._kv_cache, Embeddings(usual._model, usual._kv_cache), staging=staging)
+    with NoWaits(), nullcontext() if type(staging) is MetaStaging else pytest.raises(Waited):
+        runner.launch(ScheduledBatch((ScheduledRequest(request, 9),))).result()
 
 
 def test_a_request_that_needs_the_host_makes_it_wait() -> None:
