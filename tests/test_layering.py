@@ -79,6 +79,7 @@ TENSOR_FILES = (
     "common.checkpoint.checkpoint",
     "common.checkpoint.pinned_reading",
     "vision_service.model.encoder",
+    "vision_service.model.encoder_choice",
     "vision_service.model.encoder_graphs",
     "vision_service.model.segment_attention",
     "vision_service.model.runner",

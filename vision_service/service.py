@@ -27,10 +27,11 @@ from vision_service.collector import VisionCollector
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig, FeaturePlace
 from vision_service.decoding.decode_pool import DecodePool
 from vision_service.decoding.decode_worker import DecodeSettings
+from vision_service.model.encoder_choice import checked_attention
 from vision_service.model.memory_plan import warm_up
 from vision_service.model.model_info import EncoderInfo
 from vision_service.model.runner import EncoderRunner
-from vision_service.model.segment_attention import choose_segment_attention
+from vision_service.model.segment_attention import SegmentAttention, choose_segment_attention
 from vision_service.model.weights import load_encoder
 from vision_service.pipeline.batcher import Batcher
 from vision_service.pipeline.byte_budget import ByteBudget
@@ -153,7 +154,7 @@ def _load_runner(
         deterministic=settings.deterministic,
         library=kernels.library,
         keeps_on_device=keeps_on_device,
-        segment_attention=choose_segment_attention(device, dtype),
+        segment_attention=_segment_attention(checkpoint, device, dtype),
         fused=device.type == "cuda" and settings.compute is not ComputeChoice.TORCH and find_spec("triton") is not None,
     )
     give_memory_back()
@@ -161,6 +162,15 @@ def _load_runner(
     extra |= {"no_kernels": kernels.why_not} if kernels.library is None else {"compute": kernels.library.name}
     _log.info("loaded", extra=extra)
     return runner
+
+
+def _segment_attention(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> SegmentAttention | None:
+    attention = choose_segment_attention(device, dtype)
+    if attention is None:
+        return None
+    vision = checkpoint.vision_config
+    num_heads, head_dim = vision.vision_num_attention_heads, vision.vision_head_dim
+    return checked_attention(attention, num_heads=num_heads, head_dim=head_dim, device=device, dtype=dtype)
 
 
 def _warm_up(

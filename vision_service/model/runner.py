@@ -23,6 +23,7 @@ from common.native.opening import weight_types
 from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import DeviceImage, EncodedImage, HostImage
 from vision_service.model.encoder import PatchEncoder, PixtralVisionModel, grid_positions
+from vision_service.model.encoder_choice import choose_encoder
 from vision_service.model.encoder_graphs import EncoderGraphs, pack_sizes
 from vision_service.model.native_encoder import NativeEncoder
 from vision_service.model.segment_attention import SegmentAttention
@@ -48,12 +49,13 @@ class EncoderRunner:
 
         With a `library` the kernels compute; they take the model's weights over. Without it these are in `dtype`. With
         `keeps_on_device` features stay where they were made until they are sent. `segment_attention` serves packs
-        of several sizes, and passes that are recorded. `fused` has Triton's kernels compute what is between products.
+        of several sizes, and passes that are recorded. `fused` has Triton's kernels compute what is between products,
+        if they can.
         """
         self._segment_attention = segment_attention
         self._graphs: EncoderGraphs | None = None
         self._keeps_on_device = keeps_on_device
-        self._model: PatchEncoder = _fused(model) if fused else model
+        self._model: PatchEncoder = choose_encoder(model, _fused, dtype=dtype) if fused else model
         self._native = None if library is None else NativeEncoder(model, library)
         self._deterministic = deterministic
         self._device = device
