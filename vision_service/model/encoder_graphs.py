@@ -17,8 +17,19 @@ from vision_service.model.segment_attention import SegmentAttention
 
 _SIZES = (256, 512, 1024, 1536, 2048, 3072, 4096)
 """Patches; close together where a filled-up row costs most beside what the host takes."""
-_MAX_PICTURES = 32
-"""A pack of more pictures runs unrecorded: each costs every recorded pass a little, also where it is not there."""
+_MAX_PICTURES, _LEAST_MOST_PICTURES = 32, 4
+_ROOM = 16384
+"""Patches, counted once for each picture that there is room for"""
+
+
+def most_pictures(size: int) -> int:
+    """Pictures that a recorded pack of `size` patches has room for; one of more runs unrecorded.
+
+    Attention has programs for as many rows as the pack, once for each picture that there is room for, and all but those
+    of pictures that are there find nothing to do: of 4,096 rows and 32 pictures 16,384 a layer, for 512 that work. So
+    large packs, whose device is busy enough without recording, have room for few.
+    """
+    return max(_LEAST_MOST_PICTURES, min(_MAX_PICTURES, _ROOM // size))
 
 
 def pack_sizes(most: int) -> tuple[int, ...]:
@@ -47,7 +58,6 @@ class EncoderGraphs:
         self._patches = torch.zeros(most, values, device=device, dtype=dtype)
         self._rows = torch.zeros(most, device=device, dtype=torch.long)
         self._columns = torch.zeros(most, device=device, dtype=torch.long)
-        # One segment more than pictures, for the rows that fill up.
         self._starts = torch.zeros(_MAX_PICTURES + 2, device=device, dtype=torch.int32)
         self._recorded = record_sizes(recorder, sizes, self._make_work)
 
@@ -59,9 +69,8 @@ class EncoderGraphs:
     def size_for(self, lengths: Sequence[int]) -> int | None:
         """The recorded size that a pack of pictures of so many patches is filled up to; None where there is none."""
         num_patches = sum(lengths)
-        if len(lengths) > _MAX_PICTURES:
-            return None
-        return next((size for size in self.sizes if size >= num_patches), None)
+        size = next((size for size in self.sizes if size >= num_patches), None)
+        return size if size is not None and len(lengths) <= most_pictures(size) else None
 
     def features(self, patches: Tensor, rows: Tensor, columns: Tensor, *, lengths: Sequence[int], size: int) -> Tensor:
         """Features [num_patches, vision_hidden_size] of a pack that `size` is for; the next call overwrites them.
@@ -87,10 +96,12 @@ class EncoderGraphs:
         config = self._model.config
         features = self._patches.new_zeros(size, config.vision_hidden_size)
         self._set_starts([size], size)
+        # One segment more than pictures, for the rows that fill up.
+        starts = self._starts[: most_pictures(size) + 2]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             scale = config.vision_attention_multiplier
-            return self._attention(query, key, value, starts=self._starts, longest=size, scale=scale)
+            return self._attention(query, key, value, starts=starts, longest=size, scale=scale)
 
         def work() -> None:
             features.copy_(self._model(self._patches[:size], self._rows[:size], self._columns[:size], attend))

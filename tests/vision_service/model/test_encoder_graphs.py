@@ -18,7 +18,7 @@ from vision_service.decoding.image import Pixels
 from vision_service.model import encoder_graphs
 from vision_service.model.encoded_image import rows_of
 from vision_service.model.encoder import PixtralVisionModel
-from vision_service.model.encoder_graphs import EncoderGraphs, pack_sizes
+from vision_service.model.encoder_graphs import EncoderGraphs, most_pictures, pack_sizes
 from vision_service.model.runner import EncoderRunner
 from vision_service.model.segment_attention import SegmentAttention, choose_segment_attention
 
@@ -115,6 +115,21 @@ def test_a_pack_is_filled_up_to_the_next_size_or_runs_unrecorded(model: PixtralV
     assert [graphs.size_for([n]) for n in (1, 8, 9, 16, 17, 64, 65)] == [8, 8, 16, 16, 64, 64, None]
     assert graphs.size_for([3, 3, 3]) == 16
     assert (graphs.size_for([1] * 32), graphs.size_for([1] * 33)) == (64, None)
+
+
+def test_the_larger_a_recorded_pack_the_fewer_pictures_it_has_room_for(model: PixtralVisionModel) -> None:
+    assert [most_pictures(size) for size in (256, 512, 1024, 2048, 4096, 8192)] == [32, 32, 16, 8, 4, 4]
+    lengths: list[int] = []
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *, starts: Tensor, longest: int, scale: float) -> Tensor:
+        lengths.append(len(starts))
+        return masked_attention(query, key, value, starts=starts, longest=longest, scale=scale)
+
+    with torch.inference_mode():
+        sizes = (8, 1024)
+        graphs = EncoderGraphs(model, attention, Replayer(), sizes=sizes, device=CPU, dtype=torch.float32)
+    assert set(lengths) == {32 + 2, 16 + 2}
+    assert (graphs.size_for([60] * 16), graphs.size_for([60] * 17)) == (1024, None)
 
 
 def test_sizes_rise_and_are_no_larger_than_a_batch() -> None:
