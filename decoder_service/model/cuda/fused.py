@@ -10,6 +10,9 @@ from torch import Tensor
 
 from decoder_service.model.fp8 import FP8, FP8_MAX, MIN_SCALE
 
+_MOST_HEADS = 8
+"""That one program rotates; one alone would give a warp so little to do that starting it would take the time."""
+
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of x [num_tokens, width] in 8-bit floats, and their scales in fp32 [num_tokens, 1]."""
@@ -50,7 +53,9 @@ def rotate_and_store(
     [num_tokens, num_heads, head_dim] of qkv.
     """
     num_kv_heads, head_dim = key_blocks.shape[2:]
-    _rotate_and_store[(len(qkv), num_heads + 2 * num_kv_heads)](
+    heads = min(triton.next_power_of_2(num_kv_heads), _MOST_HEADS)
+    programs = triton.cdiv(num_heads, heads) + 2 * triton.cdiv(num_kv_heads, heads)
+    _rotate_and_store[(len(qkv), programs)](
         qkv,
         cos,
         sin,
@@ -60,10 +65,11 @@ def rotate_and_store(
         qkv.stride(0),
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
+        HEADS=heads,
         HALF=head_dim // 2,
         BLOCK=triton.next_power_of_2(head_dim // 2),
         LIMIT=FP8_MAX if key_blocks.dtype == FP8 else 0.0,
-        num_warps=1,
+        num_warps=4,
     )
     query: Tensor = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
     return query
@@ -123,39 +129,48 @@ def _rotate_and_store(
     row_stride: tl.tensor,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
+    HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
     LIMIT: tl.constexpr,
 ) -> None:
-    """One head of one token; heads are in the order queries, keys, values.
+    """Some heads of one token, all of one kind; programs of queries come first, then those of keys, then of values.
 
     What is over a limit, if there is one, is stored as the limit.
     """
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    QUERIES: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
+    KEYS: tl.constexpr = (NUM_KV_HEADS + HEADS - 1) // HEADS
+    is_query, is_turned = program < QUERIES, program < QUERIES + KEYS
+    own = tl.where(is_query, program, tl.where(is_turned, program - QUERIES, program - QUERIES - KEYS)) * HEADS
+    own = own + tl.arange(0, HEADS)
+    head = own + tl.where(is_query, 0, tl.where(is_turned, NUM_HEADS, NUM_HEADS + NUM_KV_HEADS))
     dims = tl.arange(0, BLOCK)
     is_dim = dims < HALF
-    at = qkv + token * row_stride + head * 2 * HALF + dims
-    first = tl.load(at, mask=is_dim, other=0.0)
-    second = tl.load(at + HALF, mask=is_dim, other=0.0)
-    if head < NUM_HEADS + NUM_KV_HEADS:
-        c = tl.load(cos + token * HALF + dims, mask=is_dim, other=0.0)
-        s = tl.load(sin + token * HALF + dims, mask=is_dim, other=0.0)
+    is_in = (own < tl.where(is_query, NUM_HEADS, NUM_KV_HEADS))[:, None] & is_dim[None, :]
+    at = qkv + token * row_stride + head[:, None] * 2 * HALF + dims[None, :]
+    first = tl.load(at, mask=is_in, other=0.0)
+    second = tl.load(at + HALF, mask=is_in, other=0.0)
+    if is_turned:
+        c = tl.load(cos + token * HALF + dims, mask=is_dim, other=0.0)[None, :]
+        s = tl.load(sin + token * HALF + dims, mask=is_dim, other=0.0)[None, :]
         x, y = first.to(tl.float32), second.to(tl.float32)
         first = (x * c - y * s).to(first.dtype)
         second = (y * c + x * s).to(second.dtype)
     slot = tl.load(slot_mapping + token).to(tl.int64)
-    if head < NUM_HEADS:
-        tl.store(at, first, mask=is_dim)
-        tl.store(at + HALF, second, mask=is_dim)
+    if is_query:
+        tl.store(at, first, mask=is_in)
+        tl.store(at + HALF, second, mask=is_in)
     elif slot >= 0:
-        if head < NUM_HEADS + NUM_KV_HEADS:
-            to = key_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS) * 2 * HALF + dims
+        place = (slot * NUM_KV_HEADS + own)[:, None] * 2 * HALF + dims[None, :]
+        if is_turned:
+            to = key_blocks + place
         else:
-            to = value_blocks + (slot * NUM_KV_HEADS + head - NUM_HEADS - NUM_KV_HEADS) * 2 * HALF + dims
+            to = value_blocks + place
         # Names of their own, as a name keeps one type through all branches.
         low, high = first.to(tl.float32), second.to(tl.float32)
         if LIMIT > 0:
             low = tl.clamp(low, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
             high = tl.clamp(high, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(to, low.to(to.dtype.element_ty), mask=is_dim)
-        tl.store(to + HALF, high.to(to.dtype.element_ty), mask=is_dim)
+        tl.store(to, low.to(to.dtype.element_ty), mask=is_in)
+        tl.store(to + HALF, high.to(to.dtype.element_ty), mask=is_in)

@@ -117,8 +117,8 @@ def check_small_steps() -> None:
         for keys, limit in ((kind, 0.0), ("*fp8e4nv", 448.0)):
             types = {"qkv": kind, "cos": "*fp32", "sin": "*fp32", "slot_mapping": "*i64", "row_stride": "i32"}
             types |= {"key_blocks": keys, "value_blocks": keys}
-            constants = {"NUM_HEADS": 32, "NUM_KV_HEADS": 8, "HALF": 64, "BLOCK": 64, "LIMIT": limit}
-            assert fits(compiled(_rotate_and_store, types, constants, num_warps=1))
+            constants = {"NUM_HEADS": 32, "NUM_KV_HEADS": 8, "HEADS": 8, "HALF": 64, "BLOCK": 64, "LIMIT": limit}
+            assert fits(compiled(_rotate_and_store, types, constants, num_warps=4))
         constants = {"WIDTH": 5120, "BLOCK": 4096, "MAX": 448.0, "MIN_SCALE": 1e-12}
         made = compiled(_round_rows, {"x": kind, "out": "*fp8e4nv", "scale": "*fp32"}, constants)
         assert fits(made)

@@ -33,7 +33,7 @@ def test_gate_is_the_first_half() -> None:
     torch.testing.assert_close(silu_and_multiply(x), functional.silu(x[:, :1100]) * x[:, 1100:])
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (3, 1, 20)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (3, 1, 20), (6, 3, 8), (20, 10, 8)])
 def test_keys_and_values_go_to_their_slots_rotated_and_nowhere_else(heads: int, kv_heads: int, dim: int) -> None:
     qkv = torch.randn(4, (heads + 2 * kv_heads) * dim, device=DEVICE)
     positions = torch.tensor([0, 5, 1000, 7], device=DEVICE)
