@@ -25,6 +25,7 @@ from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.tiled_compute import TiledCompute
 from decoder_service.model.weights import DecoderModel
 from tests.checkpoints import save_text
+from tests.eight_bits import needs_products_on_the_host
 from tests.parity.harness import Harness
 from tests.tiny_models import Prompt, Shape, random_text_model, save
 
@@ -50,6 +51,7 @@ def test_a_row_of_zeros_stays_one_and_what_is_not_finite_stays_so() -> None:
     assert not out[1:].isfinite().all(dim=1).any()
 
 
+@needs_products_on_the_host
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_is_that_of_what_was_rounded(dtype: torch.dtype) -> None:
     linear = nn.Linear(64, 48, bias=False)
@@ -66,6 +68,7 @@ def test_a_product_is_that_of_what_was_rounded(dtype: torch.dtype) -> None:
     assert 0.005 < relative < 0.06, "rounded, and by no more than 8 bits cost"
 
 
+@needs_products_on_the_host
 def test_few_rows_and_many_are_multiplied_to_the_same_numbers() -> None:
     """Few are scaled after torch has multiplied, many by torch."""
     product, x = Fp8Linear.of(nn.Linear(64, 48, bias=False)), rows_of(FEW_ROWS + 1, 64)
@@ -73,6 +76,7 @@ def test_few_rows_and_many_are_multiplied_to_the_same_numbers() -> None:
     assert not torch.allclose(product(x[1:]), product(x)[:-1])
 
 
+@needs_products_on_the_host
 def test_a_rows_result_does_not_depend_on_the_other_rows() -> None:
     product = Fp8Linear.of(nn.Linear(64, 48, bias=False))
     x = rows_of(5, 64)

@@ -25,6 +25,18 @@ def _eight_bit_floats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_convert_float", converted)
 
 
+@pytest.fixture(autouse=True)
+def _bounds_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop's bounds are arrays of one number, which triton 3.6 takes for numbers and numpy 2.4 does not."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: type[tl.tensor], scope: interpreter._LangPatchScope) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda number: int(number.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
 def _from_bits(data: Array, dtype: tl.dtype) -> torch.Tensor:
     flat = np.ascontiguousarray(data).reshape(-1)
     if dtype == tl.bfloat16:

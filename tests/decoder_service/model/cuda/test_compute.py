@@ -15,6 +15,7 @@ from decoder_service.model.cuda.layers import Places
 from decoder_service.model.fp8 import FP8, quantize_layers
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
+from tests.eight_bits import needs_products_on_the_host
 from tests.parity.harness import Harness, MakeCompute
 from tests.replayer import Replayer
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, reference_logits, save
@@ -44,6 +45,7 @@ def test_mixed_requests_get_the_reference_logits_and_ids(window: int | None, tok
     assert replayer.num_runs > 0
 
 
+@needs_products_on_the_host
 def test_in_eight_bits_it_gives_the_logits_that_plain_torch_gives_in_eight_bits(tmp_path: Path) -> None:
     """Weights, keys and values; and the rounding is seen, or nothing was tried."""
     shape = Shape(name="pixtral-like", rope_theta=1e9, heads=6, kv_heads=2, head_dim=16)
@@ -71,7 +73,7 @@ def test_in_eight_bits_it_gives_the_logits_that_plain_torch_gives_in_eight_bits(
     assert 0.01 * spread < (expected - exact).abs().max() < spread
 
 
-@pytest.mark.parametrize("in_fp8", [False, True])
+@pytest.mark.parametrize("in_fp8", [False, pytest.param(True, marks=needs_products_on_the_host)])
 def test_steps_of_one_token_give_the_same_by_kernels_of_their_own(in_fp8: bool, tmp_path: Path) -> None:
     """Kernels that are slower are not taken; what both give differs by rounding, or only one of them was tried."""
     shape = Shape(name="pixtral-like", rope_theta=1e9, heads=6, kv_heads=2, head_dim=16)
