@@ -6,6 +6,7 @@ device. By reckoning it needs 50 GB on the device, of which G8 takes what is fre
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,17 @@ from benchmarks.gpu.peers.catalogue import PEERS
 from benchmarks.gpu.peers.process import child_command, rows_of
 from benchmarks.gpu.report import Report, Row
 
+_HOW_LONG = """\
+how long, by reckoning, as it has not run on a GPU yet:
+  correctness 30 to 60 s; G1 and G2 60 to 90 s; G5 10 s; G3 10 to 20 s; G6 15 to 30 s; G4 30 to 60 s; G8 50 to 90 s;
+  fp8 40 to 70 s; one-row 15 to 30 s; launches 30 to 60 s; all of ours 5 to 8 minutes, and with --small 2 to 3
+  each peer as long as --peer-seconds at most
+
+how to split it, as for a machine that is lent for minutes:
+  python -m benchmarks.gpu --seconds 270 --peers none --cases G1,G2,G5,G3,G6,G4 --json first.json
+  python -m benchmarks.gpu --seconds 240 --peers none --cases G8,fp8,one-row,launches --json second.json
+  each begins with correctness; whatever is cut short leaves its rows in the file, so does SIGTERM
+"""
 _LEAST_SECONDS = 30.0
 """Of a peer, which takes most of them to import what it needs and to be checked"""
 
@@ -29,6 +41,7 @@ _LEAST_SECONDS = 30.0
 def main() -> None:
     """Run the chosen cases on the first device; exit with status 1 where one failed or the arithmetic is wrong."""
     arguments = _arguments()
+    end_when_told()
     stop_at = time.monotonic() + arguments.seconds
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here")
@@ -42,8 +55,18 @@ def main() -> None:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
+def end_when_told() -> None:
+    """End in order by SIGTERM, with what was started, which else would keep the device."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        epilog=_HOW_LONG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--small", action="store_true", help="four layers instead of forty")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where to write the figures")
     names, peers = list(CASES), [peer.name for peer in PEERS]

@@ -16,6 +16,7 @@ from benchmarks.gpu.attention import attention_rows, launch_rows
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.clock import seconds
 from benchmarks.gpu.decoding import decode_rows, prefill_rows
+from benchmarks.gpu.eight_bits import eight_bit_rows
 from benchmarks.gpu.encoder_graphs import encoder_graph_rows
 from benchmarks.gpu.encoding import encode_rows
 from benchmarks.gpu.engine_rows import engine_rows, offline_limit, offline_rows
@@ -79,6 +80,9 @@ def run_cases(names: Sequence[str], cases: Mapping[str, Case], bench: Bench) -> 
 
 def _attention(bench: Bench) -> None:
     bench.report.add("G3 attention", attention_rows(bench.device, bench.ceilings))
+
+
+def _launches(bench: Bench) -> None:
     bench.report.add("G3 ways to launch", launch_rows(bench.device, bench.ceilings))
 
 
@@ -133,20 +137,22 @@ def _fp8(bench: Bench) -> None:
         rows = decode_rows(model, bench.ceilings, (1, 8, 32, 128), layers=FP8, keys=keys)
         bench.report.add(f"decode, {name}", rows)
     bench.report.add("prefill, fp8 weights", prefill_rows(model, bench.ceilings, _PROMPTS))
+    bench.report.add("products of prompts, fp8", eight_bit_rows(bench.device, bench.ceilings))
 
 
 CASES: Mapping[str, Case] = {
-    "G3": _attention,
-    "G6": _encoder,
-    "G4": _overlap,
     "G1": partial(_decode, case="G1", batches=(1,)),
     "G2": partial(_decode, case="G2", batches=(8, 32, 128)),
     "G5": _prefill,
-    "one-row": _one_row,
+    "G3": _attention,
+    "G6": _encoder,
+    "G4": _overlap,
     "G8": _offline,
     "fp8": _fp8,
+    "one-row": _one_row,
+    "launches": _launches,
 }
-"""In the order in which they run"""
+"""In the order in which they run, so that a run that is cut short has what matters most"""
 
 
 def _decoder(bench: Bench) -> DecoderModel:

@@ -60,9 +60,20 @@ def multiply(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tens
 
 
 def multiply_scaled(
-    rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor, *, dtype: torch.dtype
+    rows: Tensor,
+    row_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    *,
+    dtype: torch.dtype,
+    is_fast: bool = False,
 ) -> Tensor:
-    """The same for more than `FEW_ROWS` rows, by torch alone."""
+    """The same for more than `FEW_ROWS` rows, by torch alone.
+
+    `is_fast` has Hopper's tensor cores keep sums for themselves all the way, with fewer digits than fp32 has.
+    """
+    # Not fast: what the digits cost a sum of 14,336 products, and what they bring, nobody has measured here yet; the
+    # benchmark on a GPU tells both.
     out: Tensor = functional.scaled_mm(
         rows,
         weight.t(),
@@ -71,6 +82,7 @@ def multiply_scaled(
         weight_scale.t(),
         ScalingType.RowWise,
         output_dtype=dtype,
+        use_fast_accum=is_fast,
     )
     return out
 

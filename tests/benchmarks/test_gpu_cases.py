@@ -3,24 +3,29 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import benchmarks.gpu.__main__ as main
-from benchmarks.gpu.cases import Bench, WrongError, run_cases
+from benchmarks.gpu.cases import CASES, Bench, WrongError, run_cases
 from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.eight_bits import eight_bit_rows
 from benchmarks.gpu.engine_rows import engine_rows, offline_limit, offline_rows
 from benchmarks.gpu.own_figures import OwnFigures
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.workloads import decode_workload, offline_workload
 from benchmarks.operations import key_value_bytes, prompt_flops, weight_bytes
 from tests.benchmarks.on_cpu import CPU, TINY, engine_for
+from tests.eight_bits import needs_products_on_the_host
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 CEILINGS = Ceilings(copy_bytes=3e12, read_bytes=4e12, flops=7e14)
@@ -106,6 +111,44 @@ def test_no_peer_begins_when_the_time_of_the_run_is_over(tmp_path: Path) -> None
     assert json.loads(arguments.json.read_text())["results"] == {
         "G6 beside transformers-encoder": [{"not run": "no time was left"}]
     }
+
+
+def test_what_a_machine_that_is_taken_away_should_have_told_by_then_comes_first() -> None:
+    """The goals of decode steps, prompts, attention and pictures, before what takes longest and what only explains."""
+    names = list(CASES)
+    assert names[:5] == ["G1", "G2", "G5", "G3", "G6"]
+    assert set(names[-3:]) == {"fp8", "one-row", "launches"}
+
+
+@needs_products_on_the_host
+def test_products_in_eight_bits_are_rated_and_held_against_exact_sums_both_ways() -> None:
+    times = iter([1e-3, 5e-4, 2e-3, 1e-3])
+    config = replace(TINY, hidden_size=32, feed_forward_length=48)
+    up, down = eight_bit_rows(CPU, CEILINGS, config=config, num_rows=7, clock=lambda work: next(times))
+    assert (up["case"], down["case"]) == ("7 rows, 32 to 96", "7 rows, 48 to 32")
+    assert up["rate / bfloat16, exact"] == pytest.approx(2 * 7 * 32 * 96 / 1e-3 / CEILINGS.flops)
+    assert up["rate / bfloat16, fast"] == pytest.approx(2 * 7 * 32 * 96 / 5e-4 / CEILINGS.flops)
+    for row in (up, down):
+        assert all(0 < float(str(row[f"error, {name}"])) < 0.01 for name in ("exact", "fast"))
+
+
+async def test_a_run_that_is_told_to_end_takes_with_it_what_it_started(tmp_path: Path) -> None:
+    """Or its child would keep the device."""
+    file = tmp_path / "child"
+    child = f"import os, pathlib, time; pathlib.Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    code = f"""
+import pathlib, sys
+import benchmarks.gpu.__main__ as main
+from benchmarks.gpu.peers.process import rows_of
+main.end_when_told()
+list(rows_of([sys.executable, "-c", {child!r}], seconds=60.0, log=pathlib.Path({str(tmp_path / "log")!r})))
+"""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}"}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT) as process:  # noqa: S603
+        await until(lambda: file.exists() and file.read_text() != "", seconds=60)
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    await until(lambda: not Path(f"/proc/{file.read_text()}").exists())
 
 
 def test_our_engine_is_timed_while_all_decode_and_its_answers_are_kept() -> None:

@@ -49,8 +49,8 @@ class EncoderRunner:
 
         With a `library` the kernels compute; they take the model's weights over. Without it these are in `dtype`. With
         `keeps_on_device` features stay where they were made until they are sent. `segment_attention` serves packs
-        of several sizes, and passes that are recorded. `fused` has Triton's kernels, if they can, compute what is between
-        products.
+        of several sizes, and passes that are recorded. `fused` has Triton's kernels compute what is between products,
+        where they can.
         """
         self._segment_attention = segment_attention
         self._graphs: EncoderGraphs | None = None

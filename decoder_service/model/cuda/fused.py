@@ -163,10 +163,7 @@ def _rotate_and_store(
         tl.store(at + HALF, second, mask=is_in)
     elif slot >= 0:
         place = (slot * NUM_KV_HEADS + own)[:, None] * 2 * HALF + dims[None, :]
-        if is_turned:
-            to = key_blocks + place
-        else:
-            to = value_blocks + place
+        to = key_blocks + place if is_turned else value_blocks + place
         # Names of their own, as a name keeps one type through all branches.
         low, high = first.to(tl.float32), second.to(tl.float32)
         if LIMIT > 0:
