@@ -58,6 +58,16 @@ class TimedQueue:
         begins, ends = moments[::2], moments[1::2]
         return sum(begin - end for end, begin in zip(ends, begins[1:], strict=False)) / moments[-1]
 
+    def slack_share(self) -> float:
+        """Part of that time by which steps took longer than the fastest tenth of them.
+
+        In it the device may have waited for the host within a step; it is no less than that, as steps also grow.
+        """
+        moments = [0.0, *self._marks.seconds()]
+        steps = sorted(end - begin for begin, end in zip(moments[::2], moments[1::2], strict=True))
+        fast = steps[len(steps) // 10]
+        return sum(max(step - fast, 0.0) for step in steps) / moments[-1]
+
 
 class LaunchingRunner(DecoderRunner):
     """Puts steps that are waited for into its queue too."""
@@ -74,19 +84,20 @@ def overlap_rows(model: DecoderModel, make_compute: MakeCompute, batches: Sequen
         cache = KVCache(model.config, num_blocks=count, block_size=BLOCK_SIZE, device=model.device, dtype=model.dtype)
         compute = make_compute(model, cache)
         for name, sampling in (("greedy", _GREEDY), ("drawn", _DRAWN)):
-            tokens, rates, idle = {}, {}, {}
+            tokens, rates, idle, slack = {}, {}, {}, {}
             for overlap in (False, True):
                 queue = TimedQueue(model.device)
                 runner = GuardedRunner(LaunchingRunner(model, cache, compute, queue=queue))
                 _run(runner, queue, count, batch, sampling, overlap=overlap)  # Warms up.
                 tokens[overlap], rates[overlap] = _run(runner, queue, count, batch, sampling, overlap=overlap)
-                idle[overlap] = queue.idle_share()
+                idle[overlap], slack[overlap] = queue.idle_share(), queue.slack_share()
             yield {
                 "case": f"{batch} requests, {name}",
                 "tokens/s": rates[True],
                 "tokens/s without overlap": rates[False],
                 "ratio": rates[True] / rates[False],
                 "idle share": idle[True],
+                "share of slack within steps": slack[True],
                 "idle share without overlap": idle[False],
                 "right": tokens[True] == tokens[False],
             }

@@ -42,3 +42,5 @@ def test_the_idle_share_is_the_time_between_steps(monkeypatch: pytest.MonkeyPatc
     for _ in range(3):
         queue.put(lambda: None)
     assert queue.idle_share() == pytest.approx(0.1)
+    # Steps of 3, 4 and 2 seconds, of which a fast one needs 2.
+    assert queue.slack_share() == pytest.approx(0.3)
