@@ -24,12 +24,12 @@ _SHAPE = attention_shape(torch.bfloat16, torch.bfloat16)
 
 _LAUNCHES = (
     DEFAULT_LAUNCH,
-    AttentionLaunch(num_stages=5),
-    AttentionLaunch(programs=4),
-    AttentionLaunch(num_stages=5, programs=3),
-    AttentionLaunch(num_keys=32, programs=4),
-    AttentionLaunch(num_keys=32, num_warps=2, programs=6),
-    AttentionLaunch(num_keys=128, num_warps=8),
+    AttentionLaunch(num_stages=3, programs=2),
+    AttentionLaunch(num_stages=3, programs=4),
+    AttentionLaunch(programs=2),
+    AttentionLaunch(num_keys=32, programs=5),
+    AttentionLaunch(num_keys=32, num_stages=7, programs=4),
+    AttentionLaunch(num_keys=128, num_warps=8, num_stages=3, programs=2),
 )
 _LAUNCHED = ((1, 16384), (32, 1024), (32, 4096), (128, 4096))
 

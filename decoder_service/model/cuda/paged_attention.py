@@ -18,6 +18,8 @@ from decoder_service.model.cuda.tiles import AttentionTiles
 _MIN_ROWS = 16
 """The tensor cores' products have at least so many rows."""
 _LOG2_E = 1.4426950408889634
+_MOST_LOT_BYTES = 2**15
+"""Of keys and values that two lots are shared of: wider ones would leave room for one program on a multiprocessor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +29,17 @@ class AttentionLaunch:
     num_keys: int = 64
     """Keys that a program looks at at once"""
     num_warps: int = 4
-    num_stages: int = 3
-    """3 and 4 read one lot of keys and values ahead, 5 two"""
-    programs: int = 2
-    """Of each multiprocessor, that keys are split for"""
+    num_stages: int = 5
+    """Of single tokens: with 3 and 4 a lot of keys and values is asked for when the one before was computed with, and
+    waited for at once; with 5 it is on its way meanwhile"""
+    prompt_stages: int = 3
+    """Of prompts, where two programs on a multiprocessor, which is all that this leaves room for, wait in turns"""
+    programs: int = 3
+    """Of each multiprocessor, that keys are split for; of single tokens it has room for so many"""
+
+    def stages_for(self, *, is_single: bool, lot_bytes: int) -> int:
+        """Of a kernel for single tokens, or not, that reads so many bytes of keys and values at once."""
+        return self.num_stages if is_single and lot_bytes <= _MOST_LOT_BYTES else self.prompt_stages
 
 
 DEFAULT_LAUNCH = AttentionLaunch()
@@ -99,7 +108,9 @@ def triton_paged_attention(
         IS_SPLIT=num_splits > 1,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+        num_stages=launch.stages_for(
+            is_single=tiles.num_tokens == 1, lot_bytes=2 * launch.num_keys * block_d * key_blocks.element_size()
+        ),
     )
     if num_splits > 1:
         _join[(num_tokens, num_heads)](

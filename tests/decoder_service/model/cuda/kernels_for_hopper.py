@@ -23,6 +23,8 @@ HOPPER = GPUTarget("cuda", 90, 32)
 PTXAS = Path(backends.__file__).parent / "nvidia/bin/ptxas"
 SHARED_BYTES = 227 * 1024
 """That a program of this GPU can have, and all on a multiprocessor together."""
+MULTIPROCESSOR_BYTES, RESERVED_BYTES = 228 * 1024, 1024
+"""That programs on a multiprocessor share together, and what the system takes for each of them."""
 REGISTERS = 65536
 """Of a multiprocessor."""
 
@@ -86,7 +88,15 @@ def attend(
     pointers = ("block_tables", "query_starts", "seq_lens", "tile_requests", "tile_starts")
     types = dict.fromkeys(_attend.arg_names, "i32") | dict.fromkeys(pointers, "*i32")
     types |= {"query": query, "key_blocks": keys, "value_blocks": keys, "parts": out, "sums": out, "scale": "fp32"}
-    return compiled(_attend, types, constants, num_warps=launch.num_warps, num_stages=launch.num_stages)
+    size = {"*fp32": 4, "*bf16": 2, "*fp8e4nv": 1}[keys]
+    stages = launch.stages_for(is_single=tile_tokens == 1, lot_bytes=2 * launch.num_keys * head_dim * size)
+    return compiled(_attend, types, constants, num_warps=launch.num_warps, num_stages=stages)
+
+
+def reads_while_it_computes(made: CompiledKernel) -> bool:
+    """Whether products begin while a later lot is still on its way: they wait for less than all that was asked for."""
+    waits = re.findall(r"cp\.async\.wait_group\s+(\d+)", made.asm["ptx"].split("mma.sync")[0])
+    return int(waits[-1]) > 0
 
 
 def check_attention() -> None:
@@ -95,7 +105,10 @@ def check_attention() -> None:
         for rows, tile_tokens, is_split, product in ((16, 1, True, "mma.sync"), (64, 16, False, "wgmma")):
             made = attend(rows, tile_tokens, is_split=is_split, query="*bf16", keys=keys)
             assert fits(made)
-            assert made.metadata.shared < 100_000, made.metadata.shared  # two programs fit on a multiprocessor
+            programs = 3 if tile_tokens == 1 else 2
+            assert programs * (made.metadata.shared + RESERVED_BYTES) <= MULTIPROCESSOR_BYTES, made.metadata.shared
+            assert programs * 4 * 32 * registers(made) <= REGISTERS, registers(made)
+            assert reads_while_it_computes(made) or tile_tokens > 1
             assert product in made.asm["ptx"], "products are not on the tensor cores"
             assert "cp.async.c" in made.asm["ptx"], "keys and values are not read ahead"
             assert "cp.async.cg" in made.asm["ptx"] or keys == "*fp8e4nv", "not 16 bytes at a time"
@@ -182,6 +195,12 @@ def specialization(kernel: JITFunction, arguments: Mapping[str, object]) -> obje
     return bind(**arguments)[1]
 
 
+def check_that_waiting_is_seen() -> None:
+    """The negative control: fewer stages, with which nothing is on its way while a program computes."""
+    launch = AttentionLaunch(num_stages=3)
+    assert not reads_while_it_computes(attend(16, 1, is_split=True, query="*bf16", keys="*bf16", launch=launch))
+
+
 def check_that_spilling_is_seen() -> None:
     """The negative control: tiles of 64 rows in fp32."""
     assert not fits(attend(64, 16, is_split=False, query="*fp32", keys="*fp32", head_dim=64))
@@ -193,6 +212,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     check_one_row,
     check_encoder,
     check_that_numbers_anywhere_are_one_kernel,
+    check_that_waiting_is_seen,
     check_that_spilling_is_seen,
 )
 
