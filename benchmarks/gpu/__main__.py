@@ -26,7 +26,7 @@ from benchmarks.gpu.report import Report, Row
 _HOW_LONG = """\
 how long, by reckoning, as it has not run on a GPU yet:
   correctness 30 to 60 s; G1 and G2 60 to 90 s; G5 10 s; G3 10 to 20 s; G6 15 to 30 s; G4 30 to 60 s; G8 50 to 90 s;
-  fp8 40 to 70 s; one-row 15 to 30 s; launches 30 to 60 s; all of ours 5 to 8 minutes, and with --small 2 to 3
+  fp8 40 to 70 s; one-row 15 to 30 s; launches 20 to 40 s; all of ours 5 to 8 minutes, and with --small 2 to 3
   each peer as long as --peer-seconds at most
 
 how to split it, as for a machine that is lent for minutes:

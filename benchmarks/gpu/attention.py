@@ -55,8 +55,9 @@ def launch_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[str, 
 def attention_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[str, object]]:
     """A row for each that cannot be had, which says why; then one per batch size and context.
 
-    Small ones are read from the device's cache, where they are from the run before: an H100 has 50 MB of it.
+    Small ones are read from the device's cache, where they are from the run before, and faster than any memory.
     """
+    cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     ours = choose_attention(AttentionBackend.TRITON, _SHAPE, device)
     others: list[PagedAttention] = []
     for backend in _OTHERS:
@@ -76,6 +77,7 @@ def attention_rows(device: torch.device, ceilings: Ceilings) -> Iterator[dict[st
                 "MB": num_bytes / 1e6,
                 "GB/s": num_bytes / time / 1e9,
                 "share of limit": num_bytes / time / ceilings.memory_bytes,
+                "in the cache": num_bytes < cache_bytes,
                 "torch's on contiguous keys / ours": _contiguous_seconds(batch, context, device) / time,
                 **{f"{other.name} / ours": _seconds(other, batch, context, device) / time for other in others},
             }
