@@ -11,7 +11,7 @@ import pytest
 
 _SERVER = """
 import asyncio
-from tests.decoder_service.vision.test_client import FakeReplica
+from tests.decoder_service.vision.replica_fakes import FakeReplica
 async def main():
     replica = FakeReplica()
     replica.host, replica.address = "0.0.0.0", "0.0.0.0:50052"
@@ -30,21 +30,21 @@ except (OSError, RuntimeError) as error:
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.replica_state import ReplicaState
 from decoder_service.vision.resolver import VisionResolver
-from tests.decoder_service.vision import test_client as tests
+from tests.decoder_service.vision import replica_fakes as fakes
 
 async def main():
     resolver = VisionResolver(["10.99.0.21:50052"])
-    client = VisionClient(resolver, expected=tests.EXPECTED)
+    client = VisionClient(resolver, expected=fakes.EXPECTED)
     await client.start()
     await client.wait_ready()
-    assert await tests.encode(client) == tests.rows_of()
+    assert await fakes.encode(client) == fakes.rows_of()
     network.cut("v1", joined=False)
     begin = time.monotonic()
-    reason = (await tests.failure(client)).reason
+    reason = (await fakes.failure(client)).reason
     took = time.monotonic() - begin
     network.cut("v1", joined=True)
-    await tests.until(lambda: client.replicas[0].state is ReplicaState.READY, seconds=20)
-    assert await tests.encode(client) == tests.rows_of()
+    await fakes.until(lambda: client.replicas[0].state is ReplicaState.READY, seconds=20)
+    assert await fakes.encode(client) == fakes.rows_of()
     await client.close()
     print(reason, took < 6, took)
 

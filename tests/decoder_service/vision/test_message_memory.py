@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from common.features.chunk_copy import Copied, CopyChunk, copy_plainly
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
-from tests.decoder_service.vision.test_client import EXPECTED, FakeReplica, encode, forever
+from tests.decoder_service.vision.replica_fakes import EXPECTED, FakeReplica, encode, forever
 from tests.waiting import until
 
 

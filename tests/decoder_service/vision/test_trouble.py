@@ -9,8 +9,8 @@ import pytest
 from common.errors import ResourceExhaustedError, UnavailableError
 from decoder_service.vision.replica_state import ReplicaState
 from diptych.v1 import vision_pb2 as pb
-from tests.decoder_service.vision import test_client as tests
-from tests.decoder_service.vision.test_client import FakeReplica, client_of, encode, failing, failure, forever
+from tests.decoder_service.vision import replica_fakes as fakes
+from tests.decoder_service.vision.replica_fakes import FakeReplica, client_of, encode, failing, failure, forever
 from tests.waiting import until
 
 
@@ -18,7 +18,7 @@ def names_of(replica: FakeReplica, *others: FakeReplica) -> list[bytes]:
     """Images that go to `replica` first."""
     addresses = [each.address for each in (replica, *others)]
     names = (bytes([name]) for name in range(1, 255))
-    return [name for name in names if tests.preferred(name, addresses) == replica.address]
+    return [name for name in names if fakes.preferred(name, addresses) == replica.address]
 
 
 async def never(messages: list[pb.EncodeResponse]) -> AsyncIterator[pb.EncodeResponse]:
@@ -34,10 +34,10 @@ async def reason_of(task: "asyncio.Task[bytes]") -> str:
 
 @pytest.mark.parametrize(("num_replicas", "num_images"), [(1, 100), (2, 8), (3, 8)])
 async def test_closing_ends_all_calls_with_one_reason_wherever_they_are(num_replicas: int, num_images: int) -> None:
-    replicas = [FakeReplica(never, grid=tests.SMALL) for _ in range(num_replicas)]
+    replicas = [FakeReplica(never, grid=fakes.SMALL) for _ in range(num_replicas)]
     async with client_of(*replicas) as client:
         names = [bytes([index]) for index in range(num_images)]
-        tasks = [asyncio.create_task(encode(client, name, tests.SMALL)) for name in names]
+        tasks = [asyncio.create_task(encode(client, name, fakes.SMALL)) for name in names]
         # One replica takes no more at once, so that of a hundred some have not been sent yet.
         await until(lambda: sum(replica.num_encodes for replica in replicas) == min(num_images, 64))
         await client.close()
@@ -57,7 +57,7 @@ async def test_a_full_replica_is_asked_once_though_another_one_fails_otherwise()
 class Slow(FakeReplica):
     """Answers what it is asked about itself only while the gate is open."""
 
-    def __init__(self, behaviour: tests.Behaviour) -> None:
+    def __init__(self, behaviour: fakes.Behaviour) -> None:
         super().__init__(behaviour)
         self.gate = asyncio.Event()
         self.gate.set()
@@ -70,7 +70,7 @@ class Slow(FakeReplica):
 
 
 async def test_an_answer_that_was_under_way_does_not_bring_a_bad_replica_back() -> None:
-    replica = Slow(tests.corrupt)
+    replica = Slow(fakes.corrupt)
     async with client_of(replica) as client:
         replica.gate.clear()
         replica.is_asked.clear()
@@ -83,7 +83,7 @@ async def test_an_answer_that_was_under_way_does_not_bring_a_bad_replica_back() 
 
 
 async def test_streams_that_were_bad_are_counted_wherever_the_image_came_from() -> None:
-    slow, bad = FakeReplica(forever), FakeReplica(tests.corrupt)
+    slow, bad = FakeReplica(forever), FakeReplica(fakes.corrupt)
     async with client_of(slow, bad, hedge_seconds=0.05) as client:
         task = asyncio.create_task(encode(client, names_of(slow, bad)[0]))
         await until(lambda: client.bad_streams["EMBED_CORRUPT"] == 1)
@@ -110,28 +110,28 @@ async def test_what_is_told_of_a_replica_is_why_it_may_not_be_used(caplog: pytes
 
 _STUCK_SERVER = """
 import asyncio, time
-from tests.decoder_service.vision import test_client as tests
+from tests.decoder_service.vision import replica_fakes as fakes
 async def stuck(messages):
     yield messages[0]
     await asyncio.sleep(0.1)
     time.sleep(60)
 async def main():
-    await tests.FakeReplica(stuck).start()
+    await fakes.FakeReplica(stuck).start()
     await asyncio.sleep(60)
 asyncio.run(main())
 """
 
 
 async def test_a_replica_that_answers_nothing_loses_its_images_to_another_though_its_connection_lives() -> None:
-    process, address = await tests._server_process(_STUCK_SERVER)
-    names, other = tests.Names(address), FakeReplica()
+    process, address = await fakes.server_process(_STUCK_SERVER)
+    names, other = fakes.Names(address), FakeReplica()
     try:
         await other.start()
-        async with tests._meeting(names, address) as client, asyncio.timeout(15):
+        async with fakes.meeting(names, address) as client, asyncio.timeout(15):
             task = asyncio.create_task(encode(client))
             await asyncio.sleep(0.3)
             names.addresses.append(other.address)
-            assert await task == tests.rows_of()
+            assert await task == fakes.rows_of()
         assert other.num_encodes == 1
     finally:
         process.kill()
