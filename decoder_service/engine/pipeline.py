@@ -21,6 +21,7 @@ from decoder_service.cache.block_manager import BlockManager
 from decoder_service.engine.bookkeeper import Bookkeeper
 from decoder_service.engine.containment import run_contained
 from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
+from decoder_service.engine.failing_clears import FailingClears
 from decoder_service.engine.request_status import RequestStatus
 from decoder_service.engine.step import Launched, Launcher, Runner, ScheduledBatch, StepOutput, StepResult
 from decoder_service.scheduling.scheduler import Scheduler
@@ -60,7 +61,7 @@ class Pipeline:
         """Those that began before the step before them was accounted for."""
         self.num_batched_tokens = 0
         """Tokens that the last turn computed."""
-        self._num_failed_clears = 0
+        self._clearing = FailingClears()
 
     @property
     def is_busy(self) -> bool:
@@ -91,12 +92,11 @@ class Pipeline:
         try:
             if unclean:
                 self._runner.clear(unclean)
+                self._clearing.succeeded()
         except DeviceLostError:
             raise
         except Exception as error:
-            self._num_failed_clears += 1
-            error_id = f"clear-{self._num_failed_clears}"
-            _log.exception("clearing failed", extra={"error_id": error_id, "num_blocks": len(unclean)})
+            error_id = self._clearing.failed(len(unclean))
             self._blocks.keep_unclean(unclean)
             spoilt = [each for each in batch.requests if not set(unclean).isdisjoint(each.request.block_table)]
             self._bookkeeper.fail(batch.part(spoilt), error, error_id, output)

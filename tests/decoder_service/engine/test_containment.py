@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from common.errors import DiptychError
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
 from decoder_service.engine.prompt_images import ImageRef
@@ -157,9 +158,14 @@ def test_blocks_that_could_not_be_cleared_cost_those_that_were_to_write_there_al
     host.check_outputs()
 
 
-def test_blocks_whose_clearing_goes_on_failing_are_given_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_whose_clearing_goes_on_failing_are_given_once_each(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one traceback, under the number that all of them are told."""
+    caplog.set_level("INFO")
     host = Host(num_blocks=14, block_size=4, max_num_batched_tokens=24, max_num_requests=3)
     given: list[list[BlockId]] = []
+    errors: list[DiptychError] = []
     clear = host.runner.clear
 
     def watched(block_ids: Sequence[BlockId]) -> None:
@@ -174,13 +180,23 @@ def test_blocks_whose_clearing_goes_on_failing_are_given_once_each(monkeypatch: 
     for index in range(5):
         host.runner.clear_error = RuntimeError("planted")
         host.submit(make_request(f"into it {index}", 12, arrival=1 + index))
-        host.step()
+        errors += [error for _, error in host.step().failed]
     host.submit(make_request("after", 30, arrival=9))
     host.run()
     assert list(ends(host).values()) == ["aborted", *["STEP_FAILED"] * 5, "length"]
     assert len(given) == 6
     assert all(len(set(block_ids)) == len(block_ids) for block_ids in given)
     host.check_outputs()
+    told = [vars(record) for record in caplog.records if record.message.startswith("clearing")]
+    assert [(each["message"], each.get("num_failures")) for each in told] == [
+        ("clearing failed", None),
+        ("clearing still fails", 2),
+        ("clearing still fails", 4),
+        ("clearing works again", 5),
+    ]
+    assert [each["exc_info"] is not None for each in told] == [True, False, False, False]
+    assert {each["error_id"] for each in told} == {"clear-1"}
+    assert [error.metadata["error_id"] for error in errors] == ["clear-1"] * 5
 
 
 def test_a_device_that_is_lost_where_blocks_are_cleared_is_not_tried_again() -> None:

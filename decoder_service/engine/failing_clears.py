@@ -1,0 +1,35 @@
+"""Logs that blocks cannot be cleared: the first time with a traceback, then ever less often, as each step tries again.
+
+Knows failures in a row. Does not know blocks, or who was to write there.
+"""
+
+import logging
+
+_log = logging.getLogger(__name__)
+
+
+class FailingClears:
+    """The failures of one engine."""
+
+    def __init__(self) -> None:
+        self._num_series = 0
+        self._num_in_a_row = 0
+
+    def failed(self, num_blocks: int) -> str:
+        """Note the exception that is being handled; returns the error_id that all failures in a row have in the log."""
+        if not self._num_in_a_row:
+            self._num_series += 1
+        self._num_in_a_row += 1
+        error_id = f"clear-{self._num_series}"
+        if self._num_in_a_row == 1:
+            _log.exception("clearing failed", extra={"error_id": error_id, "num_blocks": num_blocks})
+        elif self._num_in_a_row.bit_count() == 1:
+            _log.error("clearing still fails", extra={"error_id": error_id, "num_failures": self._num_in_a_row})
+        return error_id
+
+    def succeeded(self) -> None:
+        """Say that it works again, where it did not."""
+        if self._num_in_a_row:
+            extra = {"error_id": f"clear-{self._num_series}", "num_failures": self._num_in_a_row}
+            _log.info("clearing works again", extra=extra)
+        self._num_in_a_row = 0
