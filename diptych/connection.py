@@ -43,7 +43,7 @@ def add_tls_arguments(parser: _ActionsContainer) -> None:
 
 @contextmanager
 def connect(options: Namespace) -> Iterator[DiptychClient]:
-    """A client as the flags say. Raises ValueError or OSError where their files cannot be used.
+    """A client as the flags say. Raises ValueError where their files cannot be used.
 
     A ClientError from within gets a hint where the flags may be to blame.
     """
@@ -94,7 +94,7 @@ def wants_tls(options: Namespace) -> bool:
 
 
 def token(options: Namespace) -> str | None:
-    """The bearer token of the flags or the variable. Raises ValueError or OSError for one that cannot be sent."""
+    """The bearer token of the flags or the variable. Raises ValueError for one that cannot be sent."""
     path: Path | None = options.token_file
     source, text = (
         (TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE, "")) if path is None else (str(path), read_text(path).strip())

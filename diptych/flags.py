@@ -41,9 +41,11 @@ def target(text: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises ValueError with the path for one that is not UTF-8, and OSError."""
+    """The text of a file. Raises ValueError with the path for one that cannot be read, or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(complaint(error)) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: {complaint(error)}") from error
 

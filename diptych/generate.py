@@ -64,9 +64,7 @@ def run(options: Namespace) -> int:
                 if is_shown:
                     show(response.delta.text)
             completions = builder.build_all()
-    except (OSError, ValueError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
+    except ValueError as error:
         sys.stderr.write(f"diptych generate: {complaint(error)}\n")
         return 2
     if options.json:
@@ -92,7 +90,14 @@ def to_json(completion: Completion) -> dict[str, Any]:
 
 
 def _prompt(options: Namespace) -> Prompt:
-    """The one prompt that the flags describe. Raises ValueError or OSError for a wrong one."""
+    """The one prompt that the flags describe. Raises ValueError for a wrong one, or a file that cannot be read."""
+    try:
+        return _read_prompt(options)
+    except OSError as error:
+        raise ValueError(complaint(error)) from error
+
+
+def _read_prompt(options: Namespace) -> Prompt:
     given = [value for value in (options.question, options.messages, options.raw) if value is not None]
     if len(given) > 1 or not (given or options.image):
         raise ValueError("give either a question, --messages or --raw")

@@ -28,7 +28,7 @@ def run(options: Namespace) -> int:
     """Ask and print; returns the exit status. Raises ClientError where the server does not answer."""
     try:
         fields = to_plain(_model_info(options))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         sys.stderr.write(f"diptych info: {complaint(error)}\n")
         return 2
     if options.json:
