@@ -9,8 +9,7 @@ if __name__ == "__main__":
 # isort: split
 import sys
 
-from common.server.service_loop import run_service
-from common.server.start import read_config
+from common.server.start import read_config, run_named
 from decoder_service.config import DecoderConfig
 
 
@@ -29,7 +28,7 @@ def main() -> None:
     except ValueError as error:
         sys.stderr.write(f"decoder_service: {error}\n")
         sys.exit(2)
-    sys.exit(run_service(service.run()))
+    sys.exit(run_named(service.run(), name="decoder_service"))
 
 
 if __name__ == "__main__":

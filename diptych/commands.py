@@ -30,7 +30,7 @@ def run(arguments: Sequence[str] | None) -> int:
         ("generate", generate, "ask a question, with or without pictures"),
         ("info", info, "show what is served, and within which limits"),
         ("health", health, "ask whether a service is ready"),
-        ("config", config, "check the settings of a service, and show them"),
+        ("config", config, "check settings by themselves, and show them"),
         ("token", token, "draw a bearer token"),
         ("top", top, "watch a running pair by its metrics"),
         ("convert", convert, "write a checkpoint in the other format"),

@@ -1,6 +1,7 @@
 """`diptych config`: checks the settings of a service as it would, and shows them.
 
-Knows the services' configs, not their code: nothing is loaded, opened or listened on.
+Knows the services' configs, not their code: nothing is loaded, opened or listened on, so that settings can be checked
+on a machine that has neither the model nor the device.
 """
 
 import argparse
@@ -30,7 +31,8 @@ def run(options: Namespace) -> int:
     config_class = _config_class(options.service)
     parser = Parser(
         prog=f"diptych config {options.service}",
-        description="Check settings as the service would, without starting it.",
+        description="Check settings as the service would, one by one and against each other. Neither the model nor any "
+        "other file that they name is opened: what is wrong there only a start tells, before it loads weights.",
     )
     parser.add_argument("--print", action="store_true", default=options.print, help="show all settings")
     add_config_arguments(parser, config_class)
@@ -38,8 +40,7 @@ def run(options: Namespace) -> int:
     try:
         loaded = load(config_class, given, environment=os.environ)
     except SettingError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        parser.error(str(error))
     if given.print:
         sys.stdout.write(to_yaml(loaded))
     return 0

@@ -18,8 +18,7 @@ from prometheus_client import CollectorRegistry
 from common.model.cores import num_threads
 from common.model.settings import DtypeChoice, ModelSettings
 from common.server.config import check_image_fits
-from common.server.service_loop import run_service
-from common.server.start import read_config
+from common.server.start import read_config, run_named
 from common.settings.settings import setting
 from decoder_service.config import DecoderConfig
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig
@@ -95,7 +94,7 @@ def run(config: LocalConfig) -> int:
     except ValueError as error:
         sys.stderr.write(f"diptych.local: {error}\n")
         return 2
-    status = run_service(service.run(registry))
+    status = run_named(service.run(registry), name="diptych.local")
     return 1 if any(encoder.device_lost.is_set() for encoder in encoders) else status
 
 

@@ -11,14 +11,13 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 from common.model.cores import num_cores
-from common.server.ports import address, check_free
+from common.server.ports import CannotListenError, address, check_free
 from common.server.signals import termination_signals
 from common.settings.sources import without_settings
 from diptych.child import Child, ChildError
-from diptych.models import demo_model, understands_images
+from diptych.models import understands_images
 from diptych.up_config import ROLES, UpConfig, parse_devices, parse_dtypes
 
 _GRACE_SECONDS = 35.0
@@ -51,16 +50,17 @@ def reserved_ports(count: int) -> Iterator[list[int]]:
 
 async def up(config: UpConfig) -> int:
     """Run the services until SIGINT, SIGTERM or the end of one of them; returns the exit status."""
-    model = config.model or demo_model()
     try:
-        takes_images = understands_images(model)
+        takes_images = understands_images(config.model)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"diptych up: {error}\n")
-        return 2
+        return _failed(error, 2)
     replicas = config.vision_replicas if takes_images and not config.local_vision else 0
-    for port, purpose in _ports(config, replicas):
-        check_free(config.host, port, purpose=purpose)
-    services = _Services(config, model, replicas, is_local=config.local_vision and takes_images)
+    try:
+        for port, purpose in _ports(config, replicas):
+            check_free(config.host, port, purpose=purpose)
+    except CannotListenError as error:
+        return _failed(error, 1)
+    services = _Services(config, replicas, is_local=config.local_vision and takes_images)
     with termination_signals() as signals:
         running = asyncio.create_task(services.run())
         await _first(running, signals.get())
@@ -94,18 +94,22 @@ async def _outcome(running: asyncio.Task[None]) -> int:
         with suppress(asyncio.CancelledError):
             await running
     except (ChildError, TimeoutError) as error:
-        sys.stderr.write(f"diptych up: {str(error) or 'the services were not ready in time'}\n")
-        return 1
+        return _failed(error, 1)
     return 0
+
+
+def _failed(error: Exception, status: int) -> int:
+    """Say why, and return the exit status."""
+    sys.stderr.write(f"diptych up: {str(error) or 'the services were not ready in time'}\n")
+    return status
 
 
 class _Services:
     """The processes, in the order in which they were started."""
 
-    def __init__(self, config: UpConfig, model: Path, replicas: int, *, is_local: bool) -> None:
+    def __init__(self, config: UpConfig, replicas: int, *, is_local: bool) -> None:
         self._config = config
         self._is_local = is_local
-        self._model = model
         self._replicas = replicas
         self._devices = parse_devices(config.device)
         self._dtypes = parse_dtypes(config.dtype)
@@ -156,7 +160,7 @@ class _Services:
     async def _start(
         self, role: str, name: str, flags: list[str], *, metrics_offset: int, module: str | None = None
     ) -> Child:
-        arguments = ["-m", module or f"{role}_service", "--model", str(self._model), *flags]
+        arguments = ["-m", module or f"{role}_service", "--model", str(self._config.model), *flags]
         if role in self._devices:
             arguments += ["--device", self._devices[role]]
         if role in self._dtypes:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.model.settings import DtypeChoice
+from common.model.settings import DtypeChoice, check_device
+from common.server.config import check_host
 from common.settings.settings import setting
+from diptych.models import demo_model
 
 ROLES: Final = ("vision", "decoder")
 
@@ -18,7 +20,7 @@ ROLES: Final = ("vision", "decoder")
 class UpConfig:
     """What to run."""
 
-    model: Path | None = setting(None, help="checkpoint directory; the demo model where unset")
+    model: Path = setting(demo_model(), help="checkpoint directory; the demo model where unset")
     host: str = setting("127.0.0.1", help="address that the decoder service listens on")
     port: int = setting(50051, help="its port; 0 takes a free one", minimum=0, maximum=65535)
     metrics_port: int | None = setting(
@@ -43,6 +45,7 @@ class UpConfig:
     start_seconds: float = setting(600.0, help="longest time until all are ready", minimum=1, maximum=86400)
 
     def __post_init__(self) -> None:
+        check_host(self.host)
         parse_devices(self.device)
         parse_dtypes(self.dtype)
         if self.local_vision and (self.vision_replicas != 1 or self.vision_config is not None):
@@ -50,8 +53,11 @@ class UpConfig:
 
 
 def parse_devices(text: str | None) -> Mapping[str, str]:
-    """The device of each role that has one. Raises ValueError for a role that does not exist."""
-    return _by_role(text, "--device", "DEVICE")
+    """The device of each role that has one. Raises ValueError for a role or a device that does not exist."""
+    devices = _by_role(text, "--device", "DEVICE")
+    for device in devices.values():
+        check_device(device)
+    return devices
 
 
 def parse_dtypes(text: str | None) -> Mapping[str, str]:

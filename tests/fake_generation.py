@@ -122,10 +122,11 @@ async def running(
         await server.stop()
 
 
-async def serve(**settings: Any) -> None:  # noqa: ANN401
+async def serve(**settings: Any) -> int:  # noqa: ANN401
     """Serve until a signal comes, as the services do."""
     async with running(FakeGeneration(), **settings) as (server, _):
         await server.wait_for_termination()
+    return 0
 
 
 def _text(request: pb.GenerateRequest) -> str:

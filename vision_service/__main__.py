@@ -21,8 +21,7 @@ from common.features.shared_memory import SharedArena
 from common.server.ending import Ending
 from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
-from common.server.service_loop import run_service
-from common.server.start import read_config
+from common.server.start import read_config, run_named
 from common.telemetry.tracing import make_tracer
 from vision_service.api.arena_door import ArenaDoor
 from vision_service.api.servicer import SERVICE_NAME, VisionServicer
@@ -37,7 +36,7 @@ def main() -> None:
     config = read_config(
         VisionConfig, name="vision_service", description="Encodes pictures into image features, over gRPC."
     )
-    sys.exit(run_service(serve(config)))
+    sys.exit(run_named(serve(config), name="vision_service"))
 
 
 async def serve(config: VisionConfig) -> int:

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         notes = check_host()
     except ValueError as error:
-        exit_with(f"one-gpu: {error}")
+        exit_with("one-gpu", str(error))
     # Imported late: what it needs is known to be here only now.
     from benchmarks.one_gpu.case import Case
 
@@ -88,7 +88,7 @@ def prepared_checkpoint(config: OneGpuConfig) -> Path:
         command = [sys.executable, "-m", "benchmarks.one_gpu.checkpoint", str(directory), "--shape", config.shape]
         done = subprocess.run([*command, "--device", config.device], cwd=ROOT, check=False)  # noqa: S603
         if done.returncode:
-            exit_with("one-gpu: the checkpoint could not be written")
+            exit_with("one-gpu", "the checkpoint could not be written")
         size = sum(file.stat().st_size for file in directory.iterdir())
         sys.stdout.write(f"checkpoint of {size / 1e9:.1f} GB written in {time.monotonic() - begin:.1f} s\n")
     return directory

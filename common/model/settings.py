@@ -80,8 +80,7 @@ class ModelSettings:
     verify_checksums: bool = setting(False, help="check the files against the model's SHA256SUMS while they load")
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"--device {self.device!r} is not supported; use cpu, cuda or cuda:N")
+        check_device(self.device)
         if self.compute is ComputeChoice.NATIVE and not self.may_have_kernels:
             raise ValueError(
                 "--compute native needs --device cpu and no --dtype float16, which the kernels do not know"
@@ -98,3 +97,9 @@ class ModelSettings:
     def served_name(self) -> str:
         """The name that callers see."""
         return self.model_name or self.model.resolve().name
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError for what names no device that we know."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"--device {device!r} is not supported; use cpu, cuda or cuda:N")

@@ -55,9 +55,7 @@ class ServerConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.host:
-            # Sockets take it for every interface, and a variable that is empty by mistake must not open the service.
-            raise ValueError("--host '' names no address; 0.0.0.0 is every interface")
+        check_host(self.host)
         if self.access.allowed_clients and self.tls.tls_client_ca is None:
             raise ValueError("--allowed-clients needs --tls-client-ca: without certificates nobody has a name")
         if not self.verifies_callers and any(limit is not None for limit in self.access.limits):
@@ -97,6 +95,13 @@ class ServerConfig:
             ("grpc.max_metadata_size", self.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),
         ]
+
+
+def check_host(host: str) -> None:
+    """Raise ValueError where nothing is named to listen on."""
+    if not host:
+        # Sockets take it for every interface, and a variable that is empty by mistake must not open the service.
+        raise ValueError("--host '' names no address; 0.0.0.0 is every interface")
 
 
 def check_image_fits(max_image_bytes: int, max_message_bytes: int) -> None:

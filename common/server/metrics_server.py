@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, make_w
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from common.security.tls import MetricsTls
-from common.server.ports import address, check_free
+from common.server.ports import CannotListenError, address, check_free
 
 _MAX_READERS = 32
 _READER_SECONDS = 10.0
@@ -36,7 +36,7 @@ class MetricsServer:
         return None if self._running is None else self._running[0].server_port
 
     def start(self, host: str, port: int) -> None:
-        """Listen; port 0 takes a free one. Raises SystemExit with one line where the port is taken."""
+        """Listen; port 0 takes a free one. Raises CannotListenError where the port is taken."""
         # Of each series the library would export the time of its first use too, which nothing asks for.
         disable_created_metrics()
         check_free(host, port, purpose="metrics")
@@ -45,7 +45,7 @@ class MetricsServer:
             server = make_server(host, port, make_wsgi_app(self._registry), server_class, handler_class=_Handler)
         except OSError as error:
             reason = error.strerror or error
-            raise SystemExit(f"cannot listen on {address(host, port)} for metrics: {reason}") from None
+            raise CannotListenError(f"cannot listen on {address(host, port)} for metrics: {reason}") from None
         server.tls = self._tls
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()

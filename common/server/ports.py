@@ -7,8 +7,12 @@ import errno
 import socket
 
 
+class CannotListenError(Exception):
+    """Nobody can listen at an address; the message is one line."""
+
+
 def check_free(host: str, port: int, *, purpose: str = "") -> None:
-    """Raise SystemExit with one line where nobody can listen there now; port 0 is always free.
+    """Raise CannotListenError where nobody can listen there now; port 0 is always free.
 
     `purpose` is the first word of the setting that names the port, where it has more than one. Tried with a plain
     socket: gRPC would explain a failure in several lines of its own, and after the model was loaded.
@@ -23,7 +27,9 @@ def check_free(host: str, port: int, *, purpose: str = "") -> None:
             errno.EACCES: f"the port is not ours to take; {other}",
         }
         reason = reasons.get(error.errno or 0, "--host is no address of this machine")
-        raise SystemExit(f"cannot listen on {address(host, port)}{purpose and f' for {purpose}'}: {reason}") from None
+        raise CannotListenError(
+            f"cannot listen on {address(host, port)}{purpose and f' for {purpose}'}: {reason}"
+        ) from None
 
 
 def address(host: str, port: int) -> str:

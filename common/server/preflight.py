@@ -16,7 +16,7 @@ _OWN_DESCRIPTORS = 256
 
 
 def check_server(config: ServerConfig) -> None:
-    """Raise ValueError where files cannot be used, or SystemExit where a port is taken, each with one line."""
+    """Raise ValueError where files cannot be used, or CannotListenError where a port is taken, each with one line."""
     for purpose, port in config.named_ports.items():
         check_free(config.host, port, purpose=purpose)
     if api_implementation.Type() != "upb":

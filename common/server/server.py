@@ -23,7 +23,7 @@ from common.security.tls import MetricsTls, server_credentials, server_files
 from common.server.config import ServerConfig
 from common.server.health import HealthServicer
 from common.server.metrics_server import MetricsServer
-from common.server.ports import address, check_free
+from common.server.ports import CannotListenError, address, check_free
 from common.server.service_loop import ServiceLoop
 from common.server.signals import termination_signals
 from common.telemetry.spans import Tracer
@@ -98,8 +98,8 @@ class GrpcServer:
     async def start(self) -> int:
         """Listen, say `listening HOST:PORT` in one line on standard output, and return the bound port.
 
-        The process is alive from here on, and ready once `set_serving` says so. Raises SystemExit with one
-        clear line where a port is taken.
+        The process is alive from here on, and ready once `set_serving` says so. Raises CannotListenError
+        where a port is taken.
         """
         config, host = self._config, self._config.host
         # All of them before any is bound: gRPC gives a port of a server that never started back only with the process.
@@ -179,4 +179,4 @@ def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Serve
     try:
         return server.add_insecure_port(place) if credentials is None else server.add_secure_port(place, credentials)
     except RuntimeError:
-        raise SystemExit(f"cannot listen on {place}") from None
+        raise CannotListenError(f"cannot listen on {place}") from None

@@ -1,14 +1,17 @@
-"""What every service does first: flags, variables and a file become its settings, and are looked at before a model is.
+"""How every service starts: flags, variables and a file become its settings, and are looked at before a model is.
 
 Knows the order, and that a mistake ends the process with one line and status 2. Does not know any one service.
 """
 
 import sys
-from typing import Protocol, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
 
 from common.server.config import ServerConfig
+from common.server.ports import CannotListenError
 from common.server.preflight import check_server
 from common.server.process import tune_allocator
+from common.server.service_loop import run_service
 from common.settings.settings import Parser
 from common.settings.sources import add_config_arguments, from_sources
 from common.telemetry.logs import LogSettings, set_up_logging
@@ -38,7 +41,16 @@ def read_config(config_class: type[Config], *, name: str, description: str | Non
     set_up_logging(config.logs)
     try:
         check_server(config.server)
-    except ValueError as error:
+    except (ValueError, CannotListenError) as error:
         sys.stderr.write(f"{name}: {error}\n")
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
     return config
+
+
+def run_named(service: Coroutine[Any, Any, int], *, name: str) -> int:
+    """Run a service to its end; returns its exit status, 1 with one line where a port was taken meanwhile."""
+    try:
+        return run_service(service)
+    except CannotListenError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 1

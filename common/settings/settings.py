@@ -20,6 +20,7 @@ Config = TypeVar("Config")
 """A frozen dataclass."""
 
 _KEY: Final = "setting"
+_PROGRAM: Final = "program"
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,10 +28,13 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - argparse's own
         super().__init__(allow_abbrev=False, **options)
+        # With what it has parsed, for whoever complains of that later; a subcommand's takes the place of its parent's.
+        self._program = self.prog.removeprefix("python -m ")
+        self.set_defaults(**{_PROGRAM: self._program})
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with status 2."""
-        exit_with(f"{self.prog}: {message}")
+        exit_with(self._program, message)
 
 
 def add_command(commands: "argparse._SubParsersAction[Parser]", name: str, words: str, **options: Any) -> Parser:  # noqa: ANN401
@@ -128,7 +132,7 @@ def from_arguments(config_class: type[Config], namespace: argparse.Namespace) ->
     try:
         return read(config_class, given)
     except SettingError as error:
-        exit_with(str(error))
+        exit_with(program_of(namespace), str(error))
 
 
 def read(config_class: type[Config], given: Mapping[str, Given], *, labels: Mapping[str, str] | None = None) -> Config:
@@ -161,9 +165,14 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def exit_with(message: str) -> NoReturn:
-    """Say one line on standard error and exit with status 2."""
-    sys.stderr.write(message.replace("\n", " ") + "\n")
+def program_of(namespace: argparse.Namespace) -> str:
+    """What the command calls itself whose `Parser` parsed this."""
+    return str(getattr(namespace, _PROGRAM))
+
+
+def exit_with(program: str, message: str) -> NoReturn:
+    """Say one line on standard error, `PROGRAM: MESSAGE`, and exit with status 2."""
+    sys.stderr.write(f"{program}: {message}".replace("\n", " ") + "\n")
     raise SystemExit(2)
 
 

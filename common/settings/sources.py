@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from common.settings.settings import Setting, add_arguments, exit_with, read, settings_of
+from common.settings.settings import Setting, add_arguments, exit_with, program_of, read, settings_of
 from common.settings.values import Given, SettingError
 
 Config = TypeVar("Config")
@@ -53,7 +53,7 @@ def from_sources(config_class: type[Config], namespace: argparse.Namespace, *, a
     try:
         return load(config_class, namespace, environment=os.environ, advice=advice).config
     except SettingError as error:
-        exit_with(str(error))
+        exit_with(program_of(namespace), str(error))
 
 
 def load(

@@ -205,6 +205,23 @@ def test_devices_are_given_once_or_by_role() -> None:
             parse_devices(wrong)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--host", ""), "--host '' names no address; 0.0.0.0 is every interface"),
+        (("--device", "tpu"), "--device 'tpu' is not supported; use cpu, cuda or cuda:N"),
+        (("--device", "vision=tpu"), "--device 'tpu' is not supported; use cpu, cuda or cuda:N"),
+    ],
+)
+def test_what_no_service_could_take_is_one_line_before_any_is_started(
+    folder: Path, flags: tuple[str, ...], words: str
+) -> None:
+    with run_up(folder, *flags) as process:
+        _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (2, f"diptych up: {words}\n")
+    assert not (folder / "started.jsonl").exists()
+
+
 def test_reserved_ports_differ() -> None:
     with reserved_ports(8) as ports:
         assert len(set(ports)) == 8
@@ -226,7 +243,7 @@ def test_a_taken_port_is_one_line_before_anything_is_started(folder: Path) -> No
             with run_up(folder, *flags) as process:
                 _, errors = process.communicate(timeout=120)
             assert process.returncode == 1
-            assert errors.startswith(f"cannot listen on 127.0.0.1:{port}")
+            assert errors.startswith(f"diptych up: cannot listen on 127.0.0.1:{port}")
             assert errors.count("\n") == 1
     assert not (folder / "started.jsonl").exists()
 

@@ -10,6 +10,7 @@ import pytest
 from common.security.access import AccessSettings
 from common.security.tls import TlsSettings
 from common.server.config import ServerConfig
+from common.server.ports import CannotListenError
 from common.server.preflight import check_server
 from common.server.process import raise_descriptor_limit
 
@@ -21,10 +22,10 @@ IN_USE = "the port is in use; choose another with"
 def test_a_taken_port_is_one_line(which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit) as raised:
+        with pytest.raises(CannotListenError) as raised:
             check_server(ServerConfig(**{"port": 0, which: port}))
-    assert f"cannot listen on 127.0.0.1:{port}" in str(raised.value.code)
-    assert f"{IN_USE} --{which.replace('_', '-')}" in str(raised.value.code)
+    assert f"cannot listen on 127.0.0.1:{port}" in str(raised.value)
+    assert f"{IN_USE} --{which.replace('_', '-')}" in str(raised.value)
 
 
 def test_files_that_cannot_be_used_are_known_before_the_model_is_loaded(tmp_path: Path) -> None:
@@ -62,11 +63,13 @@ def test_a_service_says_so_before_it_needs_a_model(service: str) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert said("--port", str(port)) == (1, f"cannot listen on 127.0.0.1:{port}: {IN_USE} --port\n")
+        assert said("--port", str(port)) == (1, f"{service}: cannot listen on 127.0.0.1:{port}: {IN_USE} --port\n")
     assert said("--port", "0", "--host", "no.such.host") == (
         1,
-        "cannot listen on no.such.host:0: --host is no address of this machine\n",
+        f"{service}: cannot listen on no.such.host:0: --host is no address of this machine\n",
     )
-    assert said("--prot", "0") == (2, f"python -m {service}: unrecognized arguments: --prot 0\n")
+    assert said("--prot", "0") == (2, f"{service}: unrecognized arguments: --prot 0\n")
+    wrong = f"{service}: --port must be a whole number from 0 to 65535, got 'x'\n"
+    assert said("--port", "x") == (2, wrong)
     status, line = said("--port", "0", "--auth-tokens", "nofile")
     assert (status, line) == (2, f"{service}: nofile: No such file or directory\n")

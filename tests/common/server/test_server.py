@@ -18,12 +18,14 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from common.client.client import AsyncDiptychClient, DiptychClient
 from common.client.messages import raw_text
 from common.client.types import ClientError
+from common.server.ports import CannotListenError
 from diptych.v1 import generation_pb2 as pb
 from tests.fake_generation import NAME, FakeGeneration, running
 
 STATUS = health_pb2.HealthCheckResponse.ServingStatus
 SCRIPT = (
-    "import asyncio; from tests.fake_generation import serve; asyncio.run(serve(port={port}, grace_seconds={grace}))"
+    "import sys; from common.server.start import run_named; from tests.fake_generation import serve; "
+    "sys.exit(run_named(serve(port={port}, grace_seconds={grace}), name='fake'))"
 )
 
 
@@ -166,19 +168,20 @@ def test_a_second_signal_ends_the_grace_time() -> None:
 async def test_a_port_in_use_is_one_clear_line_and_a_status(which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit) as raised:
+        with pytest.raises(CannotListenError) as raised:
             async with running(FakeGeneration(), **{which: port}):
                 pass
-    assert f"127.0.0.1:{port}" in str(raised.value.code)
-    assert "in use" in str(raised.value.code)
-    assert "\n" not in str(raised.value.code)
+    assert f"127.0.0.1:{port}" in str(raised.value)
+    assert "in use" in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_second_server_cannot_share_a_port() -> None:
     with server_process() as (_, address), server_process(port=int(address.split(":")[1])) as (second, _):
         assert second.stderr is not None
         assert second.wait(timeout=10) == 1
-        assert second.stderr.read() == f"cannot listen on {address}: the port is in use; choose another with --port\n"
+        words = f"cannot listen on {address}: the port is in use; choose another with --port"
+        assert second.stderr.read() == f"fake: {words}\n"
 
 
 async def test_metrics_are_served_while_the_server_runs() -> None:

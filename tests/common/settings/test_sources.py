@@ -208,10 +208,10 @@ def test_a_wrong_setting_is_one_line_and_status_2(
     with pytest.raises(SystemExit) as raised:
         from_sources(Outer, parser.parse_args(["--model", "m"]))
     assert raised.value.code == 2
-    assert capsys.readouterr() == ("", "DIPTYCH_NOTHING is no setting of this command\n")
+    assert capsys.readouterr() == ("", "thing: DIPTYCH_NOTHING is no setting of this command\n")
     with pytest.raises(SystemExit):
         from_sources(Outer, parser.parse_args(["--model", "m"]), advice="others go elsewhere")
-    assert capsys.readouterr() == ("", "DIPTYCH_NOTHING is no setting of this command; others go elsewhere\n")
+    assert capsys.readouterr() == ("", "thing: DIPTYCH_NOTHING is no setting of this command; others go elsewhere\n")
 
 
 @pytest.mark.parametrize("config_class", [VisionConfig, DecoderConfig, UpConfig])
