@@ -21,7 +21,7 @@ from benchmarks.load.generator import closed_loop, open_loop
 from benchmarks.load.pair import running_pair
 from benchmarks.load.prompts import PromptMaker
 from benchmarks.load.records import RequestRecord
-from benchmarks.load.sender import Sender
+from benchmarks.load.sender import MAX_CALLS, Sender
 from benchmarks.load.summary import summary
 from benchmarks.load.workload import ImageSize, RequestPlan, Span, WorkloadConfig, plan_requests
 from benchmarks.report import save
@@ -112,7 +112,7 @@ def model_directory(model: str) -> Path:
 
 async def load(address: str, config: LoadConfig) -> list[RequestRecord]:
     """Warm the service up and put the load on it."""
-    async with AsyncDiptychClient(address) as client:
+    async with AsyncDiptychClient(address, max_calls=MAX_CALLS) as client:
         prompts = PromptMaker(client, await client.get_model_info(timeout=60))
         count = config.warm_up + config.requests
         plans = plan_requests(config.workload, count, token_ids=prompts.text_token_ids)

@@ -7,6 +7,7 @@ service counts in its last message.
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Final
 
 from benchmarks.load.generator import observe
 from benchmarks.load.prompts import PromptMaker
@@ -14,6 +15,9 @@ from benchmarks.load.records import RequestRecord
 from benchmarks.load.workload import RequestPlan
 from common.client.client import AsyncDiptychClient
 from diptych.v1 import generation_pb2 as pb
+
+MAX_CALLS: Final = 1000
+"""Of a client that measures: a load waits at the server, where the time is taken, and not on this side."""
 
 
 class Sender:

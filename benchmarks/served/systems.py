@@ -15,7 +15,7 @@ from benchmarks.checkpoints import checkpoint
 from benchmarks.load.pair import running_pair, service_flags
 from benchmarks.load.prompts import PromptMaker
 from benchmarks.load.records import RequestRecord
-from benchmarks.load.sender import Sender
+from benchmarks.load.sender import MAX_CALLS, Sender
 from benchmarks.load.workload import RequestPlan
 from benchmarks.peers.environments import LOGS
 from benchmarks.served.peers import ServedPeer
@@ -98,7 +98,7 @@ async def running_systems(
 async def _ours(stack: AsyncExitStack, name: str, model: Path, cores: Sequence[int], flags: Sequence[str]) -> System:
     log = LOGS / f"served-{name.replace(' ', '-')}.log"
     pair = stack.enter_context(running_pair(model, cores=cores, log=log, flags=flags))
-    client = await stack.enter_async_context(AsyncDiptychClient(pair.address))
+    client = await stack.enter_async_context(AsyncDiptychClient(pair.address, max_calls=MAX_CALLS))
     prompts = PromptMaker(client, await client.get_model_info(timeout=60))
     return System(
         name=name,

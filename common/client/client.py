@@ -21,6 +21,7 @@ import grpc
 
 from common.client.messages import GenerateOptions, Prompt, generate_request, tokenize_request
 from common.client.options import SERVICE, channel_options
+from common.client.places import MAX_CALLS, AsyncPlaces, Places, seconds_until
 from common.client.resuming import Progress
 from common.client.trace import Metadata, traced
 from common.client.types import ClientError, Completion, CompletionBuilder, to_client_error
@@ -41,16 +42,19 @@ class DiptychClient:
         server_name: str = "",
         token: str | None = None,
         resumes: bool = True,
+        max_calls: int = MAX_CALLS,
     ) -> None:
         """Connect to HOST:PORT when first used; without credentials in plain text, the token included.
 
         `server_name` must stand in the server's certificate, where it is not HOST. Unless `resumes` is False, a
         stream of one completion that breaks with UNAVAILABLE, or that a stopping server cancels, goes on in another
         call, three times at most and within its timeout; random sampling gets a seed for it. Several servers are
-        given as `ipv4:HOST:PORT,HOST:PORT`, or as `dns:///NAME:PORT`.
+        given as `ipv4:HOST:PORT,HOST:PORT`, or as `dns:///NAME:PORT`. Of many calls `max_calls` are under way, and the
+        others wait within their timeout; each server takes about the default, so several take more.
         """
         self._metadata = _metadata(token)
         self._resumes = resumes
+        self._places = Places(max_calls)
         options = channel_options(server_name)
         self._channel = (
             grpc.insecure_channel(address, options)
@@ -63,13 +67,15 @@ class DiptychClient:
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Generator[pb.GenerateResponse, None, None]:
         """Stream `prompt`, then `delta`s, then a `finish` for each completion. Closing the iterator cancels it."""
-        progress = Progress(generate_request(prompt, options), timeout=timeout, resumes=self._resumes)
+        end = _end(timeout)
+        progress = Progress(generate_request(prompt, options), end=end, resumes=self._resumes)
         with traced(_GENERATE, self._metadata) as metadata:
             while True:
                 try:
-                    call = self._stub.Generate(progress.request(), timeout=progress.seconds_left, metadata=metadata)
-                    with _client_errors(), _cancelled(call):
-                        yield from filter(progress.take, call)
+                    with self._places.one(end):
+                        call = self._stub.Generate(progress.request(), timeout=seconds_until(end), metadata=metadata)
+                        with _client_errors(), _cancelled(call):
+                            yield from filter(progress.take, call)
                     return
                 except ClientError as error:
                     if progress.is_complete:
@@ -98,13 +104,15 @@ class DiptychClient:
 
     def tokenize(self, prompt: Prompt, *, timeout: float | None = None) -> pb.TokenizeResponse:
         """Lay out a prompt without running the model."""
-        with _client_errors():
-            return self._stub.Tokenize(tokenize_request(prompt), timeout=timeout, metadata=self._metadata)
+        end = _end(timeout)
+        with self._places.one(end), _client_errors():
+            return self._stub.Tokenize(tokenize_request(prompt), timeout=seconds_until(end), metadata=self._metadata)
 
     def get_model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
         """Tell which model is served and within which limits."""
-        with _client_errors():
-            return self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=timeout, metadata=self._metadata)
+        end, request = _end(timeout), pb.GetModelInfoRequest()
+        with self._places.one(end), _client_errors():
+            return self._stub.GetModelInfo(request, timeout=seconds_until(end), metadata=self._metadata)
 
     def close(self) -> None:
         """Close the connection; calls that run are cancelled."""
@@ -128,10 +136,12 @@ class AsyncDiptychClient:
         server_name: str = "",
         token: str | None = None,
         resumes: bool = True,
+        max_calls: int = MAX_CALLS,
     ) -> None:
         """Connect when first used; the arguments are those of `DiptychClient`."""
         self._metadata = _metadata(token)
         self._resumes = resumes
+        self._places = AsyncPlaces(max_calls)
         options = channel_options(server_name)
         self._channel = (
             grpc.aio.insecure_channel(address, options)
@@ -147,15 +157,17 @@ class AsyncDiptychClient:
 
         Closing the iterator cancels it; `break` alone closes it late, so use `contextlib.aclosing`.
         """
-        progress = Progress(generate_request(prompt, options), timeout=timeout, resumes=self._resumes)
+        end = _end(timeout)
+        progress = Progress(generate_request(prompt, options), end=end, resumes=self._resumes)
         with traced(_GENERATE, self._metadata) as metadata:
             while True:
                 try:
-                    call = self._stub.Generate(progress.request(), timeout=progress.seconds_left, metadata=metadata)
-                    with _client_errors(), _cancelled(call):
-                        async for response in call:
-                            if progress.take(response):
-                                yield response
+                    async with self._places.one(end):
+                        call = self._stub.Generate(progress.request(), timeout=seconds_until(end), metadata=metadata)
+                        with _client_errors(), _cancelled(call):
+                            async for response in call:
+                                if progress.take(response):
+                                    yield response
                     return
                 except ClientError as error:
                     if progress.is_complete:
@@ -184,14 +196,17 @@ class AsyncDiptychClient:
 
     async def tokenize(self, prompt: Prompt, *, timeout: float | None = None) -> pb.TokenizeResponse:
         """Lay out a prompt without running the model."""
-        with _client_errors():
-            return await self._stub.Tokenize(tokenize_request(prompt), timeout=timeout, metadata=self._metadata)
+        end, request = _end(timeout), tokenize_request(prompt)
+        async with self._places.one(end):
+            with _client_errors():
+                return await self._stub.Tokenize(request, timeout=seconds_until(end), metadata=self._metadata)
 
     async def get_model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
         """Tell which model is served and within which limits."""
-        request = pb.GetModelInfoRequest()
-        with _client_errors():
-            return await self._stub.GetModelInfo(request, timeout=timeout, metadata=self._metadata)
+        end, request = _end(timeout), pb.GetModelInfoRequest()
+        async with self._places.one(end):
+            with _client_errors():
+                return await self._stub.GetModelInfo(request, timeout=seconds_until(end), metadata=self._metadata)
 
     async def close(self) -> None:
         """Close the connection; calls that run are cancelled."""
@@ -202,6 +217,11 @@ class AsyncDiptychClient:
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
+
+
+def _end(timeout: float | None) -> float | None:
+    """When a call must have ended, by the monotonic clock."""
+    return None if timeout is None else time.monotonic() + timeout
 
 
 def _metadata(token: str | None) -> Metadata:

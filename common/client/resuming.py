@@ -20,9 +20,12 @@ _OWN_CANCELLATIONS = ("Locally cancelled", "Channel closed")
 class Progress:
     """One stream, over as many calls as it takes."""
 
-    def __init__(self, request: pb.GenerateRequest, *, timeout: float | None, resumes: bool) -> None:
-        """Begin with a request, which gets a seed if it needs one to be taken up and has none."""
-        self._end = None if timeout is None else time.monotonic() + timeout
+    def __init__(self, request: pb.GenerateRequest, *, end: float | None, resumes: bool) -> None:
+        """Begin with a request, which gets a seed if it needs one to be taken up and has none.
+
+        `end` is its deadline by the monotonic clock, if it has one.
+        """
+        self._end = end
         self._resumes = resumes and request.sampling.n <= 1
         if self._resumes and request.sampling.temperature > 0 and not request.sampling.HasField("seed"):
             request.sampling.seed = secrets.randbits(64)
@@ -32,11 +35,6 @@ class Progress:
         self._num_messages = 0
         self._num_tries = 0
         self._num_finishes = 0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the deadline; None without one."""
-        return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def request(self) -> pb.GenerateRequest:
         """What to ask for now: all, or what follows on what has come."""

@@ -1,6 +1,7 @@
 """What the client makes of a call that fails."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
@@ -87,7 +88,7 @@ async def test_a_request_that_somebody_else_runs_is_not_tried_again() -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_stream_is_whole_with_the_finish_of_every_completion(n: int) -> None:
-    progress = Progress(pb.GenerateRequest(sampling=pb.SamplingParams(n=n)), timeout=None, resumes=True)
+    progress = Progress(pb.GenerateRequest(sampling=pb.SamplingParams(n=n)), end=None, resumes=True)
     for seq in range(n):
         assert not progress.is_complete
         progress.take(pb.GenerateResponse(seq=seq, index=seq, finish=pb.Finish()))
@@ -97,7 +98,8 @@ def test_a_stream_is_whole_with_the_finish_of_every_completion(n: int) -> None:
 
 @pytest.mark.parametrize(("timeout", "pause"), [(None, 5.0), (60.0, 5.0), (4.0, None)])
 def test_nobody_waits_for_a_server_beyond_the_deadline(timeout: float | None, pause: float | None) -> None:
-    progress = Progress(pb.GenerateRequest(), timeout=timeout, resumes=True)
+    end = None if timeout is None else time.monotonic() + timeout
+    progress = Progress(pb.GenerateRequest(), end=end, resumes=True)
     progress.take(pb.GenerateResponse(prompt=pb.PromptInfo()))
     error = ClientError(grpc.StatusCode.UNAVAILABLE, "DRAINING", "", retry_after=5.0)
     progress.request()

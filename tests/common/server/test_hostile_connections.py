@@ -16,7 +16,9 @@ from h2.events import ConnectionTerminated, Event, ResponseReceived, TrailersRec
 
 from common.client.client import AsyncDiptychClient
 from common.client.messages import raw_text
+from common.client.types import to_client_error
 from diptych.v1 import generation_pb2 as pb
+from diptych.v1 import generation_pb2_grpc
 from tests.fake_generation import NAME, FakeGeneration, running
 
 GENERATE = f"/{NAME}/Generate"
@@ -131,6 +133,19 @@ async def test_headers_over_the_limit_are_refused_and_others_are_served(num_head
         await caller.listen(1)
         assert grpc_status(caller, stream) == "3"
         await others_are_served(address)
+
+
+async def test_what_is_too_large_for_grpc_itself_is_resource_exhausted_without_details() -> None:
+    """As the contract says: whoever sends headers in one frame, as gRPC's own clients do, or too large a message."""
+    servicer, headers = FakeGeneration(), (("x", "y" * 20_000),)
+    async with running(servicer, max_message_bytes=2000) as (_, address), grpc.aio.insecure_channel(address) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        request = pb.TokenizeRequest(text=pb.RawText(text="y" * 3000))
+        for call in (stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=headers), stub.Tokenize(request)):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert to_client_error(raised.value).reason == ""
 
 
 @pytest.mark.parametrize("value", ["!!!not base64!!!", "\x00\x01"])

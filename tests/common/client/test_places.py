@@ -1,0 +1,87 @@
+"""A client has as many calls under way as its server takes, and the others wait for their turn."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import grpc
+import pytest
+
+from common.client.client import AsyncDiptychClient, DiptychClient
+from common.client.messages import raw_text
+from common.client.types import ClientError
+from tests.fake_generation import FakeGeneration, running
+from tests.waiting import until
+
+FOREVER = raw_text("x some forever")
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[tuple[FakeGeneration, str]]:
+    servicer = FakeGeneration()
+    async with running(servicer) as (_, address):
+        yield servicer, address
+
+
+async def read(client: AsyncDiptychClient, words: str) -> None:
+    async with aclosing(client.generate(raw_text(words))) as responses:
+        async for _ in responses:
+            pass
+
+
+async def test_calls_above_the_number_begin_when_others_end(service: tuple[FakeGeneration, str]) -> None:
+    servicer, address = service
+    async with AsyncDiptychClient(address, max_calls=3) as client:
+        calls = [asyncio.create_task(read(client, "x some forever")) for _ in range(3)]
+        await until(lambda: servicer.num_open == 3)
+        calls += [asyncio.create_task(read(client, "x some forever")) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        assert servicer.num_open == 3
+        calls[0].cancel()
+        await until(lambda: len(servicer.requests) == 4)
+        await asyncio.sleep(0.2)
+        assert (servicer.num_open, len(servicer.requests)) == (3, 4)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        assert (await client.complete(raw_text("x two words"))).text == "two words "
+
+
+async def test_waiting_for_a_turn_is_part_of_the_timeout(service: tuple[FakeGeneration, str]) -> None:
+    _, address = service
+    async with AsyncDiptychClient(address, max_calls=1) as client:
+        first = asyncio.create_task(read(client, "x some forever"))
+        await until(lambda: bool(service[0].num_open))
+        for call in (client.complete(FOREVER, timeout=0.2), client.get_model_info(timeout=0.2)):
+            begin = time.monotonic()
+            with pytest.raises(ClientError) as raised:
+                await call
+            assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert time.monotonic() - begin >= 0.2
+        first.cancel()
+        await asyncio.wait({first})
+        assert (await client.get_model_info(timeout=60)).model_name == "fake"
+
+
+async def test_threads_wait_for_their_turn_as_tasks_do(service: tuple[FakeGeneration, str]) -> None:
+    servicer, address = service
+    with DiptychClient(address, max_calls=1) as client:
+        stream = client.generate(FOREVER)
+        await asyncio.to_thread(next, stream)
+        with pytest.raises(ClientError) as raised:
+            await asyncio.to_thread(client.complete, raw_text("x two words"), timeout=0.2)
+        assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert len(servicer.requests) == 1
+        await asyncio.to_thread(stream.close)
+        assert (await asyncio.to_thread(client.complete, raw_text("x two words"))).text == "two words "
+
+
+async def test_many_more_calls_than_a_connection_takes_all_end_well(service: tuple[FakeGeneration, str]) -> None:
+    async def call(client: AsyncDiptychClient) -> str:
+        return (await client.complete(raw_text("x slow"))).text
+
+    async with AsyncDiptychClient(service[1]) as client:
+        texts = Counter(await asyncio.gather(*(call(client) for _ in range(250))))
+    assert texts == {"slow ": 250}
