@@ -8,7 +8,7 @@ import ctypes
 import json
 import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 JSON_OPTIONS: "JsonCompileOptions" = {"lenient": False, "whitespace_pattern": r"[ \n]{0,40}"}
 """What is not understood of a schema is refused. White space has an end, or a model could write it for ever."""
+
+_DEAD_END: Final = "NoExtensionBias"
+"""How the library's words begin where a language has no text that goes on from a place, or none at all."""
 
 
 def grammar_of(structure: Structure) -> str:
@@ -90,8 +93,8 @@ class GrammarMatcher:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it is of no use any more."""
-        return self._matcher.is_error()
+        """Whether it gave up. That no text goes on from here is no failure, though the library calls it an error."""
+        return self._matcher.is_error() and not self._matcher.get_error().startswith(_DEAD_END)
 
     def mask(self, address: int, num_bytes: int) -> None:
         """Write which tokens may come next, see `Matcher`."""

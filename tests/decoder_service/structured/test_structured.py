@@ -176,6 +176,23 @@ def test_a_matcher_that_allows_everything_changes_nothing(tokenizer: Tokenizer) 
     assert torch.equal(process_logits(logits, [row] * 3), logits)
 
 
+@pytest.mark.parametrize(
+    ("kind", "source", "first"),
+    [("regex", r"[^\s\S]", b""), ("grammar", "start: start", b""), ("grammar", 'start: "x" /[^\\s\\S]/', b"x")],
+)
+def test_a_place_from_which_no_text_goes_on_is_no_failure(
+    tokenizer: Tokenizer, vocabulary: GrammarVocabulary, kind: str, source: str, first: bytes
+) -> None:
+    """Nothing may come there, and that it takes too much work would not be true."""
+    matcher = vocabulary.compile(structure(kind, source))
+    mask = (ctypes.c_uint8 * (4 * ((tokenizer.vocabulary_size + 7 + 31) // 32)))()
+    for token_id in tokenizer.encode_text(first.decode()) if first else ():
+        assert matcher.take(token_id)
+    matcher.mask(ctypes.addressof(mask), len(mask))
+    assert not any(mask)
+    assert not matcher.has_failed
+
+
 def test_masks_of_a_batch_are_those_of_its_rows_and_leave_others_alone(
     tokenizer: Tokenizer, vocabulary: GrammarVocabulary
 ) -> None:
