@@ -31,8 +31,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, He
 class HealthServicer(health_pb2_grpc.HealthServicer):
     """Answers probes. Alive from the start, ready only when told."""
 
-    def __init__(self) -> None:
-        self._serving = {STARTUP: True, LIVENESS: True, OVERALL: True, READINESS: False}
+    def __init__(self, service_names: Iterable[str] = ()) -> None:
+        """Know these services from the start, though none is ready yet."""
+        names = dict.fromkeys((READINESS, *service_names), False)
+        self._serving = {STARTUP: True, LIVENESS: True, OVERALL: True, **names}
         self._draining = False
         self._changed = asyncio.Event()
 

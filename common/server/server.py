@@ -47,8 +47,8 @@ class GrpcServer:
     ) -> None:
         """Make a server that does not listen yet.
 
-        `service_names` are the full names that reflection lists. Raises ValueError where files that the settings name
-        cannot be used.
+        `service_names` are the full names that reflection and health list. Raises ValueError where files that the
+        settings name cannot be used.
         """
         self._config = config
         self._metrics = MetricsServer(registry, tls=MetricsTls(config.tls) if config.tls.tls_cert else None)
@@ -64,7 +64,7 @@ class GrpcServer:
         self._errors = ErrorInterceptor(
             registry, gate=gate, tracer=tracer or Tracer(), stall_seconds=config.stall_seconds
         )
-        self._health = HealthServicer()
+        self._health = HealthServicer(service_names)
         self.grpc = grpc.aio.server(interceptors=[self._errors], options=config.channel_options)
         """Servicers are added to this."""
         self.health_port: int | None = None

@@ -14,11 +14,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from prometheus_client import CollectorRegistry
 
 from common.client.client import AsyncDiptychClient, DiptychClient
 from common.client.messages import raw_text
 from common.client.types import ClientError
+from common.server.config import ServerConfig
 from common.server.ports import CannotListenError
+from common.server.server import GrpcServer
 from diptych.v1 import generation_pb2 as pb
 from tests.fake_generation import NAME, FakeGeneration, running
 
@@ -91,6 +94,18 @@ async def test_the_health_port_answers_health_alone() -> None:
             with pytest.raises(ClientError) as raised:
                 await client.get_model_info(timeout=5)
     assert raised.value.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_service_that_is_not_ready_yet_is_known_to_health() -> None:
+    """NOT_FOUND, or SERVICE_UNKNOWN to who watches, would say that nobody here will ever serve it."""
+    server = GrpcServer(ServerConfig(port=0, grace_seconds=0), registry=CollectorRegistry(), service_names=[NAME])
+    address = f"127.0.0.1:{await server.start()}"
+    try:
+        assert [await check(address, name) for name in ("readiness", NAME)] == ["NOT_SERVING", "NOT_SERVING"]
+        server.set_serving([NAME])
+        assert await states(address) == [True] * 5
+    finally:
+        await server.stop()
 
 
 async def test_health_lists_all_names() -> None:
