@@ -4,18 +4,24 @@ Knows numbers, files and texts. Does not know what they are for.
 """
 
 import math
+import re
 from argparse import ArgumentTypeError
 from pathlib import Path
+from typing import Final
+
+from common.client.places import LONGEST_SECONDS
+
+_LAST_PORT: Final = 65535
 
 
 def seconds(text: str) -> float:
-    """A time over 0. Raises ArgumentTypeError for anything else."""
+    """A time over 0 that clocks can add. Raises ArgumentTypeError for anything else."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"must be a number of seconds over 0, got {text!r}")
+    if not 0 < value <= LONGEST_SECONDS:
+        raise ArgumentTypeError(f"must be a number of seconds over 0, at most {LONGEST_SECONDS:g}, got {text!r}")
     return value
 
 
@@ -35,7 +41,11 @@ def seed(text: str) -> int:
 
 def target(text: str) -> str:
     """Where a service listens, as gRPC takes it. Raises ArgumentTypeError for what can be none."""
-    if not text.strip() or text.startswith(("http://", "https://")):
+    if text.startswith("unix"):
+        return text
+    # gRPC takes 443 where there is no port, and of one that is too large the lower 16 bits.
+    port = re.search(r"[^:/\s]:([0-9]{1,5})$", text)
+    if port is None or int(port[1]) > _LAST_PORT or text.startswith(("http://", "https://")):
         raise ArgumentTypeError(f"must be HOST:PORT, without http://, got {text!r}")
     return text
 
@@ -56,6 +66,8 @@ def complaint(error: Exception) -> str:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object[:40]!a}: this text is not UTF-8"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 from byte {error.start} on"
     return " ".join(str(error).split())

@@ -106,7 +106,7 @@ def _read_prompt(options: Namespace) -> Prompt:
     if options.messages:
         try:
             return chat(json.loads(options.messages.read_bytes()))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{options.messages}: {complaint(error)}") from error
     if options.raw is not None:
         return raw_text(options.raw)

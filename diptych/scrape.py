@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import BadStatusLine, HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -70,6 +70,7 @@ def scrape(address: str, *, timeout: float, tls: TlsOpener | None = None) -> Scr
     except (OSError, ValueError, HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         reason = reason if isinstance(reason, Exception) else ValueError(reason)
-        # What speaks no HTTP has its first bytes in the complaint.
+        if type(reason) is BadStatusLine:  # It has the first bytes of whatever that was.
+            reason = ValueError("speaks no HTTP")
         return Scrape(at=at, problem=visible(complaint(reason) or type(reason).__name__))
     return Scrape(at=time.monotonic(), samples=samples)

@@ -23,6 +23,7 @@ from diptych.up_config import ROLES, UpConfig, parse_devices, parse_dtypes
 _GRACE_SECONDS = 35.0
 """A little more than the services give their callers."""
 _LOOPBACK = "127.0.0.1"
+_LAST_PORT = 65535
 _SHARED_BYTES = 256 << 20
 """Of each vision service, used as far as features are under way."""
 
@@ -58,6 +59,8 @@ async def up(config: UpConfig) -> int:
     try:
         for port, purpose in _ports(config, replicas):
             check_free(config.host, port, purpose=purpose)
+    except ValueError as error:
+        return _failed(error, 2)
     except CannotListenError as error:
         return _failed(error, 1)
     services = _Services(config, replicas, is_local=config.local_vision and takes_images)
@@ -74,9 +77,14 @@ async def up(config: UpConfig) -> int:
 
 
 def _ports(config: UpConfig, replicas: int) -> Iterator[tuple[int, str]]:
-    """The ports that the user has chosen; looked at before models are loaded for nothing."""
+    """The ports that the user has chosen; looked at before models are loaded for nothing.
+
+    Raises ValueError where they would go beyond the last one that there is.
+    """
     yield config.port, ""
     if config.metrics_port:
+        if config.metrics_port + replicas > _LAST_PORT:
+            raise ValueError(f"--metrics-port {config.metrics_port} needs {replicas} more ports behind it")
         for offset in range(replicas + 1):
             yield config.metrics_port + offset, "metrics"
 

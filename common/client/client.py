@@ -21,7 +21,7 @@ import grpc
 
 from common.client.messages import GenerateOptions, Prompt, generate_request, tokenize_request
 from common.client.options import SERVICE, channel_options
-from common.client.places import MAX_CALLS, AsyncPlaces, Places, seconds_until
+from common.client.places import MAX_CALLS, AsyncPlaces, Places, end_after, seconds_until
 from common.client.resuming import Progress
 from common.client.trace import Metadata, traced
 from common.client.types import ClientError, Completion, CompletionBuilder, to_client_error
@@ -67,7 +67,7 @@ class DiptychClient:
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Generator[pb.GenerateResponse, None, None]:
         """Stream `prompt`, then `delta`s, then a `finish` for each completion. Closing the iterator cancels it."""
-        end = _end(timeout)
+        end = end_after(timeout)
         progress = Progress(generate_request(prompt, options), end=end, resumes=self._resumes)
         with traced(_GENERATE, self._metadata) as metadata:
             while True:
@@ -104,13 +104,13 @@ class DiptychClient:
 
     def tokenize(self, prompt: Prompt, *, timeout: float | None = None) -> pb.TokenizeResponse:
         """Lay out a prompt without running the model."""
-        end = _end(timeout)
+        end = end_after(timeout)
         with self._places.one(end), _client_errors():
             return self._stub.Tokenize(tokenize_request(prompt), timeout=seconds_until(end), metadata=self._metadata)
 
     def get_model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
         """Tell which model is served and within which limits."""
-        end, request = _end(timeout), pb.GetModelInfoRequest()
+        end, request = end_after(timeout), pb.GetModelInfoRequest()
         with self._places.one(end), _client_errors():
             return self._stub.GetModelInfo(request, timeout=seconds_until(end), metadata=self._metadata)
 
@@ -157,7 +157,7 @@ class AsyncDiptychClient:
 
         Closing the iterator cancels it; `break` alone closes it late, so use `contextlib.aclosing`.
         """
-        end = _end(timeout)
+        end = end_after(timeout)
         progress = Progress(generate_request(prompt, options), end=end, resumes=self._resumes)
         with traced(_GENERATE, self._metadata) as metadata:
             while True:
@@ -196,14 +196,14 @@ class AsyncDiptychClient:
 
     async def tokenize(self, prompt: Prompt, *, timeout: float | None = None) -> pb.TokenizeResponse:
         """Lay out a prompt without running the model."""
-        end, request = _end(timeout), tokenize_request(prompt)
+        end, request = end_after(timeout), tokenize_request(prompt)
         async with self._places.one(end):
             with _client_errors():
                 return await self._stub.Tokenize(request, timeout=seconds_until(end), metadata=self._metadata)
 
     async def get_model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
         """Tell which model is served and within which limits."""
-        end, request = _end(timeout), pb.GetModelInfoRequest()
+        end, request = end_after(timeout), pb.GetModelInfoRequest()
         async with self._places.one(end):
             with _client_errors():
                 return await self._stub.GetModelInfo(request, timeout=seconds_until(end), metadata=self._metadata)
@@ -217,11 +217,6 @@ class AsyncDiptychClient:
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
-
-
-def _end(timeout: float | None) -> float | None:
-    """When a call must have ended, by the monotonic clock."""
-    return None if timeout is None else time.monotonic() + timeout
 
 
 def _metadata(token: str | None) -> Metadata:

@@ -19,6 +19,15 @@ MAX_CALLS: Final = 64
 """Less than the 100 of a server's default, which for a while goes on counting calls that have ended on this side."""
 
 
+LONGEST_SECONDS: Final = 1e9
+"""A later end gRPC takes for one that is long past."""
+
+
+def end_after(timeout: float | None) -> float | None:
+    """When a call must have ended, by the monotonic clock."""
+    return None if timeout is None else time.monotonic() + min(timeout, LONGEST_SECONDS)
+
+
 def seconds_until(end: float | None) -> float | None:
     """Seconds until a time of the monotonic clock, 0 once it is over; None without one."""
     return None if end is None else max(0.0, end - time.monotonic())

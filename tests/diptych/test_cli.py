@@ -235,7 +235,9 @@ def test_a_full_disk_is_one_line_and_not_status_0(service: Service, command: lis
 
 
 @pytest.mark.parametrize("command", [["generate", "x"], ["info"], ["health"]])
-@pytest.mark.parametrize("address", ["", " ", "http://127.0.0.1:50051"])
+@pytest.mark.parametrize(
+    "address", ["", " ", "http://127.0.0.1:50051", "127.0.0.1", "localhost:", "127.0.0.1:99999", "a:b", "[::1]"]
+)
 def test_an_address_that_can_be_none_is_refused(command: list[str], address: str, capsys: Output) -> None:
     with pytest.raises(SystemExit) as raised:
         main([*command, "--address", address])
@@ -301,7 +303,7 @@ def test_a_wrong_flag_is_one_line_and_status_2(arguments: list[str], capsys: Out
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
-        *(("--timeout", value) for value in ("-1", "nan", "inf", "0", "soon")),
+        *(("--timeout", value) for value in ("-1", "nan", "inf", "0", "soon", "1e10")),
         ("--n", "-1"),
         *(("--max-tokens", value) for value in ("-1", "0", "1.5", "4294967296")),
         *(("--seed", value) for value in ("-1", "1.5", str(1 << 64))),
@@ -321,6 +323,8 @@ def test_files_and_texts_that_cannot_be_read_are_told_in_one_line(tmp_path: Path
     bad.write_bytes(b'[{"role": "user", "content": "caf\xe9"}]')
     number = tmp_path / "number.json"
     number.write_text("5")
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 200_000)
     for arguments, words in (
         (["x", "--image", "/nowhere/a.png"], "/nowhere/a.png: No such file or directory"),
         (["x", "--image", str(tmp_path)], f"{tmp_path}: Is a directory"),
@@ -329,6 +333,7 @@ def test_files_and_texts_that_cannot_be_read_are_told_in_one_line(tmp_path: Path
         (["caf\udce9"], "'caf\\udce9': this text is not UTF-8"),
         (["--raw", "\udce9"], "'\\udce9': this text is not UTF-8"),
         (["--messages", str(number)], f"{number}: a chat is a list of messages"),
+        (["--messages", str(deep)], f"{deep}: nested too deeply"),
     ):
         assert main(["generate", "--address", "127.0.0.1:1", *arguments]) == 2
         assert capsys.readouterr() == ("", f"diptych generate: {words}\n")

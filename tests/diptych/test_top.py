@@ -1,6 +1,7 @@
 """`diptych top`, over a server that shows what it is told to, and one that is not there."""
 
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,20 @@ def test_nonsense_is_down_or_empty_and_never_an_error(page: bytes) -> None:
         looked = scrape(address, timeout=5)
     assert looked.problem is not None or not looked.samples
     assert frame({address: (looked, looked)}, {address: (looked, looked)})
+
+
+def test_what_speaks_no_http_is_told_without_its_bytes() -> None:
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"\0\0\x06\x04\xff\n\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        looked = scrape(f"127.0.0.1:{listener.getsockname()[1]}", timeout=5)
+        thread.join()
+    assert looked.problem == "speaks no HTTP"
 
 
 def test_nobody_answers_is_a_failure_of_the_command() -> None:

@@ -208,6 +208,7 @@ def test_devices_are_given_once_or_by_role() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (("--metrics-port", "65535"), "--metrics-port 65535 needs 1 more ports behind it"),
         (("--host", ""), "--host '' names no address; 0.0.0.0 is every interface"),
         (("--device", "tpu"), "--device 'tpu' is not supported; use cpu, cuda or cuda:N"),
         (("--device", "vision=tpu"), "--device 'tpu' is not supported; use cpu, cuda or cuda:N"),

@@ -65,6 +65,14 @@ async def test_waiting_for_a_turn_is_part_of_the_timeout(service: tuple[FakeGene
         assert (await client.get_model_info(timeout=60)).model_name == "fake"
 
 
+@pytest.mark.parametrize("timeout", [1e10, 1e300, float("inf")])
+async def test_a_timeout_may_be_longer_than_anybody_waits(service: tuple[FakeGeneration, str], timeout: float) -> None:
+    """gRPC alone would take an end in more than some 290 years for one that is over."""
+    async with AsyncDiptychClient(service[1]) as client:
+        assert (await client.complete(raw_text("x two words"), timeout=timeout)).text == "two words "
+        assert (await client.get_model_info(timeout=timeout)).model_name == "fake"
+
+
 async def test_threads_wait_for_their_turn_as_tasks_do(service: tuple[FakeGeneration, str]) -> None:
     servicer, address = service
     with DiptychClient(address, max_calls=1) as client:
