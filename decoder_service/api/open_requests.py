@@ -60,8 +60,9 @@ class OpenRequests:
         sampling = parsed.sampling.params
         # What can never fit is let through to where it is refused for that.
         may_fit = sampling.max_tokens <= self._capacity.max_tokens(1, n=sampling.n)
+        guess = guess_num_tokens(parsed.prompt, most=self._capacity.max_model_len)
         place = self.admission.place(
-            num_tokens=guess_num_tokens(parsed.prompt) + may_fit * sampling.max_completion_tokens,
+            num_tokens=guess + may_fit * sampling.max_completion_tokens,
             picture_bytes=num_picture_bytes(parsed.prompt),
         )
         with place as held:

@@ -124,7 +124,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> pb.TokenizeResponse:
         """Lay out a prompt without running the model."""
         spec = parse_prompt(request)
-        with self.admission.place(num_tokens=guess_num_tokens(spec), picture_bytes=num_picture_bytes(spec)):
+        guess = guess_num_tokens(spec, most=self._info.max_model_len)
+        with self.admission.place(num_tokens=guess, picture_bytes=num_picture_bytes(spec)):
             prompt, _ = await self._lay_out(spec, salt=b"")
         placeholders = (
             pb.PlaceholderRange(offset=span.offset, length=span.length, grid=grid_to_proto(span.grid))

@@ -70,12 +70,15 @@ CHARACTERS_PER_TOKEN = 4
 """About what texts in many languages need; see `guess_num_tokens`."""
 
 
-def guess_num_tokens(spec: PromptSpec) -> int:
-    """About how many tokens a prompt makes, but for its images, of which nothing is known yet."""
+def guess_num_tokens(spec: PromptSpec, *, most: int) -> int:
+    """About how many tokens a prompt makes, but for its images, of which nothing is known yet.
+
+    No more than `most`, the model's length: one that makes more is refused soon, and keeps nobody out until then.
+    """
     if isinstance(spec, TokenPrompt):
-        return len(spec.token_ids)
+        return min(most, len(spec.token_ids))
     texts = [spec.text] if isinstance(spec, TextPrompt) else spec.texts
-    return sum(map(len, texts)) // CHARACTERS_PER_TOKEN
+    return min(most, sum(map(len, texts)) // CHARACTERS_PER_TOKEN)
 
 
 def num_picture_bytes(spec: PromptSpec) -> int:

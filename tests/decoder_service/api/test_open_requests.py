@@ -40,3 +40,18 @@ def test_prompt_counts_once_and_every_completion_with_the_most_it_may_get(
         with pytest.raises(ResourceExhaustedError, match="too many tokens are waiting"), let_in(too_many):
             pass
     assert open_requests.admission.num_waiting_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [{"token_ids": pb.TokenIds(ids=[3] * 100_000)}, {"text": pb.RawText(text="x" * 400_000)}],
+    ids=["token_ids", "text"],
+)
+def test_a_prompt_that_is_longer_than_any_keeps_nobody_out_until_it_is_refused(prompt: dict[str, Any]) -> None:
+    limits = AdmissionLimits(max_requests=99, max_waiting_tokens=10_000, max_picture_bytes=99)
+    open_requests = OpenRequests(limits, CAPACITY)
+    request = pb.GenerateRequest(**prompt, sampling=pb.SamplingParams(max_tokens=4))
+    parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0)
+    with open_requests._let_in(request, parsed):
+        assert open_requests.admission.num_waiting_tokens == CAPACITY.max_model_len + 4
+        open_requests.admission.check_tokens(5000)
