@@ -20,7 +20,7 @@ from pathlib import Path
 from deploy.dockerfile import DOCKERFILE, Instruction, Stage, image_environment, lineage, read_stages
 
 CONTEXT = DOCKERFILE.parents[2]
-_IMAGE_PATHS = ("/src", "/wheels", "/kernels", "/opt/diptych", "/var/lib/apt")
+_IMAGE_PATHS = ("/src", "/wheels", "/kernels", "/ours", "/opt/diptych", "/var/lib/apt")
 _DOWNLOADS = re.compile(r"(?<=&& )python -m pip \S+ \S+ install --require-hashes .*|(?<=^)apt-get .*")
 
 
@@ -131,8 +131,8 @@ def _ignored(folder: str, names: list[str]) -> set[str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder, sharing the contents of files; links stay links."""
-    subprocess.run(["cp", "-al", str(source), str(target)], check=True)  # noqa: S603, S607
+    """Copy a file or a folder, into a folder that may be there, sharing the contents of files; links stay links."""
+    subprocess.run(["cp", "-alT", str(source), str(target)], check=True)  # noqa: S603, S607
 
 
 def main() -> None:

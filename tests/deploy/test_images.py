@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,35 @@ def test_images_run_as_nobody_without_installers(target: str, device: str) -> No
     assert ("gcc" in runs) == (device == "cuda")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_ours_is_a_small_layer_upon_a_large_one_that_stays(device: str) -> None:
+    """A new version leaves the layer of dependencies as it is: nothing of ours is looked at before it is made. Kernels,
+    which take minutes to build, depend on their own folder alone, and no model but the demo is looked at."""
+    stages = read_stages({"DEVICE": device})
+
+    def copied(name: str) -> list[str]:
+        steps = [step for stage in lineage(stages, name) for step in stage.instructions]
+        return [step.text for step in steps if step.word == "COPY"]
+
+    assert copied("dependencies") == [f"deploy/docker/{device}.hashes ./"]
+    assert copied("kernels") == ["common/native ./common/native"]
+    assert [text for text in copied("wheel") if "models" in text] == ["models/demo ./models/demo"]
+    assert copied("vision") == copied("decoder") == [
+        "--from=dependencies /opt/diptych /opt/diptych",
+        "--from=application /ours /opt/diptych",
+    ]  # fmt: skip
+
+
+def test_images_are_labelled_with_the_version_that_they_hold() -> None:
+    project = tomllib.loads((CONTEXT / "pyproject.toml").read_text())["project"]
+    labels = [
+        step.text for stage in lineage(read_stages(), "vision") for step in stage.instructions if step.word == "LABEL"
+    ]
+    assert labels == [
+        f"org.opencontainers.image.version={project['version']} org.opencontainers.image.licenses={project['license']}"
+    ]
+
+
 def test_images_are_made_of_what_the_context_holds() -> None:
     """What is copied exists and is not kept out, and tests and secrets are kept out."""
     ignored = (CONTEXT / ".dockerignore").read_text().split()
@@ -62,6 +92,19 @@ def test_images_are_made_of_what_the_context_holds() -> None:
                     assert (CONTEXT / origin).exists()
                     assert origin not in ignored
     assert {".git", "tests", "build"} <= set(ignored)
+
+
+def test_what_is_copied_later_joins_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with an engine: a folder goes into one that is there, not below it."""
+    file = tmp_path / "Dockerfile"
+    file.write_text(
+        "FROM scratch AS first\nWORKDIR /made\nCOPY LICENSE ./\n"
+        "FROM scratch AS second\nWORKDIR /made\nCOPY NOTICE ./\n"
+        "FROM scratch AS both\nCOPY --from=first /made /opt\nCOPY --from=second /made /opt\n"
+    )
+    monkeypatch.setattr("deploy.image_steps.read_stages", lambda arguments: read_stages(arguments, file))
+    root = Builder(tmp_path, arguments={}).build("both")
+    assert {path.name for path in (root / "opt").iterdir()} == {"LICENSE", "NOTICE"}
 
 
 def test_a_failing_command_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
