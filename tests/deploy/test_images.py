@@ -1,6 +1,6 @@
 """The Dockerfile is clean, its commands work, and what they make serves as the manifests say.
 
-No engine can build here, so its commands run in folders (see `deploy.image_steps`), with dependencies borrowed.
+No engine is asked for: its commands run in folders (see `deploy.image_steps`), with dependencies borrowed.
 """
 
 import os
