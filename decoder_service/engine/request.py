@@ -145,6 +145,11 @@ class Request:
         return end - self.num_computed_tokens
 
     @property
+    def num_missing_tokens(self) -> int:
+        """Known tokens that are still to be computed, as far as the prefix cache holds what it did when last asked."""
+        return self.num_tokens - max(self.num_computed_tokens, self.num_cached_tokens)
+
+    @property
     def is_generating(self) -> bool:
         """Whether one token more is all that must be computed for its next one."""
         return self.num_tokens - self.num_computed_tokens == 1

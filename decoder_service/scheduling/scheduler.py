@@ -22,6 +22,7 @@ from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from decoder_service.scheduling.steady import SteadySteps
 from decoder_service.scheduling.step_plan import StepPlan
 from decoder_service.scheduling.token_counters import TokenCounters
+from decoder_service.scheduling.turns import Turns
 from decoder_service.scheduling.waiting import WaitingRequests
 
 
@@ -50,6 +51,9 @@ class Scheduler:
         self._running = RunningRequests()
         self._plan = StepPlan(config, self._counters)
         self._room = Room(config, blocks, self._running, self._plan)
+        self._turns = Turns(
+            self._counters, running=self._running, waiting=self._waiting, room=self._room, plan=self._plan
+        )
         self._copies = CopyOnWrite(blocks)
         self.ahead = LookAhead(blocks, prefix_cache, self._waiting, self._running, self._room, self._plan)
         """Plans what may begin before the step that runs is accounted for."""
@@ -131,7 +135,7 @@ class Scheduler:
         """The next batch by the rules."""
         self._wishes.take_back(output)
         self._move_running()
-        self._plan.spare_generating(min(len(self._waiting.ready), self._room.num_free_places))
+        self._plan.spare_generating(self._turns.prompts())
         self._share_out(output)
         while self._waiting.ready and not self._plan:
             # All that run are stalled. The features they wait for may need memory that the ready one's
@@ -157,21 +161,17 @@ class Scheduler:
 
     def _share_out(self, output: StepOutput) -> None:
         """Plan the rest of the budget, for prompts of those that run and of those that can begin."""
-        running = [
-            (*self._turn(request), place, request)
-            for place, request in enumerate(self._running)
-            if request.num_schedulable_tokens > 1 and request in self._plan
-        ]
+        running = [(*self._turns.of(request), place, request) for place, request in enumerate(self._turns.running)]
         heapify(running)
         admits = True
         while self._plan.budget:
             waiting = self._waiting.ready.head if admits else None
             if running:
                 *turn, place, request = running[0]
-                if tuple(turn) != self._turn(request):
-                    heapreplace(running, (*self._turn(request), place, request))
+                if tuple(turn) != self._turns.of(request):
+                    heapreplace(running, (*self._turns.of(request), place, request))
                     continue
-                if waiting is None or tuple(turn) <= self._turn(waiting):
+                if waiting is None or tuple(turn) <= self._turns.of(waiting):
                     heappop(running)
                     if request in self._plan:  # Else it gave way to one of a higher class.
                         self._lengthen(request)
@@ -179,10 +179,6 @@ class Scheduler:
             if waiting is None:
                 break
             admits = self._admit(waiting, output)
-
-    def _turn(self, request: Request) -> tuple[int, int]:
-        """Whose turn it is: the smallest goes first."""
-        return -request.priority, self._counters.get(request.tenant)
 
     def _lengthen(self, request: Request) -> None:
         """Plan more tokens of a running request, as many as there is room for."""

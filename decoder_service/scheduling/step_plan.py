@@ -37,11 +37,12 @@ class StepPlan:
         self._limit, self._num_steps = max(1, min(self._limit, num_tokens)), 0
         self.budget = self._limit
 
-    def spare_generating(self, num_beginning: int) -> None:
+    def spare_generating(self, prompts: Iterable[Request]) -> None:
         """Keep the rest small where the step goes on with anybody's stream, as its token comes when all is computed.
 
-        Every request that moves has its one token by now; `num_beginning` more could begin. Without a limit in time a
-        stream whose second token is next does not count: prompts that came while its own was computed go together.
+        Every request that moves has its one token by now. `prompts` could have more or begin, those whose turn it is
+        first; they are looked at only where there is a limit. Without one in time a stream whose second token is next
+        does not count: prompts that came while its own was computed go together.
         """
         num_mixed = self._config.max_num_mixed_tokens
         if num_mixed is None:
@@ -50,10 +51,23 @@ class StepPlan:
         stretch = self._config.max_step_stretch
         num_generating = len(generating)
         if any(stretch is not None or request.num_output_tokens > 1 for request in generating):
-            num_prompts = max(1, len(self._num_tokens) - num_generating + num_beginning)
             # So many times the step without prompts is added to it.
-            added = min(num_prompts, (stretch or math.inf) - 1)
+            added = min(self._weight(prompts), (stretch or math.inf) - 1)
             self.budget = min(self.budget, max(1, int(added * (num_mixed + num_generating))))
+
+    def _weight(self, prompts: Iterable[Request]) -> float:
+        """For how many prompts these count: by what is left of each, in units of the longest; 1 where there are none.
+
+        A queue of equal ones counts by its length, and a short one behind a long one for little: it has to wait for
+        that one, and would make steps longer all the while. Nobody counts for less as others come behind, which may be
+        longer. One longer than the largest step counts as long as that, or queues behind it would grow and grow.
+        """
+        weight, total, longest = 1.0, 0, 1
+        for request in prompts:
+            left = min(request.num_missing_tokens, self._config.max_num_batched_tokens)
+            total, longest = total + left, max(longest, left)
+            weight = max(weight, total / longest)
+        return weight
 
     def __len__(self) -> int:
         return len(self._num_tokens)

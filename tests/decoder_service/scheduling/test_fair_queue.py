@@ -137,6 +137,20 @@ def test_any_item_may_leave_at_any_time_and_only_once() -> None:
     assert server.queue.head is None
 
 
+def test_the_first_few_are_of_the_highest_class_and_of_a_tenant_those_that_came_first() -> None:
+    server = Server()
+    items = [Item(arrival, b"%d" % (arrival % 2), priority=arrival % 3) for arrival in range(30)]
+    server.push(*random.Random(1).sample(items, 30))
+    few = list(server.queue.first(13))
+    assert [item.priority for item in few] == [2] * 10 + [1] * 3
+    for tenant in (b"0", b"1"):
+        line = [item for item in few if item.priority == 2 and item.tenant == tenant]
+        assert line == [item for item in items if item.priority == 2 and item.tenant == tenant]
+    assert few[10:] == [item for item in items if item.priority == 1 and item.tenant == few[10].tenant][:3]
+    assert set(server.queue.first(99)) == set(items)
+    assert list(server.queue.first(0)) == []
+
+
 def test_thousands_of_tenants_cost_a_look_at_the_head_no_more_than_ten() -> None:
     def calls(num_tenants: int) -> int:
         server = Server()

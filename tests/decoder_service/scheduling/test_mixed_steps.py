@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from tests.calls import num_calls
 from tests.decoder_service.engine_fakes import Host, make_request
 
 NUM_MIXED = 3
@@ -136,13 +137,74 @@ def test_the_limit_never_lifts_the_budget_of_a_step() -> None:
     assert sum(host.runner.batches[-1].values()) == 8
 
 
-def test_a_higher_class_has_the_tokens_first() -> None:
+@pytest.mark.parametrize("length", [2, 4, 5])
+def test_a_higher_class_has_the_tokens_first(length: int) -> None:
     host = streaming_host(1)
     host.submit(make_request("low", 60, arrival=1, priority=-1))
     host.step()
-    host.submit(make_request("high", 5, arrival=2, priority=1))
+    host.submit(make_request("high", length, arrival=2, priority=1))
     host.step()
-    assert host.runner.batches[-1] == {"s0": 1, "low": 1 + 3, "high": 5}
+    given = min(length, NUM_MIXED + 1)
+    assert host.runner.batches[-1] == {"s0": 1, "low": 1 + NUM_MIXED + 1 - given, "high": given}
+
+
+def test_short_prompts_behind_a_long_one_make_the_step_longer_only_by_their_part_of_it() -> None:
+    host = streaming_host(1)
+    host.submit(make_request("long", 40, arrival=1))
+    host.submit(make_request("short", 8, arrival=2))
+    host.step()
+    assert host.runner.batches[-1] == {"s0": 1, "long": NUM_MIXED + 1}
+    for index in range(5):
+        host.submit(make_request(f"short{index}", 8, arrival=3 + index))
+    host.step()
+    # 36 tokens are left of the long one, and 48 of the short ones.
+    assert host.runner.batches[-1] == {"s0": 1, "long": 1 + (36 + 48) * (NUM_MIXED + 1) // 36}
+
+
+@pytest.mark.parametrize(("arrival", "priority", "tenant"), [(9, 0, b"a"), (1, -1, b"a"), (1, 0, b"")])
+def test_a_long_prompt_whose_turn_comes_later_makes_no_step_shorter(arrival: int, priority: int, tenant: bytes) -> None:
+    """As it came later, is of a lower class, or its tenant got more; so the short ones go on as without it."""
+    host = streaming_host(1)
+    shorts = [make_request(f"short{index}", 6, arrival=2 + index, tenant=b"a") for index in range(3)]
+    long = make_request("long", 60, arrival=arrival, priority=priority, tenant=tenant)
+    for request in sorted([*shorts, long], key=lambda request: request.arrival):
+        host.submit(request)
+    host.step()
+    batch = host.runner.batches[-1]
+    assert sum(batch.values()) == 1 + 3 * (NUM_MIXED + 1)
+    assert batch["short0"] == 6
+
+
+def test_tokens_of_a_prompt_that_are_cached_do_not_count() -> None:
+    host = streaming_host(1)
+    host.submit(make_request("first", 60, arrival=1, text="same", max_tokens=1))
+    chunks(host, "first", steps=20)
+    host.submit(make_request("long", 60, arrival=2))
+    host.submit(make_request("again", 60, arrival=3, text="same"))
+    host.step()
+    assert host.runner.batches[-1] == {"s0": 1, "long": NUM_MIXED + 1}
+
+
+def test_a_prompt_longer_than_the_largest_step_counts_as_one_of_that_length() -> None:
+    host = streaming_host(1)
+    host.submit(make_request("huge", 400, arrival=1))
+    host.submit(make_request("long", 64, arrival=2))
+    host.step()
+    assert host.runner.batches[-1] == {"s0": 1, "huge": 2 * (NUM_MIXED + 1)}
+
+
+def test_a_mixed_step_costs_the_same_however_many_prompts_wait_behind_the_one_that_it_goes_on_with() -> None:
+    def calls_in_a_step(num_waiting: int) -> int:
+        host = streaming_host(2, max_num_requests=5)
+        host.submit(make_request("long", 90, arrival=2))
+        host.step()
+        for index in range(num_waiting):
+            host.engine.submit(make_request(f"next{index}", 30, arrival=3 + index))
+        calls = num_calls(host.engine.step)
+        assert host.runner.batches[-1].keys() == {"s0", "s1", "long"}
+        return calls
+
+    assert calls_in_a_step(10) == calls_in_a_step(5_000) > 0
 
 
 def test_a_limit_below_one_is_refused_as_prompts_would_never_begin() -> None:
