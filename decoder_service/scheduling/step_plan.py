@@ -56,18 +56,18 @@ class StepPlan:
             self.budget = min(self.budget, max(1, int(added * (num_mixed + num_generating))))
 
     def _weight(self, prompts: Iterable[Request]) -> float:
-        """For how many prompts these count: by what is left of each, in units of the longest; 1 where there are none.
+        """For how many prompts these count: each for what is left of it in units of the longest up to it; at least 1.
 
         A queue of equal ones counts by its length, and a short one behind a long one for little: it has to wait for
         that one, and would make steps longer all the while. Nobody counts for less as others come behind, which may be
         longer. One longer than the largest step counts as long as that, or queues behind it would grow and grow.
         """
-        weight, total, longest = 1.0, 0, 1
+        weight, longest = 0.0, 1
         for request in prompts:
             left = min(request.num_missing_tokens, self._config.max_num_batched_tokens)
-            total, longest = total + left, max(longest, left)
-            weight = max(weight, total / longest)
-        return weight
+            longest = max(longest, left)
+            weight += left / longest
+        return max(weight, 1.0)
 
     def __len__(self) -> int:
         return len(self._num_tokens)
