@@ -23,17 +23,17 @@ class EngineSettings:
     max_num_mixed_tokens: int | None = setting(
         None,
         minimum=1,
-        help="what each prompt may have in a step that also gives others their next tokens, beyond their second, besides "
-        "as many tokens as those are, and a shorter one behind a longer one its part of that; where unset, on a CPU what "
-        "adds three tenths to a step's time, measured at start, and at least 8, or what doubles it where "
+        help="what each prompt may have in a step that also gives others their next tokens, beyond their second, "
+        "besides as many tokens as those are, and a shorter one behind a longer one its part of that; where unset, on "
+        "a CPU what adds three tenths to a step's time, measured at start, and at least 8, or what doubles it where "
         "max_step_stretch is set; on CUDA no limit",
     )
     max_step_stretch: float | None = setting(
         None,
         minimum=1.01,
         help="most times as long that a step with next tokens may take, about, as without prompts; one more than the "
-        "prompts that it has where unset, a shorter one behind a longer one being a part; the lower, the longer prompts "
-        "take",
+        "prompts that it has where unset, a shorter one behind a longer one being a part; the lower, the longer "
+        "prompts take",
     )
     max_num_requests: int = setting(64, minimum=1, help="most requests that run at once")
     max_queue: int = setting(1024, minimum=0, help="most requests that wait")
