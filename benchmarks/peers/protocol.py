@@ -108,6 +108,12 @@ class Worker:
         if session.exists():
             session.write_text(str(niceness))
 
+    def prefer_as_ourselves(self) -> None:
+        """Let the scheduler prefer it as much as us: a session of its own begins without what ours was given."""
+        ours = niceness_of_session("self")
+        if ours is not None and ours != niceness_of_session(self._process.pid):
+            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(ours))
+
     def processor_seconds(self) -> float:
         """Processor time that the process and all below it have used."""
         return processor_seconds(self._process.pid)
@@ -135,3 +141,12 @@ class Worker:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def niceness_of_session(process: int | str) -> int | None:
+    """By which Linux shares cores between the sessions; None where it does not share them so."""
+    # Such as "/autogroup-12 nice -15", and nothing at all of a process in no session of its own.
+    with suppress(OSError):
+        words = Path(f"/proc/{process}/autogroup").read_text().split()
+        return int(words[-1]) if words else None
+    return None

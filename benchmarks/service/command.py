@@ -12,7 +12,8 @@ from pathlib import Path
 
 from benchmarks.load.pair import service_flags
 from benchmarks.report import QUICK, save
-from benchmarks.service.overhead import OverheadResult, measure_overhead
+from benchmarks.service.overhead import OverheadResult, Sides, measure_overhead
+from benchmarks.statistics import Spread
 from common.model.settings import DtypeChoice
 from common.settings.settings import from_arguments, setting
 
@@ -29,7 +30,8 @@ class ServiceConfig:
     spread: bool = setting(
         False, help="let the services use the caller's core too, for all but computing, by one thread"
     )
-    rounds: int = setting(5, minimum=1, help="how often each side is measured")
+    starts: int = setting(4, minimum=1, help="how often both sides are started anew")
+    rounds: int = setting(2, minimum=1, help="how often each side is measured in a start")
     engine: tuple[str, ...] = setting(
         (), help="settings of the decoder's engine to run the case with, such as max_step_stretch=1.3"
     )
@@ -48,7 +50,7 @@ class ServiceConfig:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the case with each setting of the engine, print what was found, write the file."""
+    """Run the case with each setting of the engine, print medians, lowest and highest of the starts, write the file."""
     config = from_arguments(ServiceConfig, options)
     if config.quick:
         sys.stdout.write(QUICK)
@@ -70,24 +72,28 @@ def _overheads(config: ServiceConfig, engine: str) -> list[OverheadResult]:
     try:
         # As many threads as in one process: by default as many as there are cores.
         with service_flags(["decoder.model.threads=1", *([f"decoder.engine.{engine}"] if engine else [])]) as flags:
-            return measure_overhead(
-                "smoke" if config.quick else f"small{_SUFFIXES[config.weights]}",
-                (1, 2) if config.quick else (1, 8, 32),
+            sides = Sides(
+                model="smoke" if config.quick else f"small{_SUFFIXES[config.weights]}",
+                dtype=config.dtype.value,
                 engine_core=config.service_core,
                 service_cores=sorted(everything) if config.spread else [config.service_core],
-                dtype=config.dtype.value,
-                rounds=config.rounds,
-                folder=Path(),
-                log=_LOG,
                 flags=flags,
+                log=_LOG,
             )
+            requests = (1, 2) if config.quick else (1, 8, 32)
+            return measure_overhead(sides, requests, starts=config.starts, rounds=config.rounds)
     finally:
         os.sched_setaffinity(0, everything)
 
 
 def _line(result: OverheadResult) -> str:
-    added = "" if result.added_ttft_ms is None else f", {result.added_ttft_ms:.2f} ms more to the first token"
+    added = result.added_ttft_ms
+    more = "" if added is None else f", {_spread(added, 2)} ms more to the first token"
     return (
-        f"C10 at {result.concurrency}: engine {result.in_process_rate:.1f} tok/s, service {result.service_rate:.1f}, "
-        f"ratio {result.rate_ratio:.3f}{added}\n"
+        f"C10 at {result.concurrency}: engine {_spread(result.in_process_rate, 1)} tok/s, "
+        f"service {_spread(result.service_rate, 1)}, ratio {_spread(result.rate_ratio, 3)}{more}\n"
     )
+
+
+def _spread(found: Spread, digits: int) -> str:
+    return f"{found.median:.{digits}f} ({found.lowest:.{digits}f} to {found.highest:.{digits}f})"

@@ -1,6 +1,8 @@
 """C10: what the services cost. The same prompts by the engine in one process, and through gRPC, in turns.
 
-Knows the two sides and how they are kept equal: the decoder on one core, the caller on another. Does not know tables.
+Knows the two sides and how they are kept equal: the decoder on one core, the caller on another, the scheduler
+preferring both as much. Both are started anew several times, as an engine keeps the speed that it has from its start: of two that
+run in turns, one's steps may take a tenth longer than the other's until they end. Does not know tables.
 """
 
 import asyncio
@@ -18,7 +20,7 @@ from benchmarks.load.sender import Sender
 from benchmarks.load.workload import RequestPlan, Span, WorkloadConfig, plan_requests
 from benchmarks.peers.environments import OURS
 from benchmarks.peers.protocol import Worker
-from benchmarks.statistics import percentile
+from benchmarks.statistics import Spread, percentile
 from common.client.client import AsyncDiptychClient
 
 _TOKENS = 64
@@ -28,10 +30,9 @@ _ONE_TOKEN = replace(_WORKLOAD, output_tokens=Span(1, 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OverheadResult:
-    """Medians over the rounds."""
+class Found:
+    """Medians over the rounds of one start."""
 
-    concurrency: int
     in_process_rate: float
     """Tokens a second of the engine alone."""
     service_rate: float
@@ -41,34 +42,64 @@ class OverheadResult:
     """Of one request at a time; None for several."""
 
 
-def measure_overhead(
-    model: str,
-    concurrencies: Sequence[int],
-    *,
-    engine_core: int,
-    service_cores: Sequence[int],
-    dtype: str,
-    rounds: int,
-    folder: Path,
-    log: Path,
-    flags: Sequence[str] = (),
-) -> list[OverheadResult]:
-    """Compare the two sides at each concurrency; all requests of a round are sent at once. The services get `flags`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverheadResult:
+    """What the starts found, each a value of its own."""
 
-    Both sides compute in `dtype`.
-    """
-    directory = checkpoints.checkpoint(model)
+    concurrency: int
+    in_process_rate: Spread
+    service_rate: Spread
+    rate_ratio: Spread
+    added_ttft_ms: Spread | None
+
+    @classmethod
+    def of(cls, concurrency: int, starts: Sequence[Found]) -> "OverheadResult":
+        """The result of at least one start."""
+        added = [found.added_ttft_ms for found in starts if found.added_ttft_ms is not None]
+        return cls(
+            concurrency=concurrency,
+            in_process_rate=Spread.of([found.in_process_rate for found in starts]),
+            service_rate=Spread.of([found.service_rate for found in starts]),
+            rate_ratio=Spread.of([found.rate_ratio for found in starts]),
+            added_ttft_ms=Spread.of(added) if added else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """How both sides are run."""
+
+    model: str
+    dtype: str
+    """That both compute in."""
+    engine_core: int
+    service_cores: Sequence[int]
+    flags: Sequence[str]
+    """Of the services."""
+    log: Path
+
+
+def measure_overhead(sides: Sides, concurrencies: Sequence[int], *, starts: int, rounds: int) -> list[OverheadResult]:
+    """Compare the two sides at each concurrency; all requests of a round are sent at once."""
+    found = [_start(sides, concurrencies, rounds) for _ in range(starts)]
+    return [OverheadResult.of(concurrency, each) for concurrency, *each in zip(concurrencies, *found, strict=True)]
+
+
+def _start(sides: Sides, concurrencies: Sequence[int], rounds: int) -> list[Found]:
+    """What one start of both sides finds at each concurrency."""
+    directory = checkpoints.checkpoint(sides.model)
+    flags = ("--dtype", sides.dtype, *sides.flags)
     with (
-        OURS.start(folder, [engine_core]) as engine,
-        running_pair(directory, cores=service_cores, log=log, flags=("--dtype", dtype, *flags)) as pair,
+        OURS.start(Path(), [sides.engine_core]) as engine,
+        running_pair(directory, cores=sides.service_cores, log=sides.log, flags=flags) as pair,
     ):
-        engine.ask("load", model=str(directory), max_requests=max(concurrencies), max_tokens=2 * _TOKENS, dtype=dtype)
-        return [
-            asyncio.run(_compare(engine, pair.address, concurrency, rounds=rounds)) for concurrency in concurrencies
-        ]
+        engine.prefer_as_ourselves()
+        size = {"max_requests": max(concurrencies), "max_tokens": 2 * _TOKENS}
+        engine.ask("load", model=str(directory), dtype=sides.dtype, **size)
+        return [asyncio.run(_compare(engine, pair.address, concurrency, rounds)) for concurrency in concurrencies]
 
 
-async def _compare(engine: Worker, address: str, concurrency: int, *, rounds: int) -> OverheadResult:
+async def _compare(engine: Worker, address: str, concurrency: int, rounds: int) -> Found:
     alone, served, added, ratios = [], [], [], []
     async with AsyncDiptychClient(address) as client:
         prompts = PromptMaker(client, await client.get_model_info(timeout=60))
@@ -89,8 +120,7 @@ async def _compare(engine: Worker, address: str, concurrency: int, *, rounds: in
             ratios.append(served[-1] / alone[-1])
             if concurrency == 1:
                 added.append(served_first - alone_first)
-    return OverheadResult(
-        concurrency=concurrency,
+    return Found(
         in_process_rate=percentile(alone, 50),
         service_rate=percentile(served, 50),
         rate_ratio=percentile(ratios, 50),
