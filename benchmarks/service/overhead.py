@@ -1,8 +1,8 @@
 """C10: what the services cost. The same prompts by the engine in one process, and through gRPC, in turns.
 
 Knows the two sides and how they are kept equal: the decoder on one core, the caller on another, the scheduler
-preferring both as much. Both are started anew several times, as an engine keeps the speed that it has from its start: of two that
-run in turns, one's steps may take a tenth longer than the other's until they end. Does not know tables.
+preferring both as much. Both are started anew several times, as an engine keeps the speed that it has from its start:
+of two that run in turns, one's steps may take a tenth longer than the other's until they end. Does not know tables.
 """
 
 import asyncio
