@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from common.native.library import CWeights, Library
 from common.server.process import give_memory_back
 
+HUGE_PAGE = 2 << 20
+"""Bytes, where pages have 4 KiB."""
 _ROWS_AT_ONCE, _PANELS_AT_ONCE = 4096, 256
 """Of a weight that is converted: the head alone has as many rows as there are tokens."""
 
@@ -39,7 +41,7 @@ class PackedWeights:
         dtype = torch.bfloat16 if are_halves else torch.float32
         pack = library.c.diptych_pack_halves if are_halves else library.c.diptych_pack
         size = _halves_size(library, panels, self.depth) if are_halves else panels * self.depth * library.panel
-        self._data, self._scales = _zeros(size, dtype), torch.empty(0)
+        self._data, self._scales = on_huge_pages(size, dtype), torch.empty(0)
         first = 0
         for linear in linears:
             for some in linear.weight.detach().split(_ROWS_AT_ONCE):
@@ -68,13 +70,22 @@ class PackedWeights:
         return y
 
 
-def _zeros(size: int, dtype: torch.dtype) -> Tensor:
-    """Zeros on huge pages where the system has them: streaming through small ones costs a third more."""
+def on_huge_pages(size: int, dtype: torch.dtype) -> Tensor:
+    """Zeros on huge pages where the system has them: streaming through small ones costs a third more.
+
+    What half fills a huge page or more gets whole ones, so that none of it is on small ones. Small ones lie apart, in
+    other places in every process, and a part of the weights on them made steps of some processes a fifth longer.
+    """
+    num_bytes = max(dtype.itemsize * size, 1)
+    is_large = num_bytes >= HUGE_PAGE // 2
+    # One more, of which nothing is touched: Linux, but for some versions, begins a mapping at any small page.
+    room = (-(-num_bytes // HUGE_PAGE) + 1) * HUGE_PAGE if is_large else num_bytes
     # Private: memory that could be shared is on huge pages only where the system is told so apart.
-    memory = mmap.mmap(-1, max(dtype.itemsize * size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=size)
+    begin = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE if is_large else 0
+    return torch.frombuffer(memory, dtype=dtype, count=size, offset=begin)
 
 
 def _halves_size(library: Library, panels: int, depth: int) -> int:
@@ -84,7 +95,7 @@ def _halves_size(library: Library, panels: int, depth: int) -> int:
 
 def _in_halves(library: Library, packed: Tensor, panels: int, depth: int) -> Tensor | None:
     """The same panels in 16 bits a weight; None where one of them needs more."""
-    halves = _zeros(_halves_size(library, panels, depth), torch.bfloat16)
+    halves = on_huge_pages(_halves_size(library, panels, depth), torch.bfloat16)
     fit: int = library.c.diptych_halve(packed.data_ptr(), panels, depth, halves.data_ptr())
     return halves if fit else None
 
