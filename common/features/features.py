@@ -73,7 +73,7 @@ class FeatureReceiver:
 
     def receive(self, message: bytes) -> None:
         """Take the next message of the stream, an `EncodeResponse` in bytes. Raises InternalError."""
-        self.settle()
+        self._settle()
         try:
             chunk, header, end = unpack(message, offset=self._received)
         except DecodeError as error:
@@ -93,7 +93,18 @@ class FeatureReceiver:
         """Whether all is in its place and was found to be right."""
         return self._has_end and self._under_way is None
 
-    def settle(self) -> None:
+    def finish(self) -> None:
+        """Say that the stream is over. Raises InternalError where it was too early, or its last chunk wrong."""
+        self._settle()
+        if not self._has_end:
+            raise _corrupt("the stream stopped before its end")
+
+    def close(self) -> None:
+        """Touch the buffer no more, whatever has come."""
+        if self._under_way is not None:
+            self._under_way.wait()
+
+    def _settle(self) -> None:
         """Look at what was found of the last chunk, whose message is let go. Raises InternalError."""
         if self._under_way is None:
             return
@@ -103,17 +114,6 @@ class FeatureReceiver:
         if not copied.is_finite:
             raise InternalError("EMBED_INVALID", "the features are not all finite numbers")
         self._under_way = None
-
-    def finish(self) -> None:
-        """Say that the stream is over. Raises InternalError where it was too early, or its last chunk wrong."""
-        self.settle()
-        if not self._has_end:
-            raise _corrupt("the stream stopped before its end")
-
-    def close(self) -> None:
-        """Touch the buffer no more, whatever has come."""
-        if self._under_way is not None:
-            self._under_way.wait()
 
     def _take_header(self, header: vision_pb2.FeaturesHeader) -> None:
         if self._has_header:
@@ -157,7 +157,7 @@ class FeatureReceiver:
         self._under_way = self._copy(self._buffer[self._received : end], data, self._spec.dtype)
         self._checksum = chunk.crc32
         if self._region is not None:
-            self.settle()  # It lies in the sender's memory, which is no longer ours once the end is here.
+            self._settle()  # It lies in the sender's memory, which is no longer ours once the end is here.
         self._received = end
         self._num_chunks += 1
 

@@ -5,6 +5,12 @@ Knows the event loop. Does not know what the work is.
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine, Generator
+from contextlib import suppress
+from types import coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class LoopTurns:
@@ -30,6 +36,32 @@ class LoopTurns:
         self._waiting.append(turn)
         await turn
 
+    @coroutine
+    def go_on(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        """What `work` returns, which goes on in such a turn whenever it has waited.
+
+        Where the caller is cancelled before its turn, `work` first takes what has come: gRPC would keep that for ever.
+        """
+        try:
+            waited = work.send(None)
+            while True:
+                try:
+                    yield waited
+                    yield from self.take().__await__()
+                except BaseException as error:
+                    if _has_come(waited):
+                        with suppress(Exception):  # StopIteration is one
+                            work.send(None)
+                        raise
+                    waited = work.throw(error)
+                else:
+                    waited = work.send(None)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        finally:
+            work.close()
+
     def _pass_on(self) -> None:
         """Somebody has worked in this turn of the loop."""
         if not self._wake():
@@ -49,3 +81,7 @@ class LoopTurns:
                 asyncio.get_running_loop().call_soon(self._pass_on)
                 return True
         return False
+
+
+def _has_come(waited: "asyncio.Future[object] | None") -> bool:
+    return waited is not None and waited.done() and not waited.cancelled() and waited.exception() is None

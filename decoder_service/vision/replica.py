@@ -199,10 +199,8 @@ class VisionReplica:
         self._calls.add(call)
         try:
             # Not by an iterator, which holds a message until the next one is there: so that one gets the same memory.
-            while (message := await call.read()) is not grpc.aio.EOF:
-                # Not after the turn, for which many may wait: with two messages each.
-                receiver.settle()
-                await self._turns.take()
+            # In turns, as gRPC puts together, on the event loop, what it has of a message only when it goes on.
+            while (message := await self._turns.go_on(call.read())) is not grpc.aio.EOF:
                 receiver.receive(message)
                 del message
                 if visit is not None and receiver.is_complete and receiver.lease is not None:
