@@ -10,13 +10,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Stall:
-    """A time in which an event loop did nothing new, in milliseconds."""
+    """How long an event loop did nothing new, at most, in milliseconds."""
 
     wall: float
+    """By which it was late."""
     own: float
-    """Processor time of the loop's thread meanwhile; the rest of the time others had its core."""
+    """Processor time of its thread between two looks, of which the first millisecond makes nobody late. Not always in
+    the same place: time by which it was late and did not work, others had its core."""
 
 
 async def worst_stall(work: Awaitable[object]) -> Stall:
@@ -29,7 +31,8 @@ async def worst_stall(work: Awaitable[object]) -> Stall:
             begin, own = time.perf_counter(), time.thread_time()
             await asyncio.sleep(0.001)
             late = time.perf_counter() - begin - 0.001
-            worst = max(worst, Stall(1e3 * late, 1e3 * (time.thread_time() - own)))
+            worked = time.thread_time() - own
+            worst = Stall(max(worst.wall, 1e3 * late), max(worst.own, 1e3 * worked))
 
     watching = asyncio.create_task(watch())
     await asyncio.sleep(0.01)

@@ -6,31 +6,30 @@ features are cached to checked rows in their final buffer, through the decoder s
 with and without the kernel that copies chunks, and through shared memory. All of them run on the event loop that the
 services run on. Rounds alternate between all of them, as a machine's speed changes with time, and each begins with
 how fast one core reads what another wrote. The last part has eight pictures arrive at once and tells how long the
-receiving event loop stood still at worst.
+receiving event loop stood still at worst (see `benchmarks.arrivals`).
 """
 
 import argparse
 import asyncio
-import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 import numpy as np
 
+from benchmarks.arrivals import report_stalls
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, picture
 from benchmarks.handover import handover_speed
-from benchmarks.loop_stalls import worst_stall
 from benchmarks.transport_report import report
 from common.features.chunk_copy import copy_plainly
-from common.features.feature_spec import FeatureSpec
 from common.features.shared_memory import SharedArena
 from common.native.chunks import open_copy
 from common.server.config import ServerConfig
 from common.server.process import tune_allocator
 from common.server.service_loop import run_service
+from decoder_service.cache.feature_store import PromptImage
 from decoder_service.vision.agreement import Expected
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
@@ -103,17 +102,17 @@ class Picture:
     def __init__(self, client: VisionClient, number: int, *, width: int) -> None:
         info = fake_info(width=width, dtype="bfloat16")
         self._client = client
-        self._image = picture(number, side=SIDE)
-        grid = info.preprocessing.patch_grid(SIDE, SIDE)
-        self._spec: FeatureSpec = info.feature_spec(self._image, grid=grid, salt=b"")
-        self._buffer = np.empty(self._spec.num_bytes, np.uint8).data
+        image, grid = picture(number, side=SIDE), info.preprocessing.patch_grid(SIDE, SIDE)
+        self.asked = PromptImage(data=image, spec=info.feature_spec(image, grid=grid, salt=b""))
+        self._buffer = np.empty(self.asked.spec.num_bytes, np.uint8).data
 
     async def fetch(self) -> int:
         """Get the features; returns their bytes."""
+        spec = self.asked.spec
         await self._client.encode(
-            self._image, salt=b"", spec=self._spec, buffer=self._buffer, request_id=self._spec.image_hash.hex()
+            self.asked.data, salt=b"", spec=spec, buffer=self._buffer, request_id=spec.image_hash.hex()
         )
-        return self._spec.num_bytes
+        return spec.num_bytes
 
 
 async def client_of(port: int, *, width: int, shared_memory: bool, kernels: bool = True) -> VisionClient:
@@ -164,23 +163,6 @@ async def compare(transfers: Mapping[str, Transfer], *, rounds: int, seconds: fl
     return found
 
 
-async def report_stalls(megabytes: int, pictures: Sequence[Picture], how: str) -> bool:
-    """Have pictures arrive at once, several times; returns whether the event loop went on well enough.
-
-    Judged by the loop's own work: the rest of a stall is time that the machine gave to others.
-    """
-    await asyncio.gather(*(each.fetch() for each in pictures))
-    stalls = [await worst_stall(asyncio.gather(*(each.fetch() for each in pictures))) for _ in range(12)]
-    idle = [await worst_stall(asyncio.sleep(0.1)) for _ in range(12)]
-    for name, each in ((f"{len(pictures)} at once{how}", stalls), ("idle", idle)):
-        own = max(stall.own for stall in each)
-        print(
-            f"{megabytes:3} MB  {name}: worst stall {statistics.median_low(each).wall:.1f} ms "
-            f"({min(each).wall:.1f} to {max(each).wall:.1f}), at most {own:.1f} ms of it the loop's own work"
-        )
-    return max(stall.own for stall in stalls) <= 10
-
-
 async def measure(ports: list[int], *, rounds: int, seconds: float) -> bool:
     """Measure all; returns whether the goals are reached."""
     reached = True
@@ -199,8 +181,8 @@ async def measure(ports: list[int], *, rounds: int, seconds: float) -> bool:
             found = await compare(transfers, rounds=rounds, seconds=seconds)
             reached &= report(megabytes, found.pop("handover"), found)
             for how, each in (("", client), (", shared memory", sharing)):
-                eight = [Picture(each, number, width=width) for number in range(8)]
-                reached &= await report_stalls(megabytes, eight, how)
+                eight = [Picture(each, number, width=width).asked for number in range(8)]
+                reached &= await report_stalls(megabytes, each, eight, how)
                 await each.close()
             await plain.close()
     return reached

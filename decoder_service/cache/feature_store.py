@@ -20,6 +20,7 @@ import numpy as np
 from common.errors import InvalidArgumentError
 from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
+from decoder_service.cache.feature_memory import FeatureMemory
 from decoder_service.vision.image_encoder import ImageEncoder, ImageFeatures
 
 
@@ -86,6 +87,7 @@ class FeatureStore:
         self._bytes_held = 0
         self._bytes_cached = 0
         self._turn = asyncio.Lock()
+        self._memory = FeatureMemory()
         self._freed = asyncio.Event()
 
     @property
@@ -186,15 +188,20 @@ class FeatureStore:
             raise RuntimeError("an image reached a model that takes none")
         # Not cleared: 40 MB of zeros would hold up the event loop, and nobody reads what was not written.
         features = ImageFeatures(spec=image.spec, data=np.empty(image.spec.num_bytes, np.uint8).data)
-        encoding = asyncio.create_task(
-            self._encoder.encode(image.data, salt=salt, spec=image.spec, buffer=features.data, request_id=request_id)
-        )
+        filling = self._fill(features, self._encoder, image.data, salt=salt, request_id=request_id)
+        encoding = asyncio.create_task(filling)
         entry = _Entry(features=features, encoding=encoding)
         self.num_encoded += 1
         self._bytes_held += image.spec.num_bytes
         self._entries[image.spec.image_hash] = entry
         encoding.add_done_callback(lambda _: self._ended(entry))
         return entry
+
+    async def _fill(
+        self, features: ImageFeatures, encoder: ImageEncoder, image: bytes, *, salt: bytes, request_id: str
+    ) -> None:
+        await self._memory.touch(features.data)
+        await encoder.encode(image, salt=salt, spec=features.spec, buffer=features.data, request_id=request_id)
 
     def _ended(self, entry: _Entry) -> None:
         if not _has_succeeded(entry.encoding):
