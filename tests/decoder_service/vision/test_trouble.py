@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from common.errors import ResourceExhaustedError, UnavailableError
+from decoder_service.vision.replica import VisionReplica
 from decoder_service.vision.replica_state import ReplicaState
 from diptych.v1 import vision_pb2 as pb
 from tests.decoder_service.vision import replica_fakes as fakes
@@ -122,6 +123,15 @@ asyncio.run(main())
 """
 
 
+async def encode_at(replica: VisionReplica) -> bytes:
+    """In one attempt, so that it is seen what became of it."""
+    spec = fakes.spec_of()
+    buffer = bytearray(spec.num_bytes)
+    request = pb.EncodeRequest(image=b"h", salt=b"s", request_id="r")
+    await replica.encode(request, spec=spec, buffer=memoryview(buffer))
+    return bytes(buffer)
+
+
 async def test_a_replica_that_answers_nothing_loses_its_images_to_another_though_its_connection_lives() -> None:
     process, address = await fakes.server_process(_STUCK_SERVER)
     names, other = fakes.Names(address), FakeReplica()
@@ -129,11 +139,22 @@ async def test_a_replica_that_answers_nothing_loses_its_images_to_another_though
         await other.start()
         async with fakes.meeting(names, address) as client, asyncio.timeout(15):
             task = asyncio.create_task(encode(client))
+            attempt = asyncio.create_task(encode_at(client.replicas[0]))
             await asyncio.sleep(0.3)
             names.addresses.append(other.address)
             assert await task == fakes.rows_of()
+            assert await reason_of(attempt) == "REPLICA_SILENT"
         assert other.num_encodes == 1
     finally:
         process.kill()
         await process.wait()
         await other.stop()
+
+
+async def test_calls_that_are_dropped_are_not_said_to_be_a_silent_replicas_where_it_answers() -> None:
+    async with client_of(FakeReplica(forever)) as client:
+        (replica,) = client.replicas
+        attempt = asyncio.create_task(encode_at(replica))
+        await asyncio.sleep(0.1)
+        replica.drop_calls()
+        assert await reason_of(attempt) == "CLIENT_CLOSED"
