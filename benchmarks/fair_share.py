@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.load.pair import running_pair, service_flags
+from benchmarks.load.sender import MAX_CALLS
 from benchmarks.peers.protocol import ROOT
 from benchmarks.statistics import percentile
 from common.client.client import AsyncDiptychClient
@@ -62,7 +63,7 @@ async def run_round(
     address: str, times: Sequence[float], noise: Sequence[float], *, noise_salt: bytes
 ) -> list[float | None]:
     """Send both tenants' requests and wait for all of the first's; its times to first token."""
-    async with AsyncDiptychClient(address) as client, AsyncDiptychClient(address) as other:
+    async with AsyncDiptychClient(address) as client, AsyncDiptychClient(address, max_calls=MAX_CALLS) as other:
         start = time.monotonic() + 0.5
         noisy = [
             asyncio.create_task(first_token_seconds(other, at=start + at, salt=noise_salt, seed=10**6 + index))

@@ -50,7 +50,8 @@ class DiptychClient:
         stream of one completion that breaks with UNAVAILABLE, or that a stopping server cancels, goes on in another
         call, three times at most and within its timeout; random sampling gets a seed for it. Several servers are
         given as `ipv4:HOST:PORT,HOST:PORT`, or as `dns:///NAME:PORT`. Of many calls `max_calls` are under way, and the
-        others wait within their timeout; each server takes about the default, so several take more.
+        others wait within their timeout, first come first served; a stream counts until it is read to its end or
+        closed. It should be well below the `--max-concurrent-streams` of the servers together, one's default being 100.
         """
         self._metadata = _metadata(token)
         self._resumes = resumes
@@ -69,13 +70,12 @@ class DiptychClient:
         """Stream `prompt`, then `delta`s, then a `finish` for each completion. Closing the iterator cancels it."""
         end = end_after(timeout)
         progress = Progress(generate_request(prompt, options), end=end, resumes=self._resumes)
-        with traced(_GENERATE, self._metadata) as metadata:
+        with traced(_GENERATE, self._metadata) as metadata, self._places.one(end):
             while True:
                 try:
-                    with self._places.one(end):
-                        call = self._stub.Generate(progress.request(), timeout=seconds_until(end), metadata=metadata)
-                        with _client_errors(), _cancelled(call):
-                            yield from filter(progress.take, call)
+                    call = self._stub.Generate(progress.request(), timeout=seconds_until(end), metadata=metadata)
+                    with _client_errors(), _cancelled(call):
+                        yield from filter(progress.take, call)
                     return
                 except ClientError as error:
                     if progress.is_complete:
@@ -115,7 +115,8 @@ class DiptychClient:
             return self._stub.GetModelInfo(request, timeout=seconds_until(end), metadata=self._metadata)
 
     def close(self) -> None:
-        """Close the connection; calls that run are cancelled."""
+        """Close the connection; calls that run or wait are cancelled."""
+        self._places.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -159,23 +160,23 @@ class AsyncDiptychClient:
         """
         end = end_after(timeout)
         progress = Progress(generate_request(prompt, options), end=end, resumes=self._resumes)
-        with traced(_GENERATE, self._metadata) as metadata:
-            while True:
-                try:
-                    async with self._places.one(end):
+        async with self._places.one(end):
+            with traced(_GENERATE, self._metadata) as metadata:
+                while True:
+                    try:
                         call = self._stub.Generate(progress.request(), timeout=seconds_until(end), metadata=metadata)
                         with _client_errors(), _cancelled(call):
                             async for response in call:
                                 if progress.take(response):
                                     yield response
-                    return
-                except ClientError as error:
-                    if progress.is_complete:
                         return
-                    pause = progress.pause_after(error)
-                    if pause is None:
-                        raise
-                await asyncio.sleep(pause)
+                    except ClientError as error:
+                        if progress.is_complete:
+                            return
+                        pause = progress.pause_after(error)
+                        if pause is None:
+                            raise
+                    await asyncio.sleep(pause)
 
     async def complete(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
@@ -209,7 +210,8 @@ class AsyncDiptychClient:
                 return await self._stub.GetModelInfo(request, timeout=seconds_until(end), metadata=self._metadata)
 
     async def close(self) -> None:
-        """Close the connection; calls that run are cancelled."""
+        """Close the connection; calls that run or wait are cancelled."""
+        self._places.close()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

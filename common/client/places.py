@@ -7,8 +7,9 @@ more than that as UNAVAILABLE, and where one has been refused, gRPC sends all th
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 import grpc
@@ -17,10 +18,9 @@ from common.client.types import ClientError
 
 MAX_CALLS: Final = 64
 """Less than the 100 of a server's default, which for a while goes on counting calls that have ended on this side."""
-
-
 LONGEST_SECONDS: Final = 1e9
 """A later end gRPC takes for one that is long past."""
+CLOSED: Final = "Channel closed before the call's turn came"
 
 
 def end_after(timeout: float | None) -> float | None:
@@ -33,44 +33,112 @@ def seconds_until(end: float | None) -> float | None:
     return None if end is None else max(0.0, end - time.monotonic())
 
 
+class _Line:
+    """Those who wait for one of a few places, first come first served.
+
+    Each is known by what wakes it. No lock is held: a place may be given back in the midst of any other operation on
+    the same thread, by a signal's handler or the garbage collector, so each step is one atomic operation of a deque.
+    """
+
+    def __init__(self, number: int) -> None:
+        if number < 1:
+            raise ValueError(f"max_calls must be 1 or more, got {number}")
+        self._free = deque([None] * number)
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._is_closed = False
+
+    def join(self, wake: Callable[[], None]) -> None:
+        """Wait, to be woken with a place, or without one where all is closed."""
+        self._waiting.append(wake)
+        self._hand_out()
+
+    def leave(self, wake: Callable[[], None]) -> bool:
+        """Wait no more; false for one that has been woken already."""
+        with suppress(ValueError):
+            self._waiting.remove(wake)
+            return True
+        return False
+
+    def give_back(self) -> None:
+        """Let the next one have a place."""
+        self._free.append(None)
+        self._hand_out()
+
+    def close(self) -> None:
+        """Wake all, now and from now on, to be refused."""
+        self._is_closed = True
+        self._hand_out()
+
+    def check(self, end: float | None) -> None:
+        """Raise ClientError where a call may not begin: its time is over, or all is closed."""
+        if self._is_closed:
+            raise ClientError(grpc.StatusCode.CANCELLED, "", CLOSED)
+        if end is not None and not time.monotonic() < end:
+            raise ClientError(grpc.StatusCode.DEADLINE_EXCEEDED, "", "the time was over before the call's turn came")
+
+    def _hand_out(self) -> None:
+        # Looked at again after each try: what one side has in its hands for a moment the other does not see.
+        while self._waiting and (self._free or self._is_closed):
+            with suppress(IndexError):
+                if not self._is_closed:
+                    self._free.pop()
+                try:
+                    wake = self._waiting.popleft()
+                except IndexError:
+                    self._free.append(None)
+                else:
+                    wake()
+
+
 class Places:
     """For threads."""
 
     def __init__(self, number: int) -> None:
-        """Have this many; 1 or more."""
-        self._free = threading.Semaphore(number)
+        """Have this many. Raises ValueError where that is none."""
+        self._line = _Line(number)
 
     @contextmanager
     def one(self, end: float | None) -> Iterator[None]:
-        """Have a place while inside. Raises ClientError where none is free in time."""
-        if not self._free.acquire(timeout=seconds_until(end)):
-            raise _too_late()
+        """Have a place while inside. Raises ClientError where none is free in time, or all is closed."""
+        turn = threading.Lock()
+        turn.acquire()
+        self._line.join(turn.release)
         try:
+            seconds = seconds_until(end)
+            turn.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+            self._line.check(end)
             yield
         finally:
-            self._free.release()
+            if not self._line.leave(turn.release):
+                self._line.give_back()
+
+    def close(self) -> None:
+        """Refuse those that wait, and all that come."""
+        self._line.close()
 
 
 class AsyncPlaces:
     """For one event loop."""
 
     def __init__(self, number: int) -> None:
-        """Have this many; 1 or more."""
-        self._free = asyncio.Semaphore(number)
+        """Have this many. Raises ValueError where that is none."""
+        self._line = _Line(number)
 
     @asynccontextmanager
     async def one(self, end: float | None) -> AsyncIterator[None]:
-        """Have a place while inside. Raises ClientError where none is free in time."""
+        """Have a place while inside. Raises ClientError where none is free in time, or all is closed."""
+        turn = asyncio.Event()
+        self._line.join(turn.set)
         try:
-            async with asyncio.timeout(seconds_until(end)):
-                await self._free.acquire()
-        except TimeoutError:
-            raise _too_late() from None
-        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds_until(end)):
+                    await turn.wait()
+            self._line.check(end)
             yield
         finally:
-            self._free.release()
+            if not self._line.leave(turn.set):
+                self._line.give_back()
 
-
-def _too_late() -> ClientError:
-    return ClientError(grpc.StatusCode.DEADLINE_EXCEEDED, "", "too many other calls of this client were under way")
+    def close(self) -> None:
+        """Refuse those that wait, and all that come."""
+        self._line.close()

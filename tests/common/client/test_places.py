@@ -1,95 +1,168 @@
-"""A client has as many calls under way as its server takes, and the others wait for their turn."""
+"""Places of calls are given first come first served, and none is lost."""
 
 import asyncio
+import gc
+import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import grpc
 import pytest
 
-from common.client.client import AsyncDiptychClient, DiptychClient
-from common.client.messages import raw_text
+from common.client.places import AsyncPlaces, Places, end_after
 from common.client.types import ClientError
-from tests.fake_generation import FakeGeneration, running
 from tests.waiting import until
 
-FOREVER = raw_text("x some forever")
+
+@contextmanager
+def refused(code: grpc.StatusCode) -> Iterator[None]:
+    with pytest.raises(ClientError) as raised:
+        yield
+    assert raised.value.code is code
 
 
-@pytest.fixture
-async def service() -> AsyncIterator[tuple[FakeGeneration, str]]:
-    servicer = FakeGeneration()
-    async with running(servicer) as (_, address):
-        yield servicer, address
+def held(places: Places) -> Generator[None, None, None]:
+    """A place that is had until this is closed."""
+    with places.one(None):
+        yield
 
 
-async def read(client: AsyncDiptychClient, words: str) -> None:
-    async with aclosing(client.generate(raw_text(words))) as responses:
-        async for _ in responses:
+async def test_a_thread_that_comes_late_waits_no_longer_than_for_those_before_it() -> None:
+    """Others come back at once for another turn, and would have taken each place before it woke up."""
+    places, turns, stop = Places(2), [0], threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            with places.one(None):
+                turns[0] += 1
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=loop) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            before = turns[0]
+            with places.one(end_after(30)):
+                assert turns[0] - before <= 2 * len(threads)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_places_that_the_garbage_collector_gives_back_stop_nobody() -> None:
+    """It may do so at any moment, in a thread that is about to take or give one itself."""
+    places, ends = Places(3), time.monotonic() + 1.5
+
+    def drop() -> None:
+        while time.monotonic() < ends:
+            stream = held(places)
+            next(stream)
+            cycle = [stream]
+            cycle.append(cycle)  # type: ignore[arg-type]
+
+    def use() -> None:
+        while time.monotonic() < ends:
+            with places.one(None):
+                pass
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(20)
+    try:
+        threads = [threading.Thread(target=work, daemon=True) for work in (drop, use, use)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < ends + 20:
+            gc.collect()
+            time.sleep(0.01)
+        assert not any(thread.is_alive() for thread in threads)
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    every = [held(places) for _ in range(3)]
+    for stream in every:
+        next(stream)
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED), places.one(end_after(0.01)):
+        pass
+
+
+async def test_whoever_gives_up_leaves_no_place_behind_and_takes_none_along() -> None:
+    places = AsyncPlaces(1)
+
+    async def one(seconds: float) -> None:
+        async with places.one(None):
+            await asyncio.sleep(seconds)
+
+    first = asyncio.create_task(one(60))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(one(0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    first.cancel()
+    await asyncio.sleep(0)  # `waiting[1]` has been woken, and has not run yet.
+    waiting[1].cancel()
+    await asyncio.wait({first, *waiting}, timeout=10)
+    assert [task.cancelled() for task in waiting] == [True, True, False]
+    async with places.one(end_after(10)):
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
+            async with places.one(end_after(0.01)):
+                pass
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
+async def test_a_time_that_is_over_gives_no_place(timeout: float) -> None:
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED), Places(1).one(end_after(timeout)):
+        pass
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
+        async with AsyncPlaces(1).one(end_after(timeout)):
             pass
 
 
-async def test_calls_above_the_number_begin_when_others_end(service: tuple[FakeGeneration, str]) -> None:
-    servicer, address = service
-    async with AsyncDiptychClient(address, max_calls=3) as client:
-        calls = [asyncio.create_task(read(client, "x some forever")) for _ in range(3)]
-        await until(lambda: servicer.num_open == 3)
-        calls += [asyncio.create_task(read(client, "x some forever")) for _ in range(2)]
-        await asyncio.sleep(0.2)
-        assert servicer.num_open == 3
-        calls[0].cancel()
-        await until(lambda: len(servicer.requests) == 4)
-        await asyncio.sleep(0.2)
-        assert (servicer.num_open, len(servicer.requests)) == (3, 4)
-        for call in calls:
-            call.cancel()
-        await asyncio.wait(calls)
-        assert (await client.complete(raw_text("x two words"))).text == "two words "
+def test_threads_that_wait_are_refused_when_all_is_closed() -> None:
+    places, errors = Places(1), []
+
+    def wait() -> None:
+        try:
+            with places.one(None):
+                pass
+        except ClientError as error:
+            errors.append(error.code)
+
+    with places.one(None):
+        threads = [threading.Thread(target=wait) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.05)
+        places.close()
+        for thread in threads:
+            thread.join(10)
+    wait()
+    assert errors == [grpc.StatusCode.CANCELLED] * 4
 
 
-async def test_waiting_for_a_turn_is_part_of_the_timeout(service: tuple[FakeGeneration, str]) -> None:
-    _, address = service
-    async with AsyncDiptychClient(address, max_calls=1) as client:
-        first = asyncio.create_task(read(client, "x some forever"))
-        await until(lambda: bool(service[0].num_open))
-        for call in (client.complete(FOREVER, timeout=0.2), client.get_model_info(timeout=0.2)):
-            begin = time.monotonic()
-            with pytest.raises(ClientError) as raised:
-                await call
-            assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert time.monotonic() - begin >= 0.2
-        first.cancel()
-        await asyncio.wait({first})
-        assert (await client.get_model_info(timeout=60)).model_name == "fake"
+async def test_tasks_that_wait_are_refused_when_all_is_closed() -> None:
+    places = AsyncPlaces(1)
+    errors = []
+
+    async def wait() -> None:
+        with refused(grpc.StatusCode.CANCELLED):
+            async with places.one(None):
+                pass
+        errors.append(True)
+
+    async with places.one(None):
+        tasks = [asyncio.create_task(wait()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        assert not errors
+        places.close()
+        await until(lambda: len(errors) == 3)
+    await asyncio.wait(tasks)
+    await wait()
 
 
-@pytest.mark.parametrize("timeout", [1e10, 1e300, float("inf")])
-async def test_a_timeout_may_be_longer_than_anybody_waits(service: tuple[FakeGeneration, str], timeout: float) -> None:
-    """gRPC alone would take an end in more than some 290 years for one that is over."""
-    async with AsyncDiptychClient(service[1]) as client:
-        assert (await client.complete(raw_text("x two words"), timeout=timeout)).text == "two words "
-        assert (await client.get_model_info(timeout=timeout)).model_name == "fake"
-
-
-async def test_threads_wait_for_their_turn_as_tasks_do(service: tuple[FakeGeneration, str]) -> None:
-    servicer, address = service
-    with DiptychClient(address, max_calls=1) as client:
-        stream = client.generate(FOREVER)
-        await asyncio.to_thread(next, stream)
-        with pytest.raises(ClientError) as raised:
-            await asyncio.to_thread(client.complete, raw_text("x two words"), timeout=0.2)
-        assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert len(servicer.requests) == 1
-        await asyncio.to_thread(stream.close)
-        assert (await asyncio.to_thread(client.complete, raw_text("x two words"))).text == "two words "
-
-
-async def test_many_more_calls_than_a_connection_takes_all_end_well(service: tuple[FakeGeneration, str]) -> None:
-    async def call(client: AsyncDiptychClient) -> str:
-        return (await client.complete(raw_text("x slow"))).text
-
-    async with AsyncDiptychClient(service[1]) as client:
-        texts = Counter(await asyncio.gather(*(call(client) for _ in range(250))))
-    assert texts == {"slow ": 250}
+@pytest.mark.parametrize("kind", [Places, AsyncPlaces])
+def test_nobody_may_ask_for_no_place_at_all(kind: type[Places | AsyncPlaces]) -> None:
+    with pytest.raises(ValueError, match="max_calls must be 1 or more, got 0"):
+        kind(0)
