@@ -51,7 +51,10 @@ class ServerConfig:
     )
     max_connections: int = setting(1024, help="connections at the same time", minimum=1, maximum=1 << 20)
     max_concurrent_streams: int = setting(
-        100, help="calls at the same time on one connection", minimum=1, maximum=1 << 20
+        100,
+        help="calls at the same time on one connection; clients should keep well below, as ours does by its max_calls",
+        minimum=1,
+        maximum=1 << 20,
     )
 
     def __post_init__(self) -> None:

@@ -130,8 +130,6 @@ async def test_a_stream_that_breaks_goes_on_before_those_that_wait() -> None:
     async with running(servicer) as (_, address), AsyncDiptychClient(address, max_calls=1) as client:
         prompts = map(raw_text, ("x first call", "x another", "x y"))
         calls = [asyncio.create_task(client.complete(prompt)) for prompt in prompts]
-            asyncio.create_task(client.complete(raw_text(words))) for words in ("x first call", "x another", "x y")
-        ]
         await asyncio.wait(calls)
     assert [request.text.text for request in servicer.requests] == ["x first call"] * 2 + ["x another", "x y"]
 

@@ -1,11 +1,14 @@
 """Places of calls are given first come first served, and none is lost."""
 
 import asyncio
-import gc
+import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any
 
 import grpc
 import pytest
@@ -26,6 +29,34 @@ def held(places: Places) -> Generator[None, None, None]:
     """A place that is had until this is closed."""
     with places.one(None):
         yield
+
+
+def take(places: Places) -> bool:
+    """Whether a place could be had soon; it is given back."""
+    try:
+        with places.one(end_after(0.02)):
+            return True
+    except ClientError:
+        return False
+
+
+class Countdown:
+    """Does something in the midst of something else, before so many lines of Python have run."""
+
+    def __init__(self, lines: int, act: Callable[[], None]) -> None:
+        self.left = lines
+        self._act = act
+
+    def around(self, work: Callable[[], object]) -> None:
+        sys.settrace(self._trace)
+        work()
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:  # noqa: ANN401
+        self.left -= 1
+        if self.left == 0:
+            self._act()
+        return self._trace
 
 
 async def test_a_thread_that_comes_late_waits_no_longer_than_for_those_before_it() -> None:
@@ -52,40 +83,27 @@ async def test_a_thread_that_comes_late_waits_no_longer_than_for_those_before_it
             thread.join()
 
 
-def test_places_that_the_garbage_collector_gives_back_stop_nobody() -> None:
-    """It may do so at any moment, in a thread that is about to take or give one itself."""
-    places, ends = Places(3), time.monotonic() + 1.5
-
-    def drop() -> None:
-        while time.monotonic() < ends:
-            stream = held(places)
-            next(stream)
-            cycle = [stream]
-            cycle.append(cycle)  # type: ignore[arg-type]
-
-    def use() -> None:
-        while time.monotonic() < ends:
-            with places.one(None):
-                pass
-
-    threshold = gc.get_threshold()
-    gc.set_threshold(20)
-    try:
-        threads = [threading.Thread(target=work, daemon=True) for work in (drop, use, use)]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < ends + 20:
-            gc.collect()
-            time.sleep(0.01)
-        assert not any(thread.is_alive() for thread in threads)
-    finally:
-        gc.set_threshold(*threshold)
-    gc.collect()
-    every = [held(places) for _ in range(3)]
-    for stream in every:
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_place_may_be_given_back_in_the_midst_of_any_operation(number: int) -> None:
+    """As by the garbage collector, which closes a lost stream in whatever its thread is at."""
+    moment, is_over = 0, False
+    while not is_over:
+        moment += 1
+        places = Places(number)
+        stream = held(places)
         next(stream)
-    with refused(grpc.StatusCode.DEADLINE_EXCEEDED), places.one(end_after(0.01)):
-        pass
+        countdown = Countdown(moment, stream.close)
+        thread = threading.Thread(target=countdown.around, args=(partial(take, places),), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive(), f"stands still at {moment}"
+        is_over = countdown.left > 0
+        stream.close()
+        every = [held(places) for _ in range(number)]
+        for each in every:
+            next(each)
+        assert not take(places)
+    assert moment > 10
 
 
 async def test_whoever_gives_up_leaves_no_place_behind_and_takes_none_along() -> None:
