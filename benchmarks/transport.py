@@ -96,23 +96,23 @@ async def serve() -> None:
     await asyncio.Event().wait()
 
 
-class Picture:
-    """A picture, its features' place, and how to get them there."""
+def asked(number: int, *, width: int) -> PromptImage:
+    """A picture, with what its features must look like."""
+    info, image = fake_info(width=width, dtype="bfloat16"), picture(number, side=SIDE)
+    spec = info.feature_spec(image, grid=info.preprocessing.patch_grid(SIDE, SIDE), salt=b"")
+    return PromptImage(data=image, spec=spec)
 
-    def __init__(self, client: VisionClient, number: int, *, width: int) -> None:
-        info = fake_info(width=width, dtype="bfloat16")
-        self._client = client
-        image, grid = picture(number, side=SIDE), info.preprocessing.patch_grid(SIDE, SIDE)
-        self.asked = PromptImage(data=image, spec=info.feature_spec(image, grid=grid, salt=b""))
-        self._buffer = np.empty(self.asked.spec.num_bytes, np.uint8).data
 
-    async def fetch(self) -> int:
-        """Get the features; returns their bytes."""
-        spec = self.asked.spec
-        await self._client.encode(
-            self.asked.data, salt=b"", spec=spec, buffer=self._buffer, request_id=spec.image_hash.hex()
-        )
-        return spec.num_bytes
+def service_transfer(client: VisionClient, *, width: int) -> Transfer:
+    """A picture's features, always to the same place."""
+    image = asked(0, width=width)
+    buffer = np.empty(image.spec.num_bytes, np.uint8).data
+
+    async def transfer() -> int:
+        await client.encode(image.data, salt=b"", spec=image.spec, buffer=buffer, request_id="transfer")
+        return image.spec.num_bytes
+
+    return transfer
 
 
 async def client_of(port: int, *, width: int, shared_memory: bool, kernels: bool = True) -> VisionClient:
@@ -175,13 +175,13 @@ async def measure(ports: list[int], *, rounds: int, seconds: float) -> bool:
                 f"bare, {method}, {chunk >> 10} KiB": bare_transfer(channel, method, total=total, chunk=chunk)
                 for method, chunk in (*(("raw", chunk) for chunk in CHUNKS), ("generated", 1 << 20))
             }
-            transfers["service"] = Picture(client, 0, width=width).fetch
-            transfers["service, without kernels"] = Picture(plain, 0, width=width).fetch
-            transfers["service, shared memory"] = Picture(sharing, 0, width=width).fetch
+            transfers["service"] = service_transfer(client, width=width)
+            transfers["service, without kernels"] = service_transfer(plain, width=width)
+            transfers["service, shared memory"] = service_transfer(sharing, width=width)
             found = await compare(transfers, rounds=rounds, seconds=seconds)
             reached &= report(megabytes, found.pop("handover"), found)
             for how, each in (("", client), (", shared memory", sharing)):
-                eight = [Picture(each, number, width=width).asked for number in range(8)]
+                eight = [asked(number, width=width) for number in range(8)]
                 reached &= await report_stalls(megabytes, each, eight, how)
                 await each.close()
             await plain.close()

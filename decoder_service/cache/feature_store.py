@@ -15,8 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from common.errors import InvalidArgumentError
 from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
@@ -186,8 +184,7 @@ class FeatureStore:
     def _start(self, image: PromptImage, *, salt: bytes, request_id: str) -> _Entry:
         if self._encoder is None:
             raise RuntimeError("an image reached a model that takes none")
-        # Not cleared: 40 MB of zeros would hold up the event loop, and nobody reads what was not written.
-        features = ImageFeatures(spec=image.spec, data=np.empty(image.spec.num_bytes, np.uint8).data)
+        features = ImageFeatures(spec=image.spec, data=self._memory.reserve(image.spec.num_bytes))
         filling = self._fill(features, self._encoder, image.data, salt=salt, request_id=request_id)
         encoding = asyncio.create_task(filling)
         entry = _Entry(features=features, encoding=encoding)

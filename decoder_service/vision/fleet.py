@@ -22,8 +22,6 @@ from decoder_service.vision.resolver import VisionResolver
 
 _PROBE_EVERY = 1.0
 """Seconds between two questions to a ready replica for its load."""
-_CHUNKS_AT_ONCE = 2
-"""Chunks of features that are put in their place in one turn of the event loop: some 2 ms, with gRPC's own part."""
 _LOOK_EVERY = 3.0
 """Seconds between two looks at the files of certificates."""
 _FIRST_PAUSE = 0.1
@@ -47,7 +45,7 @@ class VisionFleet:
         self._expected = expected
         self._tls_files = tls
         self._tls = None if tls is None else tls.latest()
-        self._turns = LoopTurns(at_once=_CHUNKS_AT_ONCE)
+        self._turns = LoopTurns()
         self._copy = copy
         self._shared_memory = shared_memory
         self._members: dict[str, VisionReplica] = {}

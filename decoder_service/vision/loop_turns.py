@@ -1,4 +1,4 @@
-"""Spreads small pieces of work from many sides over the turns of an event loop, so that together they do not stop it.
+"""Sees to it that work that comes in small pieces from many sides does not stop an event loop together.
 
 Knows the event loop. Does not know what the work is.
 """
@@ -14,23 +14,20 @@ T = TypeVar("T")
 
 
 class LoopTurns:
-    """Lets a few pieces of work be done in each turn of the event loop, first come first served."""
+    """Lets one piece of work be done in each turn of the event loop, first come first served."""
 
-    def __init__(self, *, at_once: int = 1) -> None:
-        """Allow `at_once` pieces in a turn for which nobody had to wait, and one in any other."""
-        self._at_once = at_once
-        self._num_taken = 0
-        """Since the last turn of the loop that is known of."""
+    def __init__(self) -> None:
+        """Have nobody waiting."""
+        self._is_taken = False
+        """The last turn of the loop that is known of."""
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def take(self) -> None:
-        """Return in a turn of the loop in which fewer than `at_once` others have returned from here."""
+        """Return in a turn of the loop in which nobody else has returned from here."""
         loop = asyncio.get_running_loop()
-        if self._num_taken < self._at_once:
-            self._num_taken += 1
-            # Watching every turn would itself cause turns, where the loop could have slept.
-            if self._num_taken == self._at_once:
-                loop.call_soon(self._rest)
+        if not self._is_taken:
+            self._is_taken = True
+            loop.call_soon(self._rest)
             return
         turn = loop.create_future()
         self._waiting.append(turn)
@@ -70,7 +67,7 @@ class LoopTurns:
     def _rest(self) -> None:
         """Nobody has worked in this turn yet."""
         if not self._wake():
-            self._num_taken = 0
+            self._is_taken = False
 
     def _wake(self) -> bool:
         """Let the next one go on in the next turn of the loop, and its successor in the one after that."""

@@ -1,7 +1,6 @@
 """The event loop that writes features to their place finds memory there."""
 
 import asyncio
-import mmap
 import resource
 import sys
 
@@ -15,7 +14,6 @@ from decoder_service.cache.feature_store import FeatureStore, Lease, PromptImage
 from tests.decoder_service.encoder_fakes import FakeEncoder, image
 
 SIZE = 48 << 20
-"""Bytes that an allocator takes from the system anew, however it was tuned by what ran before."""
 LARGE = PromptImage(
     data=b"large",
     spec=FeatureSpec(image_hash=ImageHash(b"large"), grid=PatchGrid(1, 1), width=SIZE // 4, dtype="float32"),
@@ -24,22 +22,28 @@ LARGE = PromptImage(
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
+def num_faults() -> int:
+    """Pages that were missing when this thread came to them."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+
 def faults_of_writing(place: memoryview) -> int:
-    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    before = num_faults()
     for start in range(0, len(place), 1 << 12):
         place[start] = 1
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+    return num_faults() - before
 
 
-def new_memory() -> memoryview:
-    memory = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)  # As numpy asks for.
-    return memoryview(memory)
+def test_to_reserve_memory_touches_none_of_it() -> None:
+    memory, before = FeatureMemory(), num_faults()
+    places = [memory.reserve(SIZE) for _ in range(32)]
+    assert num_faults() - before < len(places) / 2
 
 
 async def test_no_page_is_missing_where_memory_was_touched() -> None:
-    touched, untouched = new_memory(), new_memory()
-    await FeatureMemory().touch(touched)
+    memory = FeatureMemory()
+    touched, untouched = memory.reserve(SIZE), memory.reserve(SIZE)
+    await memory.touch(touched)
     assert faults_of_writing(touched) < 0.1 * faults_of_writing(untouched)
 
 
@@ -65,7 +69,7 @@ async def test_an_encoder_gets_memory_that_is_there() -> None:
     (taken,) = await lease(FeatureStore(encoder, budget_bytes=SIZE, caching=False), LARGE)
     await taken.arrived()
     taken.release()
-    assert encoder.faults < 0.1 * faults_of_writing(new_memory())
+    assert encoder.faults < 0.1 * faults_of_writing(FeatureMemory().reserve(SIZE))
 
 
 async def test_who_leaves_while_memory_is_made_has_nothing_encoded_and_its_room_given_back() -> None:
