@@ -12,6 +12,9 @@ from typing import Final
 from common.client.places import LONGEST_SECONDS
 
 _LAST_PORT: Final = 65535
+_SCHEME: Final = re.compile(r"dns:(//[^/\s]*/)?|ipv[46]:")
+_PLACE: Final = re.compile(r"(\[[^][/\s]*:[^][/\s]*]|[^][:/,\s]+):([0-9]{1,5})")
+"""An address of IPv6 stands in brackets, or its end would be taken for a port."""
 
 
 def seconds(text: str) -> float:
@@ -41,12 +44,16 @@ def seed(text: str) -> int:
 
 def target(text: str) -> str:
     """Where a service listens, as gRPC takes it. Raises ArgumentTypeError for what can be none."""
-    if text.startswith("unix"):
+    if text.startswith(("unix:", "unix-abstract:")):
         return text
-    # gRPC takes 443 where there is no port, and of one that is too large the lower 16 bits.
-    port = re.search(r"[^:/\s]:([0-9]{1,5})$", text)
-    if port is None or int(port[1]) > _LAST_PORT or text.startswith(("http://", "https://")):
+    if text.startswith(("http://", "https://")):
         raise ArgumentTypeError(f"must be HOST:PORT, without http://, got {text!r}")
+    # gRPC takes 443 where there is no port, and of one that is too large the lower 16 bits.
+    scheme = match[0] if (match := _SCHEME.match(text)) else ""
+    rest = text.removeprefix(scheme)
+    places = [_PLACE.fullmatch(place) for place in (rest.split(",") if scheme.startswith("ipv") else [rest])]
+    if not all(place and int(place[2]) <= _LAST_PORT for place in places):
+        raise ArgumentTypeError(f"must be HOST:PORT, [IPV6]:PORT, dns:///NAME:PORT or unix:PATH, got {text!r}")
     return text
 
 

@@ -52,7 +52,7 @@ def reserved_ports(count: int) -> Iterator[list[int]]:
 async def up(config: UpConfig) -> int:
     """Run the services until SIGINT, SIGTERM or the end of one of them; returns the exit status."""
     try:
-        takes_images = understands_images(config.model)
+        takes_images = understands_images(config.model_or_demo)
     except (ValueError, OSError) as error:
         return _failed(error, 2)
     replicas = config.vision_replicas if takes_images and not config.local_vision else 0
@@ -79,14 +79,17 @@ async def up(config: UpConfig) -> int:
 def _ports(config: UpConfig, replicas: int) -> Iterator[tuple[int, str]]:
     """The ports that the user has chosen; looked at before models are loaded for nothing.
 
-    Raises ValueError where they would go beyond the last one that there is.
+    Raises ValueError where they would go beyond the last one that there is, or one would be taken twice.
     """
+    metrics = range(config.metrics_port, config.metrics_port + replicas + 1) if config.metrics_port else range(0)
+    if metrics.stop > _LAST_PORT + 1:
+        raise ValueError(f"--metrics-port {config.metrics_port} needs {replicas} more ports behind it")
+    if config.port in metrics:
+        taken = f"--metrics-port {metrics.start} takes {len(metrics)} from there on"
+        raise ValueError(f"--port {config.port} is a metrics port, too: {taken}")
     yield config.port, ""
-    if config.metrics_port:
-        if config.metrics_port + replicas > _LAST_PORT:
-            raise ValueError(f"--metrics-port {config.metrics_port} needs {replicas} more ports behind it")
-        for offset in range(replicas + 1):
-            yield config.metrics_port + offset, "metrics"
+    for port in metrics:
+        yield port, "metrics"
 
 
 async def _first(task: asyncio.Task[None], other: Coroutine[None, None, int]) -> None:
@@ -168,7 +171,7 @@ class _Services:
     async def _start(
         self, role: str, name: str, flags: list[str], *, metrics_offset: int, module: str | None = None
     ) -> Child:
-        arguments = ["-m", module or f"{role}_service", "--model", str(self._config.model), *flags]
+        arguments = ["-m", module or f"{role}_service", "--model", str(self._config.model_or_demo), *flags]
         if role in self._devices:
             arguments += ["--device", self._devices[role]]
         if role in self._dtypes:

@@ -20,7 +20,7 @@ ROLES: Final = ("vision", "decoder")
 class UpConfig:
     """What to run."""
 
-    model: Path = setting(demo_model(), help="checkpoint directory; the demo model where unset")
+    model: Path | None = setting(None, help="checkpoint directory", unset="the demo model")
     host: str = setting("127.0.0.1", help="address that the decoder service listens on")
     port: int = setting(50051, help="its port; 0 takes a free one", minimum=0, maximum=65535)
     metrics_port: int | None = setting(
@@ -50,6 +50,11 @@ class UpConfig:
         parse_dtypes(self.dtype)
         if self.local_vision and (self.vision_replicas != 1 or self.vision_config is not None):
             raise ValueError("--local-vision starts no vision service: leave out --vision-replicas and --vision-config")
+
+    @property
+    def model_or_demo(self) -> Path:
+        """The checkpoint directory to serve; settings do not name that of the demo model, so that they can travel."""
+        return self.model or demo_model()
 
 
 def parse_devices(text: str | None) -> Mapping[str, str]:

@@ -29,7 +29,7 @@ how long, by reckoning, as it has not run on a GPU yet:
   fp8 40 to 70 s; one-row 15 to 30 s; launches 20 to 40 s; all of ours 5 to 8 minutes, and with --small 2 to 3
   each peer as long as --peer-seconds at most
 
-how to split it, as for a machine that is lent for minutes:
+how to split it, as for a machine that is rented for minutes:
   python -m benchmarks.gpu --seconds 270 --peers none --cases G1,G2,G5,G3,G6,G4 --json first.json
   python -m benchmarks.gpu --seconds 240 --peers none --cases G8,fp8,one-row,launches --json second.json
   each begins with correctness; whatever is cut short leaves its rows in the file, so does SIGTERM

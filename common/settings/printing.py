@@ -24,7 +24,10 @@ def to_yaml(loaded: Loaded[Any]) -> str:
             lines.append(f"{section}:")
         # JSON, which YAML includes, so that no text is taken for something else.
         line = f"{'  ' if section else ''}{each.name}: {json.dumps(values[each.name], ensure_ascii=False)}"
-        lines.append(f"{line:{_COLUMN}}  # {loaded.origins.get(each.name, 'default')}")
+        remark = loaded.origins.get(each.name, "default")
+        if values[each.name] is None and each.bounds.unset:
+            remark += f": {each.bounds.unset}"
+        lines.append(f"{line:{_COLUMN}}  # {remark}")
     return "\n".join(lines) + "\n"
 
 

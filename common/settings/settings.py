@@ -49,13 +49,14 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
+    unset: str = "",
 ) -> Any:  # noqa: ANN401 - takes the type of the field, as dataclasses.field does
     """A field of a config that users may set; without a default they must.
 
     Its type is one of int, float, str, bool, Path, an Enum of texts, `tuple[str, ...]` (written with commas),
-    or one of these or None. Bounds are inclusive.
+    or one of these or None. Bounds are inclusive. `unset` says in words what is taken in place of None.
     """
-    bounds = Bounds(help=help, minimum=minimum, maximum=maximum, choices=choices)
+    bounds = Bounds(help=help, minimum=minimum, maximum=maximum, choices=choices, unset=unset)
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata={_KEY: bounds})
     return dataclasses.field(default=default, metadata={_KEY: bounds})
@@ -182,6 +183,8 @@ def _help(each: Setting) -> str:
         text += f"; {describe(kind, bounds)}"
     if each.default is dataclasses.MISSING:
         text += " (required)"
+    elif each.default is None and bounds.unset:
+        text += f" (default: {bounds.unset})"
     elif each.default not in (None, (), ""):
         text += f" (default: {typed(each.default)})"
     return text.replace("%", "%%")

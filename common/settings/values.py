@@ -25,6 +25,8 @@ class Bounds:
     minimum: float | None
     maximum: float | None
     choices: tuple[str, ...] | None
+    unset: str
+    """What is taken where it is None; "" where that goes without saying."""
 
 
 class SettingError(ValueError):

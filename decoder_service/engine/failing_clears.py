@@ -14,17 +14,21 @@ class FailingClears:
     def __init__(self) -> None:
         self._num_series = 0
         self._num_in_a_row = 0
+        self._fields = {"error_type": "", "error": ""}
 
-    def failed(self, num_blocks: int) -> str:
-        """Note the exception that is being handled; returns the error_id that all failures in a row have in the log."""
-        if not self._num_in_a_row:
-            self._num_series += 1
+    def failed(self, error: Exception, num_blocks: int) -> str:
+        """Note the exception, which is being handled; returns the error_id that a row of the same has in the log."""
+        fields = {"error_type": type(error).__qualname__, "error": str(error)}
+        if not self._num_in_a_row or fields != self._fields:
+            # Another error may have another cause, so it gets a traceback of its own.
+            self._num_series, self._num_in_a_row, self._fields = self._num_series + 1, 0, fields
         self._num_in_a_row += 1
         error_id = f"clear-{self._num_series}"
         if self._num_in_a_row == 1:
             _log.exception("clearing failed", extra={"error_id": error_id, "num_blocks": num_blocks})
         elif self._num_in_a_row.bit_count() == 1:
-            _log.error("clearing still fails", extra={"error_id": error_id, "num_failures": self._num_in_a_row})
+            extra = {"error_id": error_id, "num_failures": self._num_in_a_row, **fields}
+            _log.error("clearing still fails", extra=extra)
         return error_id
 
     def succeeded(self) -> None:

@@ -96,7 +96,7 @@ class Pipeline:
         except DeviceLostError:
             raise
         except Exception as error:
-            error_id = self._clearing.failed(len(unclean))
+            error_id = self._clearing.failed(error, len(unclean))
             self._blocks.keep_unclean(unclean)
             spoilt = [each for each in batch.requests if not set(unclean).isdisjoint(each.request.block_table)]
             self._bookkeeper.fail(batch.part(spoilt), error, error_id, output)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,7 +21,9 @@ import yaml
 from common.security.quota import Limits
 from common.security.token_file import find_token, read_token_file
 from diptych.cli import main
+from diptych.flags import target
 from diptych.models import demo_model
+from diptych.up_config import UpConfig
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 from tests.certificates import Authority
 from tests.fake_generation import HIDDEN, FakeGeneration, running
@@ -245,6 +248,51 @@ def test_an_address_that_can_be_none_is_refused(command: list[str], address: str
     errors = capsys.readouterr().err
     assert errors.startswith(f"diptych {command[0]}: argument --address: must be HOST:PORT")
     assert errors.count("\n") == 1
+    assert ("without http://" in errors) == address.startswith("http://")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "unixbox",
+        "localhost:1\n",
+        "::1:50051",
+        "[localhost]:1",
+        "dns:///name",
+        "dns:50051",
+        "dns:///::1:50051",
+        "dns:///a:1,b:2",
+        "a:1,b:2",
+        "ipv4:127.0.0.1:1,127.0.0.2",
+        "ipv4:127.0.0.1:99999,127.0.0.2:1",
+        "ipv6:::1:50051",
+    ],
+)
+def test_an_address_that_looks_like_one_is_refused_with_the_forms_that_there_are(address: str) -> None:
+    with pytest.raises(
+        ArgumentTypeError, match=r"^must be HOST:PORT, \[IPV6\]:PORT, dns:///NAME:PORT or unix:PATH, got"
+    ):
+        target(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "unixbox:50051",
+        "unix:/run/diptych",
+        "unix-abstract:diptych",
+        "127.0.0.1:50051",
+        "[::1]:50051",
+        "dns:name:50051",
+        "dns:///name:50051",
+        "dns:///[::1]:50051",
+        "dns://9.9.9.9/name:50051",
+        "ipv4:127.0.0.1:1,127.0.0.2:2",
+        "ipv6:[::1]:1,[::2]:2",
+    ],
+)
+def test_an_address_is_taken_in_other_forms_of_grpc_as_it_is(address: str) -> None:
+    assert target(address) == address
 
 
 @pytest.mark.parametrize("command", ["up", "generate", "info", "health", "config", "token", "top", "convert"])
@@ -462,11 +510,26 @@ def test_config_shows_the_settings_of_a_service_or_what_is_wrong_with_them(
         assert errors.startswith(f"diptych config decoder: {words}")
 
 
-def test_config_shows_the_model_that_up_would_take(capsys: Output) -> None:
+def test_config_shows_the_model_that_up_would_take(capsys: Output, tmp_path: Path) -> None:
+    """The demo model by its name alone, so that the file is good for another installation, too."""
     assert main(["config", "up", "--print"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["model"] == str(demo_model())
-    assert main(["config", "up", "--print", "--model", "other"]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["model"] is None
+    assert shown.splitlines()[0].split("  # ")[1] == "default: the demo model"
+    file = tmp_path / "up.yaml"
+    file.write_text(shown)
+    assert main(["config", "up", "--print", "--config", str(file)]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(shown)
+    assert main(["config", "up", "--print", "--config", str(file), "--model", "other"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"] == "other"
+    assert UpConfig().model_or_demo == demo_model()
+    assert UpConfig(model=Path("other")).model_or_demo == Path("other")
+
+
+def test_help_says_what_is_taken_where_no_model_is_given(capsys: Output) -> None:
+    with pytest.raises(SystemExit):
+        main(["up", "--help"])
+    assert "checkpoint directory (default: the demo model)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_config_opens_nothing_and_says_so(capsys: Output) -> None:

@@ -209,6 +209,14 @@ def test_devices_are_given_once_or_by_role() -> None:
     ("flags", "words"),
     [
         (("--metrics-port", "65535"), "--metrics-port 65535 needs 1 more ports behind it"),
+        (
+            ("--port", "50065", "--metrics-port", "50064"),
+            "--port 50065 is a metrics port, too: --metrics-port 50064 takes 2 from there on",
+        ),
+        (
+            ("--port", "50065", "--metrics-port", "50065", "--local-vision"),
+            "--port 50065 is a metrics port, too: --metrics-port 50065 takes 1 from there on",
+        ),
         (("--host", ""), "--host '' names no address; 0.0.0.0 is every interface"),
         (("--device", "tpu"), "--device 'tpu' is not supported; use cpu, cuda or cuda:N"),
         (("--device", "vision=tpu"), "--device 'tpu' is not supported; use cpu, cuda or cuda:N"),

@@ -9,6 +9,7 @@ import pytest
 from common.errors import DiptychError
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.device_errors import DeviceLostError, DeviceMemoryError
+from decoder_service.engine.failing_clears import FailingClears
 from decoder_service.engine.prompt_images import ImageRef
 from decoder_service.scheduling.step_plan import STEPS_BEFORE_GROWTH
 from tests.decoder_service.engine_fakes import Host, make_request
@@ -196,7 +197,32 @@ def test_blocks_whose_clearing_goes_on_failing_are_given_once_each(
     ]
     assert [each["exc_info"] is not None for each in told] == [True, False, False, False]
     assert {each["error_id"] for each in told} == {"clear-1"}
+    assert [(each["error_type"], each["error"]) for each in told[1:3]] == [("RuntimeError", "planted")] * 2
     assert [error.metadata["error_id"] for error in errors] == ["clear-1"] * 5
+
+
+def test_another_error_in_a_row_of_failing_clears_gets_a_number_and_a_traceback_of_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    clearing = FailingClears()
+    numbers = []
+    for each in (ValueError("a"), ValueError("a"), RuntimeError("a"), RuntimeError("b"), RuntimeError("b")):
+        try:
+            raise each
+        except (ValueError, RuntimeError) as error:
+            numbers.append(clearing.failed(error, 1))
+    clearing.succeeded()
+    assert numbers == ["clear-1", "clear-1", "clear-2", "clear-3", "clear-3"]
+    told = [vars(record) for record in caplog.records]
+    assert [(each["message"], each["error_id"], each["exc_info"] is not None) for each in told] == [
+        ("clearing failed", "clear-1", True),
+        ("clearing still fails", "clear-1", False),
+        ("clearing failed", "clear-2", True),
+        ("clearing failed", "clear-3", True),
+        ("clearing still fails", "clear-3", False),
+        ("clearing works again", "clear-3", False),
+    ]
 
 
 def test_a_device_that_is_lost_where_blocks_are_cleared_is_not_tried_again() -> None:
