@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 
 from common.errors import UnavailableError
 from common.features.chunk_copy import CopyChunk, copy_plainly
+from common.features.feature_memory import PageMaker
 from common.features.feature_spec import FeatureSpec
 from common.features.features import FeatureReceiver
 from common.features.packing import feature_messages
@@ -34,6 +35,7 @@ class LocalEncoder:
         self._copy = copy
         self._service = service
         self._turns = LoopTurns()
+        self._pages = PageMaker()
         message = service.info.to_wire()
         info = read_info(message)
         if info is None or expected.objection(message.api_version, info):
@@ -77,6 +79,7 @@ class LocalEncoder:
         Raises a DiptychError, and no other error: what fails, fails for this image alone.
         """
         async with self._service.pipeline.features(image, salt=salt, request_id=request_id) as features:
+            await self._pages.make(buffer)
             with closing(FeatureReceiver(spec, buffer, copy=self._copy)) as receiver:
                 for message in feature_messages(features.messages, timings=features.timings):
                     await self._turns.take()

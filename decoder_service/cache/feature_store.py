@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.errors import InvalidArgumentError
+from common.features.feature_memory import reserve
 from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
-from decoder_service.cache.feature_memory import FeatureMemory
 from decoder_service.vision.image_encoder import ImageEncoder, ImageFeatures
 
 
@@ -85,7 +85,6 @@ class FeatureStore:
         self._bytes_held = 0
         self._bytes_cached = 0
         self._turn = asyncio.Lock()
-        self._memory = FeatureMemory()
         self._freed = asyncio.Event()
 
     @property
@@ -184,21 +183,16 @@ class FeatureStore:
     def _start(self, image: PromptImage, *, salt: bytes, request_id: str) -> _Entry:
         if self._encoder is None:
             raise RuntimeError("an image reached a model that takes none")
-        features = ImageFeatures(spec=image.spec, data=self._memory.reserve(image.spec.num_bytes))
-        filling = self._fill(features, self._encoder, image.data, salt=salt, request_id=request_id)
-        encoding = asyncio.create_task(filling)
+        features = ImageFeatures(spec=image.spec, data=reserve(image.spec.num_bytes))
+        encoding = asyncio.create_task(
+            self._encoder.encode(image.data, salt=salt, spec=image.spec, buffer=features.data, request_id=request_id)
+        )
         entry = _Entry(features=features, encoding=encoding)
         self.num_encoded += 1
         self._bytes_held += image.spec.num_bytes
         self._entries[image.spec.image_hash] = entry
         encoding.add_done_callback(lambda _: self._ended(entry))
         return entry
-
-    async def _fill(
-        self, features: ImageFeatures, encoder: ImageEncoder, image: bytes, *, salt: bytes, request_id: str
-    ) -> None:
-        await self._memory.touch(features.data)
-        await encoder.encode(image, salt=salt, spec=features.spec, buffer=features.data, request_id=request_id)
 
     def _ended(self, entry: _Entry) -> None:
         if not _has_succeeded(entry.encoding):

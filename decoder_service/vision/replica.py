@@ -17,6 +17,7 @@ from common.calls.remote_errors import NOT_LET_IN, from_rpc_error
 from common.client.tls import ChannelTls, aio_channel
 from common.errors import DiptychError, InternalError, UnavailableError
 from common.features.chunk_copy import CopyChunk
+from common.features.feature_memory import PageMaker
 from common.features.feature_spec import FeatureSpec
 from common.features.features import FeatureReceiver
 from common.features.vision_info import VisionInfo
@@ -44,7 +45,6 @@ _MAX_CALLS = 64
 """Images on their way from one replica. Servers refuse streams over 100 of one connection as if they were broken,
 and questions about health and load need some too."""
 
-
 Objection = Callable[[str, VisionInfo], str]
 """Why a replica of this API version and this model may not be used; empty where it may."""
 
@@ -61,6 +61,7 @@ class VisionReplica:
         """
         self.address = address
         self._turns = turns
+        self._pages = PageMaker()
         self._copy = copy
         self.state, self._reason = ReplicaState.UNREACHABLE, ""
         self.info: VisionInfo | None = None
@@ -198,6 +199,7 @@ class VisionReplica:
         call = self._encode((request, visit.token if visit else b""), metadata=trace_metadata(span))
         self._calls.add(call)
         try:
+            await self._pages.make(buffer)  # While the replica works.
             # Not by an iterator, which holds a message until the next one is there: so that one gets the same memory.
             # In turns, as gRPC puts together, on the event loop, what it has of a message only when it goes on.
             while (message := await self._turns.go_on(call.read())) is not grpc.aio.EOF:

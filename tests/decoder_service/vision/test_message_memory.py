@@ -1,21 +1,37 @@
-"""A message of features is let go as soon as its rows are in their place, and the buffer when nobody writes to it."""
+"""A message of features is let go as soon as its rows are in their place, and the buffer when nobody writes to it.
+
+The buffer's pages are there before anybody does.
+"""
 
 import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from common.features.chunk_copy import Copied, CopyChunk, copy_plainly
+from common.features.feature_memory import reserve
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
-from tests.decoder_service.vision.replica_fakes import EXPECTED, FakeReplica, encode, forever
+from tests.common.features.test_feature_memory import faults_of_writing, num_faults
+from tests.decoder_service.vision.replica_fakes import (
+    EXPECTED,
+    Behaviour,
+    FakeReplica,
+    encode,
+    forever,
+    rows_of,
+    spec_of,
+    well,
+)
 from tests.waiting import until
 
 
 @asynccontextmanager
-async def client_with(copy: CopyChunk) -> AsyncIterator[VisionClient]:
-    """A client that gets two messages of a picture and then no more."""
-    replica = FakeReplica(forever)
+async def client_with(copy: CopyChunk, behaviour: Behaviour = forever) -> AsyncIterator[VisionClient]:
+    """A client that gets two messages of a picture and then no more, or what the replica else sends."""
+    replica = FakeReplica(behaviour)
     await replica.start()
     client = VisionClient(VisionResolver([replica.address]), expected=EXPECTED, shared_memory=False, copy=copy)
     await client.start()
@@ -70,3 +86,22 @@ async def test_a_caller_that_leaves_waits_for_the_chunk_that_is_under_way() -> N
         waiting.cancel()
         await asyncio.wait({waiting})
         assert all(each.is_over for each in begun)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+async def test_no_page_is_missing_where_chunks_go() -> None:
+    faults = 0
+
+    def copy(place: memoryview, data: memoryview, dtype: str) -> Copied:
+        nonlocal faults
+        before = num_faults()
+        place[:] = data
+        faults += num_faults() - before
+        return copy_plainly(place, data, dtype)
+
+    spec = spec_of()
+    buffer = reserve(spec.num_bytes)
+    async with client_with(copy, well) as client:
+        await client.encode(b"h", salt=b"s", spec=spec, buffer=buffer, request_id="r")
+    assert buffer == rows_of()
+    assert faults < 0.1 * faults_of_writing(reserve(spec.num_bytes))

@@ -1,0 +1,61 @@
+"""Whoever writes features to their place finds memory there."""
+
+import asyncio
+import resource
+import sys
+
+import pytest
+
+from common.features.feature_memory import PageMaker, reserve
+
+SIZE = 48 << 20
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+
+
+def num_faults() -> int:
+    """Pages that were missing when this thread came to them."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+
+def faults_of_writing(place: memoryview) -> int:
+    before = num_faults()
+    for start in range(0, len(place), 1 << 12):
+        place[start] = 1
+    return num_faults() - before
+
+
+def test_to_reserve_memory_touches_none_of_it() -> None:
+    before = num_faults()
+    places = [reserve(SIZE) for _ in range(32)]
+    assert num_faults() - before < len(places) / 2
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 1 << 20, (1 << 20) + 1, SIZE + 5])
+async def test_all_that_was_reserved_can_be_written_to_and_read(num_bytes: int) -> None:
+    place = reserve(num_bytes)
+    await PageMaker().make(place)
+    place[:] = b"\x07" * num_bytes
+    assert (len(place), bytes(place[-3:])) == (num_bytes, b"\x07" * min(num_bytes, 3))
+
+
+async def test_no_page_is_missing_of_memory_that_was_made() -> None:
+    made, reserved = reserve(SIZE), reserve(SIZE)
+    await PageMaker().make(made)
+    assert faults_of_writing(made) < 0.1 * faults_of_writing(reserved)
+
+
+async def test_what_is_in_memory_stays_when_its_pages_are_made() -> None:
+    place = memoryview(bytearray(SIZE))  # Anywhere, where no page begins.
+    place[:6] = b"before"
+    await PageMaker().make(place[3:])
+    assert bytes(place[:6]) == b"before"
+
+
+async def test_who_leaves_while_pages_are_made_holds_up_nobody() -> None:
+    maker = PageMaker()
+    tasks = [asyncio.create_task(maker.make(reserve(SIZE))) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*tasks[1:])
