@@ -27,7 +27,7 @@ from common.features.chunk_copy import copy_plainly
 from common.features.shared_memory import SharedArena
 from common.native.chunks import open_copy
 from common.server.config import ServerConfig
-from common.server.process import tune_allocator
+from common.server.process import freeze_loaded, tune_allocator
 from common.server.service_loop import run_service
 from decoder_service.cache.feature_store import PromptImage
 from decoder_service.vision.agreement import Expected
@@ -180,6 +180,7 @@ async def measure(ports: list[int], *, rounds: int, seconds: float) -> bool:
             transfers["service, shared memory"] = service_transfer(sharing, width=width)
             found = await compare(transfers, rounds=rounds, seconds=seconds)
             reached &= report(megabytes, found.pop("handover"), found)
+            freeze_loaded()  # As services do, whose collector would else stop their loop for 20 ms.
             for how, each in (("", client), (", shared memory", sharing)):
                 eight = [asked(number, width=width) for number in range(8)]
                 reached &= await report_stalls(megabytes, each, eight, how)
