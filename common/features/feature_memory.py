@@ -8,7 +8,6 @@ import asyncio
 import ctypes
 import mmap
 import sys
-from contextlib import suppress
 
 import numpy as np
 
@@ -21,18 +20,16 @@ def reserve(num_bytes: int) -> memoryview:
     """Memory with anything in it, the pages of which need not be there yet. Raises MemoryError.
 
     Where it is large it is not the allocator's, which would take for it what messages had and will need again, and
-    write notes of its own to new pages when it divides what it has.
+    write notes of its own to new pages when it divides what it has. Small pages: the system may look for large ones for
+    100 ms, and holds up the whole process meanwhile.
     """
     if num_bytes <= _SMALL or sys.platform != "linux":
         # Not cleared: nobody reads what was not written.
         return np.empty(num_bytes, np.uint8).data
     try:
-        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return memoryview(mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     except OSError as error:
         raise MemoryError(f"the system does not give {num_bytes} bytes for features") from error
-    with suppress(OSError):  # There may be no large pages.
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
 
 
 class PageMaker:
