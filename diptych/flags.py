@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from common.client.places import LONGEST_SECONDS
+from common.server.ports import LAST_PORT
 
-_LAST_PORT: Final = 65535
 _SCHEME: Final = re.compile(r"dns:(//[^/\s]*/)?|ipv[46]:")
 _PLACE: Final = re.compile(r"(\[[^][/\s]*:[^][/\s]*]|[^][:/,\s]+):([0-9]{1,5})")
 """An address of IPv6 stands in brackets, or its end would be taken for a port."""
@@ -52,7 +52,7 @@ def target(text: str) -> str:
     scheme = match[0] if (match := _SCHEME.match(text)) else ""
     rest = text.removeprefix(scheme)
     places = [_PLACE.fullmatch(place) for place in (rest.split(",") if scheme.startswith("ipv") else [rest])]
-    if not all(place and int(place[2]) <= _LAST_PORT for place in places):
+    if not all(place and int(place[2]) <= LAST_PORT for place in places):
         raise ArgumentTypeError(f"must be HOST:PORT, [IPV6]:PORT, dns:///NAME:PORT or unix:PATH, got {text!r}")
     return text
 

@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from common.model.cores import num_cores
-from common.server.ports import CannotListenError, address, check_free
+from common.server.ports import LAST_PORT, CannotListenError, address, check_free
 from common.server.signals import termination_signals
 from common.settings.sources import without_settings
 from diptych.child import Child, ChildError
@@ -23,7 +23,6 @@ from diptych.up_config import ROLES, UpConfig, parse_devices, parse_dtypes
 _GRACE_SECONDS = 35.0
 """A little more than the services give their callers."""
 _LOOPBACK = "127.0.0.1"
-_LAST_PORT = 65535
 _SHARED_BYTES = 256 << 20
 """Of each vision service, used as far as features are under way."""
 
@@ -82,7 +81,7 @@ def _ports(config: UpConfig, replicas: int) -> Iterator[tuple[int, str]]:
     Raises ValueError where they would go beyond the last one that there is, or one would be taken twice.
     """
     metrics = range(config.metrics_port, config.metrics_port + replicas + 1) if config.metrics_port else range(0)
-    if metrics.stop > _LAST_PORT + 1:
+    if metrics.stop > LAST_PORT + 1:
         raise ValueError(f"--metrics-port {config.metrics_port} needs {replicas} more ports behind it")
     if config.port in metrics:
         taken = f"--metrics-port {metrics.start} takes {len(metrics)} from there on"

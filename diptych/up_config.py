@@ -10,6 +10,7 @@ from typing import Final
 
 from common.model.settings import DtypeChoice, check_device
 from common.server.config import check_host
+from common.server.ports import LAST_PORT
 from common.settings.settings import setting
 from diptych.models import demo_model
 
@@ -22,12 +23,12 @@ class UpConfig:
 
     model: Path | None = setting(None, help="checkpoint directory", unset="the demo model")
     host: str = setting("127.0.0.1", help="address that the decoder service listens on")
-    port: int = setting(50051, help="its port; 0 takes a free one", minimum=0, maximum=65535)
+    port: int = setting(50051, help="its port; 0 takes a free one", minimum=0, maximum=LAST_PORT)
     metrics_port: int | None = setting(
         None,
         help="metrics port of the decoder service, the next ones being the vision replicas'; 0 takes free ones",
         minimum=0,
-        maximum=65535,
+        maximum=LAST_PORT,
     )
     vision_replicas: int = setting(1, help="vision services to start", minimum=1, maximum=64)
     local_vision: bool = setting(False, help="encode pictures in the decoder's own process, for one GPU or few cores")

@@ -20,7 +20,6 @@ MAX_CALLS: Final = 64
 """Less than the 100 of a server's default, which for a while goes on counting calls that have ended on this side."""
 LONGEST_SECONDS: Final = 1e9
 """A later end gRPC takes for one that is long past."""
-CLOSED: Final = "Channel closed before the call's turn came"
 
 
 def end_after(timeout: float | None) -> float | None:
@@ -72,7 +71,7 @@ class _Line:
     def check(self, end: float | None) -> None:
         """Raise ClientError where a call may not begin: its time is over, or all is closed."""
         if self._is_closed:
-            raise ClientError(grpc.StatusCode.CANCELLED, "", CLOSED)
+            raise ClientError(grpc.StatusCode.CANCELLED, "", "the client was closed before the call's turn came")
         if end is not None and not time.monotonic() < end:
             raise ClientError(grpc.StatusCode.DEADLINE_EXCEEDED, "", "the time was over before the call's turn came")
 

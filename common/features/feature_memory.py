@@ -1,7 +1,7 @@
 """Memory for image features, the pages of which are there before the event loop writes to it.
 
 Knows the system's pages. Does not know features. The system finds and clears a page when it is first written to: 0.2 to
-20 ms for 2 MiB. Chunks of features are copied by a thread, but by the event loop where the thread has no time.
+20 ms for 2 MiB. A thread copies chunks of features, and the event loop those that the thread has not begun.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import numpy as np
 _SMALL = 1 << 20
 """Bytes that are not worth a thread: at most 256 pages."""
 _MADV_POPULATE_WRITE = 23
+_pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 
 
 def reserve(num_bytes: int) -> memoryview:
@@ -37,7 +38,7 @@ class PageMaker:
 
     def __init__(self) -> None:
         """Have nothing under way."""
-        # First come first served, so that whoever came first goes on soonest and other work finds a thread.
+        # One at a time: the first goes on soonest, and other work finds a thread.
         self._turn = asyncio.Lock()
         self._library = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -64,9 +65,6 @@ class PageMaker:
         if self._library is not None:
             # Where it is refused, as before Linux 5.14, whoever writes makes the pages.
             self._library.madvise(_pointer(first), _size(num_bytes), _MADV_POPULATE_WRITE)
-
-
-_pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 
 
 def _address(place: memoryview) -> int:

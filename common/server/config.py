@@ -9,6 +9,7 @@ from typing import Final
 from common.calls.channel_options import SERVER_OPTIONS
 from common.security.access import AccessSettings
 from common.security.tls import TlsSettings
+from common.server.ports import LAST_PORT
 from common.settings.settings import setting
 
 _PING_EVERY_MS: Final = 3000
@@ -22,15 +23,15 @@ class ServerConfig:
     tls: TlsSettings = field(default_factory=TlsSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     host: str = setting("127.0.0.1", help="address to listen on; 0.0.0.0 for every interface")
-    port: int = setting(50051, help="port to listen on; 0 takes a free one", minimum=0, maximum=65535)
+    port: int = setting(50051, help="port to listen on; 0 takes a free one", minimum=0, maximum=LAST_PORT)
     health_port: int | None = setting(
         None,
         help="port that answers health checks alone, always in plain text, for probes that cannot do TLS; none without",
         minimum=0,
-        maximum=65535,
+        maximum=LAST_PORT,
     )
     metrics_port: int | None = setting(
-        None, help="port of the Prometheus metrics; 0 takes a free one; none without", minimum=0, maximum=65535
+        None, help="port of the Prometheus metrics; 0 takes a free one; none without", minimum=0, maximum=LAST_PORT
     )
     linger_seconds: float = setting(
         0.0,

@@ -5,6 +5,9 @@ Knows sockets. Does not know what listens.
 
 import errno
 import socket
+from typing import Final
+
+LAST_PORT: Final = 65535
 
 
 class CannotListenError(Exception):

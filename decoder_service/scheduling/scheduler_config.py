@@ -19,10 +19,10 @@ class SchedulerConfig:
     max_num_mixed_tokens: int | None = None
     """What a prompt may have in a step that also gives others their next tokens, besides as many tokens as those are.
 
-    Several have so many times as much together as `StepPlan` counts them for; as much as in any other step where unset.
+    Several have so many times as much together as `StepPlan` counts them for; no limit where unset.
     """
     max_step_stretch: float | None = None
-    """Most times as long that such a step may take as without prompts; 1 + their number where unset.
+    """Most times as long that such a step may take as without prompts; 1 + what they count for where unset.
 
     Judged by tokens, at `max_num_mixed_tokens`: without that there is no such limit either.
     """

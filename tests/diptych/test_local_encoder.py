@@ -9,6 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.errors import InternalError, InvalidArgumentError, UnavailableError
+from common.features.chunk_copy import Copied, CopyChunk, copy_plainly
+from common.features.feature_memory import PageMaker
 from common.features.feature_spec import FeatureSpec
 from common.image.identity import image_hash
 from common.image.preprocessing import PreprocessingMode
@@ -80,10 +82,10 @@ def failing(images: list[Pixels]) -> list[HostImage]:
 
 @asynccontextmanager
 async def encoder_of(
-    encode: Callable[[list[Pixels]], list[HostImage]], expected: Expected = EXPECTED
+    encode: Callable[[list[Pixels]], list[HostImage]], expected: Expected = EXPECTED, copy: CopyChunk = copy_plainly
 ) -> AsyncIterator[LocalEncoder]:
     service = Service(encode)
-    encoder = LocalEncoder(service, expected=expected)
+    encoder = LocalEncoder(service, expected=expected, copy=copy)
     await encoder.start()
     await encoder.wait_ready()
     try:
@@ -116,6 +118,22 @@ async def test_features_arrive_and_the_handshake_is_that_of_a_replica() -> None:
         info = encoder.require_info()
         assert info.preprocessing.fingerprint() == INFO.preprocessing.fingerprint()
         assert (info.weights_digest, info.feature_width, info.dtype) == (b"d" * 32, WIDTH, "float32")
+
+
+async def test_the_pages_of_a_place_are_made_before_anything_is_copied_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tuple[str, int]] = []
+
+    async def make(self: PageMaker, place: memoryview) -> None:
+        events.append(("made", place.nbytes))
+
+    def copy(place: memoryview, data: memoryview, dtype: str) -> Copied:
+        events.append(("copied", place.nbytes))
+        return copy_plainly(place, data, dtype)
+
+    monkeypatch.setattr(PageMaker, "make", make)
+    async with encoder_of(encode, copy=copy) as encoder:
+        num_bytes = len(await features_of(encoder, PICTURE))
+    assert events == [("made", num_bytes), ("copied", num_bytes)]
 
 
 @pytest.mark.parametrize(
