@@ -20,8 +20,8 @@ from typing import Final, Self, Unpack
 import grpc
 
 from common.client.messages import GenerateOptions, Prompt, generate_request, tokenize_request
-from common.client.options import SERVICE, channel_options
-from common.client.places import MAX_CALLS, AsyncPlaces, Places, end_after, seconds_until
+from common.client.options import SERVICE, Options, channel_options
+from common.client.places import MAX_CALLS, Places, end_after, seconds_until
 from common.client.resuming import Progress
 from common.client.trace import Metadata, traced
 from common.client.types import ClientError, Completion, CompletionBuilder, to_client_error
@@ -31,8 +31,8 @@ from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 _GENERATE: Final = f"{SERVICE}/Generate"
 
 
-class DiptychClient:
-    """Calls a decoder service; may be shared between threads."""
+class _Client:
+    """What both clients have."""
 
     def __init__(
         self,
@@ -53,10 +53,22 @@ class DiptychClient:
         others wait within their timeout, first come first served; a stream counts until it is read to its end or
         closed. It should be well below the `--max-concurrent-streams` of the servers together, one's default being 100.
         """
-        self._metadata = _metadata(token)
+        self._metadata: Metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         self._resumes = resumes
         self._places = Places(max_calls)
-        options = channel_options(server_name)
+        self._connect(address, channel_options(server_name), credentials)
+
+    def _connect(self, address: str, options: Options, credentials: grpc.ChannelCredentials | None) -> None:
+        raise NotImplementedError
+
+    def _progress(self, prompt: Prompt, options: GenerateOptions, end: float | None) -> Progress:
+        return Progress(generate_request(prompt, options), end=end, resumes=self._resumes)
+
+
+class DiptychClient(_Client):
+    """Calls a decoder service; may be shared between threads."""
+
+    def _connect(self, address: str, options: Options, credentials: grpc.ChannelCredentials | None) -> None:
         self._channel = (
             grpc.insecure_channel(address, options)
             if credentials is None
@@ -69,7 +81,7 @@ class DiptychClient:
     ) -> Generator[pb.GenerateResponse, None, None]:
         """Stream `prompt`, then `delta`s, then a `finish` for each completion. Closing the iterator cancels it."""
         end = end_after(timeout)
-        progress = Progress(generate_request(prompt, options), end=end, resumes=self._resumes)
+        progress = self._progress(prompt, options, end)
         with traced(_GENERATE, self._metadata) as metadata, self._places.one(end):
             while True:
                 try:
@@ -78,11 +90,9 @@ class DiptychClient:
                         yield from filter(progress.take, call)
                     return
                 except ClientError as error:
-                    if progress.is_complete:
-                        return
                     pause = progress.pause_after(error)
-                    if pause is None:
-                        raise
+                if pause is None:
+                    return
                 time.sleep(pause)
 
     def complete(
@@ -126,24 +136,10 @@ class DiptychClient:
         self.close()
 
 
-class AsyncDiptychClient:
+class AsyncDiptychClient(_Client):
     """Calls a decoder service from one event loop."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        server_name: str = "",
-        token: str | None = None,
-        resumes: bool = True,
-        max_calls: int = MAX_CALLS,
-    ) -> None:
-        """Connect when first used; the arguments are those of `DiptychClient`."""
-        self._metadata = _metadata(token)
-        self._resumes = resumes
-        self._places = AsyncPlaces(max_calls)
-        options = channel_options(server_name)
+    def _connect(self, address: str, options: Options, credentials: grpc.ChannelCredentials | None) -> None:
         self._channel = (
             grpc.aio.insecure_channel(address, options)
             if credentials is None
@@ -159,8 +155,8 @@ class AsyncDiptychClient:
         Closing the iterator cancels it; `break` alone closes it late, so use `contextlib.aclosing`.
         """
         end = end_after(timeout)
-        progress = Progress(generate_request(prompt, options), end=end, resumes=self._resumes)
-        async with self._places.one(end):
+        progress = self._progress(prompt, options, end)
+        async with self._places.one_async(end):
             with traced(_GENERATE, self._metadata) as metadata:
                 while True:
                     try:
@@ -171,11 +167,9 @@ class AsyncDiptychClient:
                                     yield response
                         return
                     except ClientError as error:
-                        if progress.is_complete:
-                            return
                         pause = progress.pause_after(error)
-                        if pause is None:
-                            raise
+                    if pause is None:
+                        return
                     await asyncio.sleep(pause)
 
     async def complete(
@@ -198,14 +192,14 @@ class AsyncDiptychClient:
     async def tokenize(self, prompt: Prompt, *, timeout: float | None = None) -> pb.TokenizeResponse:
         """Lay out a prompt without running the model."""
         end, request = end_after(timeout), tokenize_request(prompt)
-        async with self._places.one(end):
+        async with self._places.one_async(end):
             with _client_errors():
                 return await self._stub.Tokenize(request, timeout=seconds_until(end), metadata=self._metadata)
 
     async def get_model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
         """Tell which model is served and within which limits."""
         end, request = end_after(timeout), pb.GetModelInfoRequest()
-        async with self._places.one(end):
+        async with self._places.one_async(end):
             with _client_errors():
                 return await self._stub.GetModelInfo(request, timeout=seconds_until(end), metadata=self._metadata)
 
@@ -219,10 +213,6 @@ class AsyncDiptychClient:
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
-
-
-def _metadata(token: str | None) -> Metadata:
-    return () if token is None else (("authorization", f"Bearer {token}"),)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Final
 
 from common.calls.channel_options import CLIENT_OPTIONS
 
+Options = tuple[tuple[str, int | str], ...]
+
 SERVICE: Final = "diptych.v1.GenerationService"
 _SERVICE_CONFIG: Final = {
     # One of several addresses that goes away takes only those calls along that it has answered.
@@ -39,7 +41,7 @@ _OPTIONS: Final[dict[str, int | str]] = {
 }
 
 
-def channel_options(server_name: str) -> tuple[tuple[str, int | str], ...]:
+def channel_options(server_name: str) -> Options:
     """Options of a channel to a server whose certificate has this name, or that of its address where it is empty."""
     return (*_OPTIONS.items(), *server_name_options(server_name))
 

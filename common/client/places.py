@@ -32,43 +32,68 @@ def seconds_until(end: float | None) -> float | None:
     return None if end is None else max(0.0, end - time.monotonic())
 
 
-class _Line:
-    """Those who wait for one of a few places, first come first served.
+class Places:
+    """A few places, given to those who wait first come first served; for threads, or for the tasks of one event loop.
 
     Each is known by what wakes it. No lock is held: a place may be given back in the midst of any other operation on
     the same thread, by a signal's handler or the garbage collector, so each step is one atomic operation of a deque.
     """
 
     def __init__(self, number: int) -> None:
+        """Have this many. Raises ValueError where that is none."""
         if number < 1:
             raise ValueError(f"max_calls must be 1 or more, got {number}")
         self._free = deque([None] * number)
         self._waiting: deque[Callable[[], None]] = deque()
         self._is_closed = False
 
-    def join(self, wake: Callable[[], None]) -> None:
+    @contextmanager
+    def one(self, end: float | None) -> Iterator[None]:
+        """Have a place while inside. Raises ClientError where none is free in time, or all is closed."""
+        turn = threading.Lock()
+        turn.acquire()
+        self._join(turn.release)
+        try:
+            seconds = seconds_until(end)
+            turn.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+            self._check(end)
+            yield
+        finally:
+            self._leave(turn.release)
+
+    @asynccontextmanager
+    async def one_async(self, end: float | None) -> AsyncIterator[None]:
+        """The same for a task."""
+        turn = asyncio.Event()
+        self._join(turn.set)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds_until(end)):
+                    await turn.wait()
+            self._check(end)
+            yield
+        finally:
+            self._leave(turn.set)
+
+    def close(self) -> None:
+        """Refuse those that wait, and all that come."""
+        self._is_closed = True
+        self._hand_out()
+
+    def _join(self, wake: Callable[[], None]) -> None:
         """Wait, to be woken with a place, or without one where all is closed."""
         self._waiting.append(wake)
         self._hand_out()
 
-    def leave(self, wake: Callable[[], None]) -> bool:
-        """Wait no more; false for one that has been woken already."""
-        with suppress(ValueError):
+    def _leave(self, wake: Callable[[], None]) -> None:
+        """Wait no more, or let the next one have the place."""
+        try:
             self._waiting.remove(wake)
-            return True
-        return False
+        except ValueError:
+            self._free.append(None)
+            self._hand_out()
 
-    def give_back(self) -> None:
-        """Let the next one have a place."""
-        self._free.append(None)
-        self._hand_out()
-
-    def close(self) -> None:
-        """Wake all, now and from now on, to be refused."""
-        self._is_closed = True
-        self._hand_out()
-
-    def check(self, end: float | None) -> None:
+    def _check(self, end: float | None) -> None:
         """Raise ClientError where a call may not begin: its time is over, or all is closed."""
         if self._is_closed:
             raise ClientError(grpc.StatusCode.CANCELLED, "", "the client was closed before the call's turn came")
@@ -87,57 +112,3 @@ class _Line:
                     self._free.append(None)
                 else:
                     wake()
-
-
-class Places:
-    """For threads."""
-
-    def __init__(self, number: int) -> None:
-        """Have this many. Raises ValueError where that is none."""
-        self._line = _Line(number)
-
-    @contextmanager
-    def one(self, end: float | None) -> Iterator[None]:
-        """Have a place while inside. Raises ClientError where none is free in time, or all is closed."""
-        turn = threading.Lock()
-        turn.acquire()
-        self._line.join(turn.release)
-        try:
-            seconds = seconds_until(end)
-            turn.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
-            self._line.check(end)
-            yield
-        finally:
-            if not self._line.leave(turn.release):
-                self._line.give_back()
-
-    def close(self) -> None:
-        """Refuse those that wait, and all that come."""
-        self._line.close()
-
-
-class AsyncPlaces:
-    """For one event loop."""
-
-    def __init__(self, number: int) -> None:
-        """Have this many. Raises ValueError where that is none."""
-        self._line = _Line(number)
-
-    @asynccontextmanager
-    async def one(self, end: float | None) -> AsyncIterator[None]:
-        """Have a place while inside. Raises ClientError where none is free in time, or all is closed."""
-        turn = asyncio.Event()
-        self._line.join(turn.set)
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds_until(end)):
-                    await turn.wait()
-            self._line.check(end)
-            yield
-        finally:
-            if not self._line.leave(turn.set):
-                self._line.give_back()
-
-    def close(self) -> None:
-        """Refuse those that wait, and all that come."""
-        self._line.close()

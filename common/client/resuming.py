@@ -58,17 +58,18 @@ class Progress:
         self._num_finishes += response.HasField("finish")
         return True
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all has come, so that a failure of the call means nothing any more."""
-        return self._num_finishes >= max(1, self._request.sampling.n)
-
     def pause_after(self, error: ClientError) -> float | None:
-        """Seconds after which to go on where a call failed; None where the failure is the stream's."""
-        if not self._resumes or self.is_complete or not self._may_pass(error) or self._num_tries >= MAX_TRIES:
+        """Seconds after which to go on where a call failed; None where all has come before it did.
+
+        Raises the error where it is the stream's.
+        """
+        if self._num_finishes >= max(1, self._request.sampling.n):
             return None
         pause = error.retry_after or 0.1 * 2.0 ** (self._num_tries - 1)
-        return None if self._end is not None and time.monotonic() + pause >= self._end else pause
+        is_late = self._end is not None and time.monotonic() + pause >= self._end
+        if not self._resumes or not self._may_pass(error) or self._num_tries >= MAX_TRIES or is_late:
+            raise error
+        return pause
 
     def _may_pass(self, error: ClientError) -> bool:
         if error.code is grpc.StatusCode.CANCELLED:

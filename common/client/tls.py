@@ -9,10 +9,8 @@ from pathlib import Path
 
 import grpc
 
-from common.client.options import server_name_options
+from common.client.options import Options, server_name_options
 from common.security.key_files import KeyFiles, Keys
-
-Options = tuple[tuple[str, int | str], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from common.client.places import AsyncPlaces, Places, end_after
+from common.client.places import Places, end_after
 from common.client.types import ClientError
 from tests.waiting import until
 
@@ -107,10 +107,10 @@ def test_a_place_may_be_given_back_in_the_midst_of_any_operation(number: int) ->
 
 
 async def test_whoever_gives_up_leaves_no_place_behind_and_takes_none_along() -> None:
-    places = AsyncPlaces(1)
+    places = Places(1)
 
     async def one(seconds: float) -> None:
-        async with places.one(None):
+        async with places.one_async(None):
             await asyncio.sleep(seconds)
 
     first = asyncio.create_task(one(60))
@@ -123,9 +123,9 @@ async def test_whoever_gives_up_leaves_no_place_behind_and_takes_none_along() ->
     waiting[1].cancel()
     await asyncio.wait({first, *waiting}, timeout=10)
     assert [task.cancelled() for task in waiting] == [True, True, False]
-    async with places.one(end_after(10)):
+    async with places.one_async(end_after(10)):
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
-            async with places.one(end_after(0.01)):
+            async with places.one_async(end_after(0.01)):
                 pass
 
 
@@ -134,7 +134,7 @@ async def test_a_time_that_is_over_gives_no_place(timeout: float) -> None:
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED), Places(1).one(end_after(timeout)):
         pass
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
-        async with AsyncPlaces(1).one(end_after(timeout)):
+        async with Places(1).one_async(end_after(timeout)):
             pass
 
 
@@ -161,16 +161,16 @@ def test_threads_that_wait_are_refused_when_all_is_closed() -> None:
 
 
 async def test_tasks_that_wait_are_refused_when_all_is_closed() -> None:
-    places = AsyncPlaces(1)
+    places = Places(1)
     errors = []
 
     async def wait() -> None:
         with refused(grpc.StatusCode.CANCELLED):
-            async with places.one(None):
+            async with places.one_async(None):
                 pass
         errors.append(True)
 
-    async with places.one(None):
+    async with places.one_async(None):
         tasks = [asyncio.create_task(wait()) for _ in range(3)]
         await asyncio.sleep(0.01)
         assert not errors
@@ -180,7 +180,6 @@ async def test_tasks_that_wait_are_refused_when_all_is_closed() -> None:
     await wait()
 
 
-@pytest.mark.parametrize("kind", [Places, AsyncPlaces])
-def test_nobody_may_ask_for_no_place_at_all(kind: type[Places | AsyncPlaces]) -> None:
+def test_nobody_may_ask_for_no_place_at_all() -> None:
     with pytest.raises(ValueError, match="max_calls must be 1 or more, got 0"):
-        kind(0)
+        Places(0)
