@@ -4,7 +4,7 @@ Knows requests and the blocks they own. Does not know who goes first (see `fair_
 what computes the tokens, what ends a request (see `bookkeeper`), time, or how image features come and go.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from heapq import heapify, heappop, heapreplace
 
 from decoder_service.cache.block_manager import BlockManager
@@ -135,13 +135,14 @@ class Scheduler:
         """The next batch by the rules."""
         self._wishes.take_back(output)
         self._move_running()
-        self._plan.spare_generating(self._turns.prompts())
-        self._share_out(output)
+        running = self._turns.running
+        self._plan.spare_generating(self._turns.prompts(running))
+        self._share_out(running, output)
         while self._waiting.ready and not self._plan:
             # All that run are stalled. The features they wait for may need memory that the ready one's
             # features take up, so one side must give way, and the ready one is the one that can move.
             self._preempt(self._running.victim())
-            self._share_out(output)
+            self._share_out((), output)
         self._wishes.take_back(output)
         return self._plan.take(self._copies.take())
 
@@ -159,9 +160,9 @@ class Scheduler:
             else:
                 self._preempt(request)
 
-    def _share_out(self, output: StepOutput) -> None:
-        """Plan the rest of the budget, for prompts of those that run and of those that can begin."""
-        running = [(*self._turns.of(request), place, request) for place, request in enumerate(self._turns.running)]
+    def _share_out(self, requests: Iterable[Request], output: StepOutput) -> None:
+        """Plan the rest of the budget, for prompts of these, which run, and of those that can begin."""
+        running = [(*self._turns.of(request), place, request) for place, request in enumerate(requests)]
         heapify(running)
         admits = True
         while self._plan.budget:

@@ -4,7 +4,7 @@ Knows classes, what tenants got, and who could have more tokens. Does not know w
 tokens anybody gets (see `scheduler`), and changes nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from decoder_service.engine.request import Request
 from decoder_service.scheduling.room import Room
@@ -41,10 +41,10 @@ class Turns:
         """Those that run and could have more than the one token that they have in this step."""
         return [each for each in self._running if each.num_schedulable_tokens > 1 and each in self._plan]
 
-    def prompts(self) -> Iterator[Request]:
+    def prompts(self, running: Iterable[Request]) -> Iterator[Request]:
         """These and as many of those that wait as there are places to begin in, about in the order of their turns.
 
         Nobody is looked at before the first one is asked for, and of those that wait never more than there are places.
         """
         beginning = self._waiting.ready.first(self._room.num_free_places)
-        yield from sorted([*self.running, *beginning], key=self.of)
+        yield from sorted([*running, *beginning], key=self.of)
