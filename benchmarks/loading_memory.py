@@ -35,7 +35,7 @@ from common.model.settings import ComputeChoice, ModelSettings
 from common.model.weight_types import WeightTypes
 from common.native.library import Library
 from common.native.opening import choose_library, weight_types
-from common.server.process import tune_allocator
+from common.process import tune_allocator
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute
 from decoder_service.model.weights import DecoderModel

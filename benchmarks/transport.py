@@ -26,8 +26,8 @@ from benchmarks.transport_report import report
 from common.features.chunk_copy import copy_plainly
 from common.features.shared_memory import SharedArena
 from common.native.chunks import open_copy
+from common.process import freeze_loaded, tune_allocator
 from common.server.config import ServerConfig
-from common.server.process import freeze_loaded, tune_allocator
 from common.server.service_loop import run_service
 from decoder_service.cache.feature_store import PromptImage
 from decoder_service.vision.agreement import Expected

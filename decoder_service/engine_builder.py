@@ -19,7 +19,7 @@ from common.model.devices import find_device, find_dtype
 from common.model.settings import KVCacheDtype, Quantize
 from common.model.weight_types import WeightTypes
 from common.native.opening import weight_types
-from common.server.process import give_memory_back
+from common.process import give_memory_back
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig, EngineSettings
 from decoder_service.engine.engine import Engine

@@ -17,8 +17,8 @@ from common.client.tls import ChannelTlsFiles
 from common.image.header import ImageLimits
 from common.model.config import PixtralConfig
 from common.native.chunks import open_copy
+from common.process import freeze_loaded
 from common.server.ending import Ending
-from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
 from common.telemetry.tracing import make_tracer
 from decoder_service.api.doorkeeper import Doorkeeper

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.server.process import die_with_parent
+from common.process import die_with_parent
 
 Result = TypeVar("Result")
 

@@ -28,7 +28,7 @@ from PIL import Image
 from common.client.client import DiptychClient
 from common.client.messages import user_message
 from common.client.types import ClientError, Completion, CompletionBuilder
-from common.server.process import die_with_parent
+from common.process import die_with_parent
 from diptych.output import forget_output, print_all_characters, whole_lines
 from diptych.terminal import half_blocks, shows_colours
 from training.tasks import TASKS, Example, sample

@@ -170,6 +170,12 @@ def test_packages_do_not_import_those_above_or_beside_them(package: str, strange
             assert not strangers & {imported.partition(".")[0] for imported in own}, name
 
 
+def test_nothing_that_services_share_imports_the_server() -> None:
+    for name, imports in IMPORTS.items():
+        if name.startswith("common.") and not name.startswith("common.server"):
+            assert not [imported for imported in imports if imported.startswith("common.server")], name
+
+
 def test_folders_of_the_vision_service_import_those_below_them_alone() -> None:
     folders = {name.split(".")[1] for name in SOURCES if name.count(".") == 2 and name.startswith("vision_service.")}
     assert folders == set(VISION_ORDER)

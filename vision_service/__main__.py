@@ -18,8 +18,8 @@ import sys
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from common.features.shared_memory import SharedArena
+from common.process import freeze_loaded
 from common.server.ending import Ending
-from common.server.process import freeze_loaded
 from common.server.server import GrpcServer
 from common.server.start import read_config, run_named
 from common.telemetry.tracing import make_tracer

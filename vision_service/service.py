@@ -22,7 +22,7 @@ from common.model.graph_recorder import CudaGraphRecorder
 from common.model.settings import ComputeChoice, ModelSettings
 from common.native.opening import choose_library, weight_types
 from common.native.resizing import find_kernels
-from common.server.process import give_memory_back
+from common.process import give_memory_back
 from vision_service.collector import VisionCollector
 from vision_service.config import BatchConfig, CacheConfig, DecodeConfig, FeaturePlace
 from vision_service.decoding.decode_pool import DecodePool

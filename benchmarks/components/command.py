@@ -19,7 +19,7 @@ from benchmarks.components.products import measure_products
 from benchmarks.components.texts import measure_texts
 from benchmarks.components.timing import Measurement
 from benchmarks.report import QUICK, save
-from common.server.process import tune_allocator
+from common.process import tune_allocator
 from common.settings.settings import from_arguments, setting
 
 PARTS = ("steps", "blocks", "texts", "decoding", "encoder", "decode", "prefill", "products")

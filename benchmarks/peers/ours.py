@@ -14,8 +14,8 @@ import torch
 from benchmarks.peers.protocol import serve
 from common.checkpoint.checkpoint import open_checkpoint
 from common.model.settings import DtypeChoice, ModelSettings
+from common.process import freeze_loaded, tune_allocator
 from common.server.config import ServerConfig
-from common.server.process import freeze_loaded, tune_allocator
 from common.version import server_version
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
 from decoder_service.engine.engine import Engine

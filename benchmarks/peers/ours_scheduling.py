@@ -6,7 +6,7 @@
 from benchmarks.components.host import engine_with
 from benchmarks.peers.protocol import serve
 from benchmarks.peers.stepping import MAX_TOKENS, Step, time_steps
-from common.server.process import freeze_loaded
+from common.process import freeze_loaded
 from common.version import server_version
 
 

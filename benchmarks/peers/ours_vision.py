@@ -23,7 +23,7 @@ from common.model.devices import find_dtype
 from common.model.settings import DtypeChoice, ModelSettings
 from common.native.opening import choose_library, weight_types
 from common.native.resizing import find_kernels, open_resize
-from common.server.process import freeze_loaded, tune_allocator
+from common.process import freeze_loaded, tune_allocator
 from common.version import server_version
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.prompt_images import PlaceholderRange

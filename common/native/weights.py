@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.native.library import CWeights, Library
-from common.server.process import give_memory_back
+from common.process import give_memory_back
 
 HUGE_PAGE = 2 << 20
 """Bytes, where pages have 4 KiB."""

@@ -5,11 +5,11 @@ Knows the server's settings. Opens nothing for good: whatever is right here is t
 
 from google.protobuf.internal import api_implementation
 
+from common.process import raise_descriptor_limit
 from common.security.access import Gate
 from common.security.tls import MetricsTls, server_files
 from common.server.config import ServerConfig
 from common.server.ports import check_free
-from common.server.process import raise_descriptor_limit
 
 _OWN_DESCRIPTORS = 256
 """Descriptors that a process needs beside its connections: files, pipes of its workers, channels to others."""

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
 
+from common.process import tune_allocator
 from common.server.config import ServerConfig
 from common.server.ports import CannotListenError
 from common.server.preflight import check_server
-from common.server.process import tune_allocator
 from common.server.service_loop import run_service
 from common.settings.settings import Parser
 from common.settings.sources import add_config_arguments, from_sources

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from common.process import raise_descriptor_limit
 from common.security.access import AccessSettings
 from common.security.tls import TlsSettings
 from common.server.config import ServerConfig
 from common.server.ports import CannotListenError
 from common.server.preflight import check_server
-from common.server.process import raise_descriptor_limit
 
 ROOT = Path(__file__).parents[3]
 IN_USE = "the port is in use; choose another with"

@@ -10,7 +10,7 @@ from tests.processes import is_running
 
 TOUCH = """
 import resource, sys
-from common.server.process import tune_allocator
+from common.process import tune_allocator
 if sys.argv[1] == "tuned": tune_allocator()
 size = 2 << 20
 for _ in range(30): buffers = [b"x" * size for _ in range(8)]; del buffers
@@ -19,7 +19,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 RESIDENT = """
 import re, sys
 from pathlib import Path
-from common.server.process import give_memory_back, tune_allocator
+from common.process import give_memory_back, tune_allocator
 tune_allocator()
 chunks = [b"x" * (1 << 20) for _ in range(200)]
 del chunks
@@ -29,7 +29,7 @@ print(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 PARENT = """
 import os, subprocess, sys
 from functools import partial
-from common.server.process import die_with_parent
+from common.process import die_with_parent
 child = subprocess.Popen([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"],
                          stdout=subprocess.PIPE, preexec_fn=partial(die_with_parent, os.getpid()))
 child.stdout.readline()
