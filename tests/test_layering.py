@@ -214,6 +214,13 @@ def test_packages_re_export_nothing() -> None:
             assert not _imports(path), path
 
 
+def test_no_test_imports_another_one() -> None:
+    """What several of them use is in a file of its own, where whoever changes it sees that."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        shared = {imported for imported in _imports(path) if re.match(r"tests\.(.+\.)?test_\w+$", imported)}
+        assert not shared, path
+
+
 def test_client_needs_only_grpc_and_protobuf() -> None:
     """In a fresh interpreter, with every other third-party package made unimportable."""
     script = """

@@ -1,13 +1,10 @@
 """Every command runs at a tiny size, without peers, and says what it found. No figure is judged here."""
 
-import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,22 +12,7 @@ from benchmarks.__main__ import _COMMANDS, _PROGRAMS, main
 from benchmarks.checkpoints import checkpoint
 from benchmarks.load.pair import running_pair
 from benchmarks.report import QUICK
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: str) -> str:
-    """Standard output of `python -m benchmarks`; a process of its own, as commands pin themselves to cores."""
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "benchmarks", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT / 'build/gen'}"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.benchmarks.commands import results, run
 
 
 @pytest.mark.parametrize("name", _COMMANDS)
@@ -40,12 +22,6 @@ def test_the_help_of_a_command_says_what_it_measures(name: str, capsys: pytest.C
     assert raised.value.code == 0
     words = _COMMANDS[name][2]
     assert f"\n\n{words[0].upper()}{words[1:]}.\n" in capsys.readouterr().out
-
-
-def results(path: Path) -> Any:  # noqa: ANN401 - what JSON may be
-    document = json.loads(path.read_text())
-    assert document["machine"]["packages"]["torch"]
-    return document["results"]
 
 
 @pytest.mark.parametrize("name", _PROGRAMS)

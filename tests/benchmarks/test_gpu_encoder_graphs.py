@@ -7,7 +7,7 @@ from benchmarks.gpu.models import randomise
 from common.model.graph_recorder import GraphRecorder, Run
 from tests.benchmarks.on_cpu import clock
 from tests.replayer import Replayer
-from tests.vision_service.model.test_encoder_graphs import CONFIG, blind_attention, masked_attention
+from tests.vision_service.model.small_encoder import CONFIG, blind_attention, masked_attention
 from vision_service.model.encoder import PixtralVisionModel
 
 

@@ -24,7 +24,7 @@ from benchmarks.one_gpu.packages import check_host, check_stubs, look_at, pinned
 from benchmarks.one_gpu.starting import forget, read_rate, weights_loaded
 from common.checkpoint.checkpoint import open_checkpoint
 from common.checkpoint.layout import Part
-from tests.benchmarks.test_commands import results, run
+from tests.benchmarks.commands import results, run
 
 CPU = torch.device("cpu")
 

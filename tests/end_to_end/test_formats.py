@@ -8,8 +8,8 @@ import pytest
 from common.checkpoint.convert import convert_checkpoint
 from common.checkpoint.files import CheckpointFormat
 from common.client.client import DiptychClient
+from tests.end_to_end.questions import question
 from tests.end_to_end.services import DEMO_MODEL, decoder_service, vision_service
-from tests.end_to_end.test_pair import question
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import grpc
 
 from common.client.client import DiptychClient
 from diptych.v1 import types_pb2, vision_pb2, vision_pb2_grpc
+from tests.end_to_end.questions import QUESTIONS, question
 from tests.end_to_end.services import decoder_service, vision_service
-from tests.end_to_end.test_pair import QUESTIONS, question
 
 
 def test_a_pair_in_bfloat16_answers_as_one_in_float32_does(client: DiptychClient) -> None:

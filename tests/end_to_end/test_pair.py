@@ -4,7 +4,6 @@ import json
 import random
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -15,19 +14,12 @@ from common.client.client import DiptychClient
 from common.client.messages import GenerateOptions, Prompt, raw_text, token_ids, user_message
 from common.client.types import ClientError, Completion
 from tests import pictures
+from tests.end_to_end.questions import QUESTIONS, question
 from tests.end_to_end.services import Service
 from training.scores import held_out
 from training.tasks import Task
 
-QUESTIONS: Sequence[Task] = ("number", "count", "shapes", "which")
 WHOLE = pictures.save(pictures.noise(70, 50, seed=0))
-
-
-def question(task: Task, index: int) -> tuple[Prompt, str]:
-    """A held-out question of the demo model's own tasks, and its answer."""
-    example = held_out(task, 7, index)
-    (turn,) = example.turns
-    return [user_message(turn.question, example.png_images)], turn.answer
 
 
 @pytest.mark.parametrize("task", QUESTIONS)

@@ -10,8 +10,8 @@ from common.client.messages import GenerateOptions, generate_request, raw_text
 from common.client.types import CompletionBuilder, to_client_error
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1.generation_pb2_grpc import GenerationServiceStub
+from tests.end_to_end.questions import question
 from tests.end_to_end.services import Service, decoder_service
-from tests.end_to_end.test_pair import question
 
 LONG: GenerateOptions = {"max_tokens": 24, "ignore_eos": True}
 CASES: dict[str, GenerateOptions] = {

@@ -15,7 +15,7 @@ from common.native.build import default_cache, find_or_build
 from common.native.library import Library
 from common.native.processor import cpu_levels
 from tests.parity.plain_pair import PlainPair
-from tests.parity.test_numbers import Pictures, expected, pictures, random_ids
+from tests.parity.reference import Pictures, expected, pictures, random_ids
 from tests.tiny_models import Shape, random_pixtral, save
 
 SHAPES = [

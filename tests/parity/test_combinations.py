@@ -24,7 +24,7 @@ from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from decoder_service.vision.image_encoder import ImageFeatures
 from tests.decoder_service.operations import VARIABLE
 from tests.parity.harness import COMPUTES, CPU, Harness, MakeCompute
-from tests.parity.test_decoder import IMAGE_SHAPES, _mixed_prompts
+from tests.parity.prompts import IMAGE_SHAPES, mixed_prompts
 from tests.tiny_models import Prompt, random_pixtral, save
 
 MAX_TOKENS = 12
@@ -157,7 +157,7 @@ class Model:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     shape = IMAGE_SHAPES[0]
     directory = save(random_pixtral(shape), tmp_path_factory.mktemp("pixtral"))
-    prompts = _mixed_prompts(shape.patch)
+    prompts = mixed_prompts(shape.patch)
     twin = Prompt(token_ids=[*prompts[1].token_ids, *range(30, 47)], images=prompts[1].images)
     return Model(Harness(directory, num_blocks=8, block_size=8, token_budget=8), [*prompts, twin])
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from decoder_service.engine.request import Request
 from decoder_service.sampling.sampling_params import SamplingParams
 from tests.parity.harness import Harness
-from tests.parity.test_decoder import IMAGE_SHAPES
+from tests.parity.prompts import IMAGE_SHAPES
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, random_text_model, reference_logits, save
 
 N = 5

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.parity.harness import COMPUTES, NEW_TOKENS, Harness, MakeCompute
+from tests.parity.prompts import IMAGE_SHAPES, _picture, mixed_prompts, random_ids
 from tests.tiny_models import (
     Prompt,
     Shape,
-    image_tokens,
     random_pixtral,
     random_text_model,
     reference_logits,
@@ -25,10 +25,6 @@ TEXT_SHAPES = [
     Shape(name="sliding-window", window=24),
     Shape(name="theta-1e9", rope_theta=1e9, layers=3),
 ]
-IMAGE_SHAPES = [
-    Shape(name="pixtral-like", rope_theta=1e9, heads=8, kv_heads=2, head_dim=12),
-    Shape(name="large-like", vision_head_dim=20, vision_heads=3, projector_bias=False, patch=2),
-]
 
 
 @pytest.mark.parametrize("shape", TEXT_SHAPES, ids=lambda shape: shape.name)
@@ -37,7 +33,7 @@ def test_text_requests_batched_together_get_the_reference_logits_and_ids(
     shape: Shape, make_compute: MakeCompute, tmp_path: Path
 ) -> None:
     model = random_text_model(shape)
-    prompts = [Prompt(token_ids=_random_ids(length, seed=length)) for length in (1, 5, 17, 33, 70)]
+    prompts = [Prompt(token_ids=random_ids(length, seed=length)) for length in (1, 5, 17, 33, 70)]
     harness = Harness(save(model, tmp_path), num_blocks=64, block_size=16, token_budget=48, make_compute=make_compute)
     for prompt, (ids, logits) in zip(prompts, harness.run(prompts), strict=True):
         _assert_matches(ids, logits, reference_logits(model, prompt, ids))
@@ -50,7 +46,7 @@ def test_mixed_requests_get_the_reference_logits_and_ids_at_any_chunk_size(
     shape: Shape, token_budget: int, make_compute: MakeCompute, tmp_path: Path
 ) -> None:
     model = random_pixtral(shape)
-    prompts = _mixed_prompts(shape.patch)
+    prompts = mixed_prompts(shape.patch)
     harness = Harness(
         save(model, tmp_path), num_blocks=128, block_size=8, token_budget=token_budget, make_compute=make_compute
     )
@@ -62,7 +58,7 @@ def test_mixed_requests_get_the_reference_logits_and_ids_at_any_chunk_size(
 def test_preempted_requests_get_the_reference_ids(make_compute: MakeCompute, tmp_path: Path) -> None:
     shape = IMAGE_SHAPES[0]
     model = random_pixtral(shape)
-    prompts = _mixed_prompts(shape.patch)
+    prompts = mixed_prompts(shape.patch)
     harness = Harness(save(model, tmp_path), num_blocks=24, block_size=8, token_budget=40, make_compute=make_compute)
     for prompt, (ids, logits) in zip(prompts, harness.run(prompts), strict=True):
         _assert_matches(ids, logits, reference_logits(model, prompt, ids))
@@ -77,7 +73,7 @@ def test_what_the_prefix_cache_holds_gives_the_reference_logits_and_ids(
     """The same prompts again, and their beginnings with another end."""
     shape = IMAGE_SHAPES[0]
     model = random_pixtral(shape)
-    prompts = _mixed_prompts(shape.patch)
+    prompts = mixed_prompts(shape.patch)
     harness = Harness(
         save(model, tmp_path), num_blocks=128, block_size=4, token_budget=token_budget, make_compute=make_compute
     )
@@ -97,7 +93,7 @@ def test_what_the_prefix_cache_holds_gives_the_reference_logits_and_ids(
 def test_request_with_a_nan_fails_alone(token_budget: int, make_compute: MakeCompute, tmp_path: Path) -> None:
     shape = IMAGE_SHAPES[0]
     model = random_pixtral(shape)
-    prompts = _mixed_prompts(shape.patch)
+    prompts = mixed_prompts(shape.patch)
     harness = Harness(
         save(model, tmp_path), num_blocks=128, block_size=8, token_budget=token_budget, make_compute=make_compute
     )
@@ -112,42 +108,11 @@ def test_pictures_matter(make_compute: MakeCompute, tmp_path: Path) -> None:
     """The negative control: with another picture's features the reference is missed by far."""
     shape = IMAGE_SHAPES[0]
     model = random_pixtral(shape)
-    token_ids = _mixed_prompts(shape.patch)[1].token_ids
+    token_ids = mixed_prompts(shape.patch)[1].token_ids
     seen, other = (Prompt(token_ids=token_ids, images=[_picture(3, 5, shape.patch, seed)]) for seed in (1, 2))
     harness = Harness(save(model, tmp_path), num_blocks=64, block_size=8, token_budget=64, make_compute=make_compute)
     ids, logits = harness.run([seen])[0]
     assert (logits - reference_logits(model, other, ids)).abs().max() > 0.1
-
-
-def _mixed_prompts(patch: int) -> list[Prompt]:
-    """Text, one image, images between texts, four images of odd grids, an image at the very start."""
-
-    def pictures(*grids: tuple[int, int]) -> list[Tensor]:
-        return [_picture(*grid, patch, seed) for seed, grid in enumerate(grids)]
-
-    text = _random_ids(9, seed=3)
-    return [
-        Prompt(token_ids=text),
-        Prompt(token_ids=[1, 3, *image_tokens(3, 5), *text, 4], images=pictures((3, 5))),
-        Prompt(
-            token_ids=[1, *text, *image_tokens(1, 1), 50, *image_tokens(7, 2), *text],
-            images=pictures((1, 1), (7, 2)),
-        ),
-        Prompt(
-            token_ids=[1, *(id_ for grid in ((2, 3), (3, 2), (1, 6), (5, 5)) for id_ in image_tokens(*grid)), *text],
-            images=pictures((2, 3), (3, 2), (1, 6), (5, 5)),
-        ),
-        Prompt(token_ids=[*image_tokens(4, 4), 60], images=pictures((4, 4))),
-    ]
-
-
-def _picture(height: int, width: int, patch: int, seed: int) -> Tensor:
-    return torch.randn(3, height * patch, width * patch, generator=torch.Generator().manual_seed(seed))
-
-
-def _random_ids(length: int, *, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(20, 160, (length,), generator=generator).tolist()
 
 
 def _assert_matches(ids: list[int], logits: Tensor, reference: Tensor) -> None:

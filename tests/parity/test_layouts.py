@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from tests.native_checkpoint import write_native
 from tests.parity.plain_pair import PlainPair
-from tests.parity.test_numbers import BOUND, IMAGE_SHAPES, TEXT_SHAPES, expected, pictures, random_ids
+from tests.parity.reference import BOUND, IMAGE_SHAPES, TEXT_SHAPES, expected, pictures, random_ids
 from tests.tiny_models import Shape, random_pixtral, random_text_model, save
 
 NUM_NEW = 24

@@ -14,7 +14,7 @@ from decoder_service.engine.step import ScheduledBatch, StepOutput, StepResult, 
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.sampling.logprobs import Logprobs
 from tests.parity.harness import Harness
-from tests.parity.test_decoder import IMAGE_SHAPES
+from tests.parity.prompts import IMAGE_SHAPES
 from tests.tiny_models import (
     Prompt,
     Shape,

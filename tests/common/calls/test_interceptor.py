@@ -6,8 +6,6 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from common.calls.observer import Context
@@ -15,16 +13,8 @@ from common.errors import InvalidArgumentError, ResourceExhaustedError
 from common.server.config import ServerConfig
 from common.server.server import GrpcServer
 from diptych.v1 import generation_pb2 as pb
+from tests.common.calls.error_info import info_of
 from tests.fake_generation import HIDDEN, NAME, FakeGeneration, running
-
-
-def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
-    call: Any = error
-    status = rpc_status.from_call(call)
-    assert status is not None
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return info
 
 
 async def tokenize(address: str, request: bytes, *, timeout: float = 10) -> bytes:

@@ -1,28 +1,16 @@
 """Whoever writes features to their place finds memory there."""
 
 import asyncio
-import resource
 import sys
 
 import pytest
 
 from common.features.feature_memory import PageMaker, reserve
+from tests.page_faults import faults_of_writing, num_faults
 
 SIZE = 48 << 20
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
-
-
-def num_faults() -> int:
-    """Pages that were missing when this thread came to them."""
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-
-
-def faults_of_writing(place: memoryview) -> int:
-    before = num_faults()
-    for start in range(0, len(place), 1 << 12):
-        place[start] = 1
-    return num_faults() - before
 
 
 def test_to_reserve_memory_touches_none_of_it() -> None:

@@ -24,7 +24,7 @@ from common.server.config import ServerConfig
 from common.server.server import GrpcServer
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1 import generation_pb2_grpc, vision_pb2, vision_pb2_grpc
-from tests.common.calls.test_interceptor import info_of
+from tests.common.calls.error_info import info_of
 from tests.fake_generation import FakeGeneration
 
 FILES = (pb.DESCRIPTOR, vision_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)

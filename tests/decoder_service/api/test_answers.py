@@ -23,7 +23,7 @@ from decoder_service.scheduling.capacity import Capacity
 from decoder_service.telemetry.request_metrics import RequestMetrics
 from decoder_service.text.detokenizer import TokenTexts
 from diptych.v1 import generation_pb2 as pb
-from tests.decoder_service.engine.test_generation import Bench, StepwiseRunner, expected
+from tests.decoder_service.engine.bench import Bench, StepwiseRunner, expected
 
 NUM_IDS, MODEL_LEN = 200, 64
 PROMPT = [5, 6, 7]

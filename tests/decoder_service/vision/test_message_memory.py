@@ -14,7 +14,6 @@ from common.features.chunk_copy import Copied, CopyChunk, copy_plainly
 from common.features.feature_memory import reserve
 from decoder_service.vision.client import VisionClient
 from decoder_service.vision.resolver import VisionResolver
-from tests.common.features.test_feature_memory import faults_of_writing, num_faults
 from tests.decoder_service.vision.replica_fakes import (
     EXPECTED,
     Behaviour,
@@ -25,6 +24,7 @@ from tests.decoder_service.vision.replica_fakes import (
     spec_of,
     well,
 )
+from tests.page_faults import faults_of_writing, num_faults
 from tests.waiting import until
 
 

@@ -22,7 +22,7 @@ from decoder_service.vision.resolver import VisionResolver
 from diptych.v1 import types_pb2
 from diptych.v1 import vision_pb2 as pb
 from tests.decoder_service.vision.replica_fakes import EXPECTED, FakeReplica, encode, rows_of
-from tests.vision_service.api.test_servicer import INFO, PICTURE, running
+from tests.vision_service.running_service import INFO, PICTURE, running
 
 LATER = {
     "EncodeRequest": "shared_memory_token",

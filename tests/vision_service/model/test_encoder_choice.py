@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.model.layers import Attend
-from tests.vision_service.model.test_encoder_graphs import CONFIG, CPU, blind_attention, masked_attention
+from tests.vision_service.model.small_encoder import CONFIG, CPU, blind_attention, masked_attention
 from vision_service.model.encoder import PatchEncoder, PixtralVisionModel
 from vision_service.model.encoder_choice import checked_attention, choose_encoder
 from vision_service.model.segment_attention import SegmentAttention

@@ -9,7 +9,7 @@ import torch
 from common.model.attention import packed_attention
 from common.model.rope import apply_rotary, inverse_frequencies, rotary_1d
 from tests.replayer import Replayer
-from tests.vision_service.model.test_encoder_graphs import (
+from tests.vision_service.model.small_encoder import (
     CONFIG,
     CPU,
     SHAPE,
@@ -18,7 +18,7 @@ from tests.vision_service.model.test_encoder_graphs import (
     make_runner,
     masked_attention,
 )
-from tests.vision_service.model.test_encoder_graphs import model as model
+from tests.vision_service.model.small_encoder import model as model
 from vision_service.model.encoder import PatchEncoder, PixtralVisionModel, grid_positions
 from vision_service.model.fused_encoder import FusedEncoder, rotate
 from vision_service.model.runner import EncoderRunner
