@@ -6,7 +6,7 @@ Does not know calls, and checks only what it must read: the server judges the re
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
@@ -22,6 +22,8 @@ Prompt: TypeAlias = Sequence[ChatMessage] | pb.Chat | pb.RawText | pb.TokenIds
 
 _STRUCTURES = ("json_schema", "json_object", "regex", "grammar", "choice")
 _REQUEST_FIELDS = ("request_id", "cache_salt", "priority", *_STRUCTURES)
+_MESSAGE = 'a message is {"role": ..., "content": ...}'
+_PART = 'a part is {"type": "text", "text": ...} or {"type": "image", "path" or "data": ...}'
 _ROLES = {"system": pb.ROLE_SYSTEM, "user": pb.ROLE_USER, "assistant": pb.ROLE_ASSISTANT}
 
 
@@ -126,7 +128,8 @@ def _prompt_field(prompt: Prompt) -> dict[str, Any]:
 
 def _message(message: ChatMessage) -> pb.Message:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-        raise ValueError('a message is {"role": ..., "content": ...}')
+        raise ValueError(_MESSAGE)
+    _refuse(message.keys() - {"role", "content"}, _MESSAGE)
     role = _ROLES.get(str(message["role"]))
     if role is None:
         raise ValueError(f"no such role: {message['role']!r}")
@@ -139,13 +142,21 @@ def _message(message: ChatMessage) -> pb.Message:
 
 def _part(part: Mapping[str, Any]) -> pb.Part:
     match part:
-        case {"type": "text", "text": str(text)}:
+        case {"type": "text", "text": str(text), **others}:
+            _refuse(others, _PART)
             return pb.Part(text=text)
-        case {"type": "image", "data": bytes(data)}:
+        case {"type": "image", "data": bytes(data), **others}:
+            _refuse(others, _PART)
             return pb.Part(image=_image(data))
-        case {"type": "image", "path": str() | Path() as path}:
+        case {"type": "image", "path": str() | Path() as path, **others}:
+            _refuse(others, _PART)
             return pb.Part(image=_image(path))
-    raise ValueError('a part is {"type": "text", "text": ...} or {"type": "image", "path" or "data": ...}')
+    raise ValueError(_PART)
+
+
+def _refuse(others: Collection[str], form: str) -> None:
+    if others:
+        raise ValueError(f"unknown key {next(iter(others))!r}: {form}")
 
 
 def _image(source: ImageSource) -> pb.Image:

@@ -11,9 +11,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-_log = logging.getLogger(__name__)
+from common.security.file_stamp import Stamp, file_stamp
 
-_Stamp = tuple[tuple[int, int, int], ...]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,11 @@ class KeyFiles:
             self._complaint = error
             _log.warning("new certificates cannot be used yet", extra={"error": error})
 
-    def _look(self) -> _Stamp:
+    def _look(self) -> list[Stamp]:
         try:
-            states = [path.stat() for path in (self._cert, self._key, self._ca) if path is not None]
+            return [file_stamp(path) for path in (self._cert, self._key, self._ca) if path is not None]
         except OSError as error:
             raise ValueError(f"{error.filename}: {error.strerror}") from None
-        return tuple((state.st_mtime_ns, state.st_ino, state.st_size) for state in states)
 
     def _read(self) -> Keys:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from common.security.file_stamp import Stamp, file_stamp
 from common.security.quota import Limits
 
 _LOOK_EVERY: Final = 1.0
@@ -93,12 +94,11 @@ class TokenFile:
             # Callers whose tokens were good a moment ago must not be locked out by a faulty file.
             _log.error("the new file of tokens cannot be used", extra={"error": str(error)})
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _look(self) -> Stamp | None:
         try:
-            state = self._path.stat()
+            return file_stamp(self._path)
         except OSError:
             return None
-        return state.st_mtime_ns, state.st_ino, state.st_size
 
 
 def read_token_file(path: Path, defaults: Limits) -> tuple[TokenEntry, ...]:

@@ -19,6 +19,7 @@ from common.errors import InvalidArgumentError
 from common.features.feature_memory import reserve
 from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
+from common.tasks import has_succeeded
 from decoder_service.vision.image_encoder import ImageEncoder, ImageFeatures
 
 
@@ -157,7 +158,7 @@ class FeatureStore:
             # The buffer is being written until the task has ended; see `_ended`.
             self._withdraw(entry)
             entry.encoding.cancel()
-        elif self._caching and self._is_offered(entry) and _has_succeeded(entry.encoding):
+        elif self._caching and self._is_offered(entry) and has_succeeded(entry.encoding):
             self._keep(entry)
         else:
             self._withdraw(entry)
@@ -175,7 +176,7 @@ class FeatureStore:
     def _sound(self, image_hash: ImageHash) -> _Entry | None:
         """Features that are here or on their way; those that failed just now are not, though `_ended` comes later."""
         entry = self._entries.get(image_hash)
-        if entry is not None and entry.encoding.done() and not _has_succeeded(entry.encoding):
+        if entry is not None and entry.encoding.done() and not has_succeeded(entry.encoding):
             self._withdraw(entry)
             return None
         return entry
@@ -195,7 +196,7 @@ class FeatureStore:
         return entry
 
     def _ended(self, entry: _Entry) -> None:
-        if not _has_succeeded(entry.encoding):
+        if not has_succeeded(entry.encoding):
             # Whoever asks next tries again; those who hold it now see the failure.
             self._withdraw(entry)
         if not entry.ref_count and not self._is_offered(entry):
@@ -233,7 +234,3 @@ class FeatureStore:
             entry.freed = True
             self._bytes_held -= entry.features.spec.num_bytes
             self._freed.set()
-
-
-def _has_succeeded(encoding: asyncio.Task[None]) -> bool:
-    return encoding.done() and not encoding.cancelled() and encoding.exception() is None

@@ -10,6 +10,8 @@ from contextlib import suppress
 from types import coroutine
 from typing import Any, TypeVar
 
+from common.tasks import has_succeeded
+
 T = TypeVar("T")
 
 
@@ -81,4 +83,4 @@ class LoopTurns:
 
 
 def _has_come(waited: "asyncio.Future[object] | None") -> bool:
-    return waited is not None and waited.done() and not waited.cancelled() and waited.exception() is None
+    return waited is not None and has_succeeded(waited)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -338,6 +339,20 @@ def test_a_wrong_question_is_one_line_and_status_2(arguments: list[str], capsys:
     output = capsys.readouterr()
     assert output.err.startswith("diptych generate: ")
     assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("depth", ["message", "text", "image"])
+def test_a_key_of_a_chat_that_means_nothing_is_named_and_not_passed_over(
+    depth: str, tmp_path: Path, capsys: Output
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"A")
+    text, image = {"type": "text", "text": "b"}, {"type": "image", "path": str(tmp_path / "a.png")}
+    message: dict[str, Any] = {"role": "user", "content": [text, image]}
+    {"message": message, "text": text, "image": image}[depth]["detail"] = "low"
+    (tmp_path / "chat.json").write_text(json.dumps([message]))
+    assert main(["generate", "--address", "127.0.0.1:1", "--messages", str(tmp_path / "chat.json")]) == 2
+    form = "a message is {" if depth == "message" else "a part is {"
+    assert f"chat.json: unknown key 'detail': {form}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["generate"], ["generate", "--adress", "x"], ["up", "--port", "-1"], ["no"]])

@@ -20,6 +20,7 @@ from typing import Any
 
 from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
+from common.tasks import has_succeeded
 from vision_service.pipeline.batcher import EncodeResult
 from vision_service.pipeline.byte_budget import ByteBudget
 
@@ -94,7 +95,7 @@ class FeatureCache:
         where the bytes under way are too many.
         """
         lease = self._in_use.get(spec.image_hash)
-        if lease is not None and lease.encoding.done() and not _succeeded(lease.encoding):
+        if lease is not None and lease.encoding.done() and not has_succeeded(lease.encoding):
             self._withdraw(lease)  # It failed just now, and `_ended` is still to come.
             lease = None
         if lease is not None:
@@ -149,11 +150,11 @@ class FeatureCache:
             lease.encoding.cancel()
             return
         self._give_back(lease)
-        if _succeeded(lease.encoding):
+        if has_succeeded(lease.encoding):
             self._keep(lease)
 
     def _ended(self, lease: Lease) -> None:
-        if not _succeeded(lease.encoding):
+        if not has_succeeded(lease.encoding):
             # Whoever asks next tries again; those who hold it now see the failure.
             self._withdraw(lease)
         if not lease.ref_count:
@@ -179,7 +180,3 @@ class FeatureCache:
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= oldest.num_bytes
             self.counts.evictions += 1
-
-
-def _succeeded(encoding: asyncio.Task[EncodeResult]) -> bool:
-    return encoding.done() and not encoding.cancelled() and encoding.exception() is None
