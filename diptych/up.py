@@ -13,12 +13,13 @@ from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from common.model.cores import num_cores
-from common.server.ports import LAST_PORT, CannotListenError, address, check_free
+from common.server.ports import CannotListenError, address, check_free
 from common.server.signals import termination_signals
 from common.settings.sources import without_settings
 from diptych.child import Child, ChildError
 from diptych.models import understands_images
 from diptych.up_config import ROLES, UpConfig, parse_devices, parse_dtypes
+from diptych.up_ports import chosen_ports
 
 _GRACE_SECONDS = 35.0
 """A little more than the services give their callers."""
@@ -56,7 +57,8 @@ async def up(config: UpConfig) -> int:
         return _failed(error, 2)
     replicas = config.vision_replicas if takes_images and not config.local_vision else 0
     try:
-        for port, purpose in _ports(config, replicas):
+        # Before models are loaded for nothing.
+        for port, purpose in chosen_ports(config, replicas=replicas):
             check_free(config.host, port, purpose=purpose)
     except ValueError as error:
         return _failed(error, 2)
@@ -73,22 +75,6 @@ async def up(config: UpConfig) -> int:
         services.kill()  # does nothing unless a second signal was in a hurry
         await stopping
     return status
-
-
-def _ports(config: UpConfig, replicas: int) -> Iterator[tuple[int, str]]:
-    """The ports that the user has chosen; looked at before models are loaded for nothing.
-
-    Raises ValueError where they would go beyond the last one that there is, or one would be taken twice.
-    """
-    metrics = range(config.metrics_port, config.metrics_port + replicas + 1) if config.metrics_port else range(0)
-    if metrics.stop > LAST_PORT + 1:
-        raise ValueError(f"--metrics-port {config.metrics_port} needs {replicas} more ports behind it")
-    if config.port in metrics:
-        taken = f"--metrics-port {metrics.start} takes {len(metrics)} from there on"
-        raise ValueError(f"--port {config.port} is a metrics port, too: {taken}")
-    yield config.port, ""
-    for port in metrics:
-        yield port, "metrics"
 
 
 async def _first(task: asyncio.Task[None], other: Coroutine[None, None, int]) -> None:

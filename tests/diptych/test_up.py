@@ -231,6 +231,34 @@ def test_what_no_service_could_take_is_one_line_before_any_is_started(
     assert not (folder / "started.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("vision", "decoder", "flags", "words"),
+    [
+        (50064, 50064, (), "v.yaml: metrics_port 50064 is that of d.yaml, too"),
+        (50064, None, ("--port", "50064"), "v.yaml: metrics_port 50064 is that of --port, too"),
+        (None, 50064, ("--port", "50064"), "d.yaml: metrics_port 50064 is that of --port, too"),
+        (
+            50064,
+            None,
+            ("--vision-replicas", "2"),
+            "v.yaml: metrics_port 50064 is one for 2 services; use --metrics-port",
+        ),
+    ],
+)
+def test_a_port_of_a_file_that_somebody_else_has_is_one_line_before_any_is_started(
+    folder: Path, vision: int | None, decoder: int | None, flags: tuple[str, ...], words: str
+) -> None:
+    files = ("--vision-config", "v.yaml", "--decoder-config", "d.yaml")
+    for name, port in (("v.yaml", vision), ("d.yaml", decoder)):
+        (folder / name).write_text("" if port is None else f"server:\n  metrics_port: {port}\n")
+    with run_up(folder, *files, *flags) as process:
+        _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (2, f"diptych up: {words}\n")
+    # A flag goes before the files, and gives each service its own.
+    with run_up(folder, *files, *flags, "--port", "0", "--metrics-port", "0") as process:
+        ready_address(process)
+
+
 def test_reserved_ports_differ() -> None:
     with reserved_ports(8) as ports:
         assert len(set(ports)) == 8
