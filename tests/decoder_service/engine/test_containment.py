@@ -225,6 +225,18 @@ def test_another_error_in_a_row_of_failing_clears_gets_a_number_and_a_traceback_
     ]
 
 
+def test_an_error_that_reads_otherwise_each_time_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    clearing = FailingClears()
+    for row in range(2):
+        numbers = {clearing.failed(RuntimeError(f"at {index}"), 1) for index in range(1000)}
+        clearing.succeeded()
+        assert numbers == {f"clear-{8 * row + number}" for number in range(1, 9)}
+    told = [vars(record) for record in caplog.records]
+    assert sum(each["message"] == "clearing failed" for each in told) == 16
+    assert len(told) < 40
+    assert {each["error_id"] for each in told} == {f"clear-{number}" for number in range(1, 17)}
+
+
 def test_a_device_that_is_lost_where_blocks_are_cleared_is_not_tried_again() -> None:
     host = busy_host(2)
     host.runner.poisoned.add("r0")
