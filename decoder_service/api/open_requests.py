@@ -4,8 +4,8 @@ Knows how many there may be, and that two of one caller may not bear one name. D
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
 from common.security.principal import current_principal
 from decoder_service.api.aftermath import Aftermath
@@ -16,6 +16,9 @@ from decoder_service.engine.request_names import RequestNames
 from decoder_service.prompt.prompt_spec import guess_num_tokens, num_picture_bytes
 from decoder_service.scheduling.capacity import Capacity
 from diptych.v1 import generation_pb2 as pb
+
+_SMALL_REQUEST = 128 << 10
+"""Bytes that are hashed in less time than a thread takes to begin."""
 
 
 class OpenRequests:
@@ -44,29 +47,32 @@ class OpenRequests:
         name = scoped_name(current_principal(), parsed.request_id)
         async with asyncio.timeout_at(deadline):
             await self._names.left(name)
-        held = AsyncExitStack()
-        place = held.enter_context(self._let_in(request, parsed))
-        del request
+        async with AsyncExitStack() as stack:
+            place = stack.enter_context(self._place(parsed))
+            digest = await _digest(request)
+            del request
+            stack.enter_context(self._names.held(name, digest))
+            held = stack.pop_all()
         try:
             yield place, held
         finally:
             self._names.leave(name)
             self._aftermath.add(held.aclose())
 
-    @contextmanager
-    def _let_in(self, request: pb.GenerateRequest, parsed: ParsedRequest) -> Iterator[Place]:
-        """Hold the request's name, and its place among those that are open, from before its prompt is laid out."""
-        name = scoped_name(current_principal(), parsed.request_id)
+    def _place(self, parsed: ParsedRequest) -> AbstractContextManager[Place]:
+        """A place among the requests that are open, from before its prompt is laid out."""
         sampling = parsed.sampling.params
         # What can never fit is let through to where it is refused for that.
         may_fit = sampling.max_tokens <= self._capacity.max_tokens(1, n=sampling.n)
         guess = guess_num_tokens(parsed.prompt, most=self._capacity.max_model_len)
-        place = self.admission.place(
+        return self.admission.place(
             num_tokens=guess + may_fit * sampling.max_completion_tokens,
             picture_bytes=num_picture_bytes(parsed.prompt),
         )
-        with place as held:
-            digest = request_digest(request)
-            del request
-            with self._names.held(name, digest):
-                yield held
+
+
+async def _digest(request: pb.GenerateRequest) -> bytes:
+    if not request.request_id or request.ByteSize() <= _SMALL_REQUEST:
+        return request_digest(request)
+    # On a thread: 60 MiB of pictures take longer to hash than an event loop should stand still.
+    return await asyncio.to_thread(request_digest, request)

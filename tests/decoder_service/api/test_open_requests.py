@@ -1,10 +1,13 @@
-"""What a request counts for while it waits is the most that it may come to."""
+"""What a request counts for while it waits is the most that it may come to, and letting it in holds up nobody."""
 
+import asyncio
+import threading
 from typing import Any, cast
 
 import pytest
 
 from common.errors import ResourceExhaustedError
+from decoder_service.api import open_requests as module
 from decoder_service.api.open_requests import OpenRequests
 from decoder_service.api.request_parser import parse_generate_request
 from decoder_service.engine.admission import AdmissionLimits
@@ -27,7 +30,7 @@ def test_prompt_counts_once_and_every_completion_with_the_most_it_may_get(
 
     def let_in(request: pb.GenerateRequest) -> Any:  # noqa: ANN401
         parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0)
-        return open_requests._let_in(request, parsed)
+        return open_requests._place(parsed)
 
     fitting, too_many = (
         pb.GenerateRequest(token_ids=PROMPT, sampling=pb.SamplingParams(max_tokens=1000 - num_tokens - 10 + more))
@@ -52,6 +55,24 @@ def test_a_prompt_that_is_longer_than_any_keeps_nobody_out_until_it_is_refused(p
     open_requests = OpenRequests(limits, CAPACITY)
     request = pb.GenerateRequest(**prompt, sampling=pb.SamplingParams(max_tokens=4))
     parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0)
-    with open_requests._let_in(request, parsed):
+    with open_requests._place(parsed):
         assert open_requests.admission.num_waiting_tokens == CAPACITY.max_model_len + 4
         open_requests.admission.check_tokens(5000)
+
+
+async def test_a_large_request_is_told_from_others_while_the_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+
+    def digest(request: pb.GenerateRequest) -> bytes:
+        assert goes_on.wait(5), "the loop stood still"
+        return b"digest"
+
+    monkeypatch.setattr(module, "request_digest", digest)
+    requests = OpenRequests(LIMITS, CAPACITY)
+    request = pb.GenerateRequest(request_id="a", text=pb.RawText(text="x" * 300_000))
+    parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0)
+    asyncio.get_running_loop().call_soon(goes_on.set)
+    async with requests.holding(request, parsed, deadline=asyncio.get_running_loop().time() + 10):
+        assert requests.admission.num_waiting_tokens > 0
+    await requests.settled()
+    assert requests.admission.num_waiting_tokens == 0
