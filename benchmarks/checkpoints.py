@@ -112,9 +112,9 @@ def text_config(name: str) -> MistralConfig:
     return common_text_config(MODELS[name])
 
 
-def checkpoint(name: str, folder: Path = FOLDER) -> Path:
+def checkpoint(name: str) -> Path:
     """The directory of a model of `MODELS` in Hugging Face's format, written where it is not there yet."""
-    directory = folder / f"{name}-{SEED}"
+    directory = FOLDER / f"{name}-{SEED}"
     if not directory.exists():
         aside = directory.with_name(f"{directory.name}.{os.getpid()}")
         aside.mkdir(parents=True)

@@ -86,13 +86,12 @@ def fake_replica(
     max_batch_patches: int,
     max_kept_bytes: int,
     door: ArenaDoor | None = None,
-    registry: CollectorRegistry | None = None,
 ) -> FakeReplica:
     """A replica whose encoder is a function."""
     batcher = Batcher(encode, max_batch_patches=max_batch_patches, max_pending_patches=65_536, max_wait=0.002)
     budget = ByteBudget(2**30)
     cache = FeatureCache(budget, max_kept_bytes=max_kept_bytes)
-    registry = registry or CollectorRegistry()
+    registry = CollectorRegistry()
     metrics = ImageMetrics(registry, max_batch_patches=max_batch_patches)
     pipeline = Pipeline(info, budget=budget, cache=cache, decode_pool=BlackPool(), batcher=batcher, metrics=metrics)
     server = GrpcServer(config, registry=registry)

@@ -60,11 +60,11 @@ def lineage(stages: Mapping[str, Stage], name: str) -> list[Stage]:
     return [*(lineage(stages, stage.parent) if stage.parent in stages else []), stage]
 
 
-def entry_point(target: str, path: Path = DOCKERFILE) -> list[str]:
+def entry_point(target: str) -> list[str]:
     """The words that a target's image starts."""
     texts = [
         step.text
-        for stage in lineage(read_stages(path=path), target)
+        for stage in lineage(read_stages(), target)
         for step in stage.instructions
         if step.word == "ENTRYPOINT"
     ]

@@ -10,13 +10,13 @@ _AHEAD_CYCLES = 2_000_000
 """About a millisecond"""
 
 
-def seconds(work: Callable[[], object], *, repeats: int = 20, warm_ups: int = 3, is_ahead: bool = False) -> float:
+def seconds(work: Callable[[], object], *, repeats: int = 20, is_ahead: bool = False) -> float:
     """Median seconds of one run of `work` on the current stream, by the device's own clock.
 
     Where the host `is_ahead`, the device is kept busy until it was given all of the work, and no time in which it would
     wait for the host is counted.
     """
-    for _ in range(warm_ups):
+    for _ in range(3):
         work()
     times: list[float] = []
     for _ in range(repeats):

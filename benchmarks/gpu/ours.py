@@ -58,7 +58,6 @@ class OurEngine:
         *,
         max_num_requests: int,
         max_model_len: int,
-        max_num_batched_tokens: int = _MAX_BATCHED_TOKENS,
         num_blocks: int | None = None,
     ) -> None:
         """Take memory for keys and values: as much as is free, or as requests of that length can use."""
@@ -69,7 +68,7 @@ class OurEngine:
             config,
             dtype=model.dtype,
             memory_fraction=_MEMORY_FRACTION,
-            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_batched_tokens=_MAX_BATCHED_TOKENS,
             # Admission leaves some blocks free, and nobody is to wait for those where there is memory.
             max_num_requests=math.ceil((1 + 2 * _WATERMARK) * max_num_requests) + 1,
         )
@@ -81,7 +80,7 @@ class OurEngine:
         guarded = GuardedRunner(runner)
         self._engine = Engine(
             config=SchedulerConfig(
-                max_num_batched_tokens=max_num_batched_tokens,
+                max_num_batched_tokens=_MAX_BATCHED_TOKENS,
                 max_num_requests=max_num_requests,
                 max_model_len=max_model_len,
                 num_spare_blocks=math.ceil(_WATERMARK * self.num_blocks),

@@ -64,12 +64,12 @@ class Comparison:
         )
 
 
-def compare(loads: Sequence[Measured], pair: str = "pair", one_process: str = "one process") -> list[Comparison]:
+def compare(loads: Sequence[Measured]) -> list[Comparison]:
     """A comparison for each kind of request, of the rates that both ways to run had."""
     found = []
     for load in dict.fromkeys(each.load for each in loads):
         ours, others = ({each.rate: each for each in loads if (each.load, each.mode) == (load, mode)}
-                        for mode in (pair, one_process))  # fmt: skip
+                        for mode in ("pair", "one process"))  # fmt: skip
         rates = [rate for rate in ours if rate in others]
         if not rates:
             continue

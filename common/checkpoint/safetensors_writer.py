@@ -50,7 +50,7 @@ def write_safetensors(path: Path, tensors: Iterable[Planned]) -> None:
 def write_header(file: BinaryIO, planned: list[Planned]) -> int:
     """Write what stands before the tensors, in their order; returns the size of the whole file in bytes."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    entries |= {name: entry for name, entry in _entries(planned)}
+    entries |= dict(_entries(planned))
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
