@@ -15,11 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import IO
 
-import grpc
 import torch
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.checkpoints import checkpoint
 from benchmarks.free_port import free_port
@@ -30,6 +28,7 @@ from benchmarks.peers.protocol import ROOT
 from common.checkpoint.checkpoint import open_checkpoint
 from common.checkpoint.layout import Part
 from common.client.client import DiptychClient
+from common.client.health import SERVING, health_status
 from common.client.messages import chat, user_message
 from decoder_service.model.run_config import make_run_config
 
@@ -104,7 +103,7 @@ def wait_for_both(
     ready: dict[str, float] = {}
     while len(ready) < len(ports):
         for service, port in ports.items():
-            if service not in ready and is_ready(port):
+            if service not in ready and health_status(f"127.0.0.1:{port}", "") == SERVING:
                 ready[service] = time.monotonic() - started
             if processes[service].poll() is not None:
                 raise RuntimeError(
@@ -114,17 +113,6 @@ def wait_for_both(
             raise TimeoutError(f"ready are only {sorted(ready)}")
         time.sleep(0.02)
     return ready
-
-
-def is_ready(port: int) -> bool:
-    """Whether a service's health says SERVING."""
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        try:
-            stub: Any = health_pb2_grpc.HealthStub(channel)  # its types know no methods
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def ask(address: str) -> None:

@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.client.client import DiptychClient
+from common.client.health import SERVING, health_status
 from common.client.messages import user_message
 from deploy.image_steps import Builder
 from deploy.manifests import (
@@ -110,17 +109,11 @@ def try_pods(
 def wait_for_probe(pod: RunningPod, kind: str) -> None:
     """Ask as a kubelet would, until the answer is SERVING. Raises AssertionError."""
     probe = container_of(pod.deployment)[kind]["grpc"]
-    request = health_pb2.HealthCheckRequest(service=probe.get("service", ""))
     end = time.monotonic() + _START_SECONDS
-    with grpc.insecure_channel(f"{pod.address}:{probe['port']}") as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # its stubs do not know its methods
-        while time.monotonic() < end and pod.process.poll() is None:
-            try:
-                if stub.Check(request, timeout=5).status == health_pb2.HealthCheckResponse.SERVING:
-                    return
-            except grpc.RpcError:
-                pass
-            time.sleep(0.1)
+    while time.monotonic() < end and pod.process.poll() is None:
+        if health_status(f"{pod.address}:{probe['port']}", probe.get("service", "")) == SERVING:
+            return
+        time.sleep(0.1)
     raise AssertionError(f"{pod.service} at {pod.address} did not pass its {kind}")
 
 

@@ -9,14 +9,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Self
-
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from typing import Final, Self
 
 from benchmarks.free_port import free_port
 from benchmarks.load.pair import environment
 from benchmarks.peers.protocol import ROOT
+from common.client.health import SERVING, health_status
 
 _START_SECONDS: Final = 120.0
 
@@ -89,12 +87,7 @@ class Replicas:
 
 
 async def _wait_ready(address: str, process: asyncio.subprocess.Process) -> None:
-    async with grpc.aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # its types know no methods
-        while process.returncode is None:
-            with suppress(grpc.aio.AioRpcError):
-                answer = await stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=5)
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    return
-            await asyncio.sleep(0.1)
-    raise RuntimeError(f"{address} ended with status {process.returncode} before it was ready")
+    while await asyncio.to_thread(health_status, address) != SERVING:
+        if process.returncode is not None:
+            raise RuntimeError(f"{address} ended with status {process.returncode} before it was ready")
+        await asyncio.sleep(0.1)

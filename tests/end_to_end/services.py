@@ -15,9 +15,9 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.free_port import free_port
+from common.client.health import NOT_SERVING, SERVING, health_status
 from diptych.v1 import vision_pb2, vision_pb2_grpc
 
 FAULT_FILE = "TEST_FAULT_FILE"
@@ -60,14 +60,12 @@ class Service:
 
     def wait_serving(self, name: str = "readiness", *, serving: bool = True) -> None:
         """Wait until a health name says so."""
-        wanted = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        wanted = SERVING if serving else NOT_SERVING
         end = time.monotonic() + START_SECONDS
-        with grpc.insecure_channel(self.address) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)  # its stubs do not know its methods
-            while time.monotonic() < end:
-                if stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10).status == wanted:
-                    return
-                time.sleep(0.05)
+        while time.monotonic() < end:
+            if health_status(self.address, name) == wanted:
+                return
+            time.sleep(0.05)
         raise AssertionError(f"{name} did not become {wanted}")
 
 
