@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from benchmarks.arrivals import report_stalls
+from benchmarks.arrivals import report_leaving, report_stalls
 from benchmarks.fake_vision import PATCH, fake_info, fake_replica, picture
 from benchmarks.handover import handover_speed
 from benchmarks.transport_report import report
@@ -184,7 +184,7 @@ async def measure(ports: list[int], *, rounds: int, seconds: float) -> bool:
             for how, each in (("", client), (", shared memory", sharing)):
                 eight = [asked(number, width=width) for number in range(8)]
                 reached &= await report_stalls(megabytes, each, eight, how)
-                await each.close()
+                reached &= await report_leaving(megabytes, each, how)
             await plain.close()
     return reached
 

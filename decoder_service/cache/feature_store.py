@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.errors import InvalidArgumentError
-from common.features.feature_memory import reserve
 from common.features.feature_spec import FeatureSpec
 from common.image.identity import ImageHash
 from common.tasks import has_succeeded
+from decoder_service.cache.feature_places import FeaturePlaces
 from decoder_service.vision.image_encoder import ImageEncoder, ImageFeatures
 
 
@@ -81,6 +81,7 @@ class FeatureStore:
         self._encoder = encoder
         self._budget_bytes = budget_bytes
         self._caching = caching
+        self._places = FeaturePlaces(budget_bytes=budget_bytes)
         self._entries: dict[ImageHash, _Entry] = {}
         self._unheld: OrderedDict[ImageHash, _Entry] = OrderedDict()
         self._bytes_held = 0
@@ -184,7 +185,7 @@ class FeatureStore:
     def _start(self, image: PromptImage, *, salt: bytes, request_id: str) -> _Entry:
         if self._encoder is None:
             raise RuntimeError("an image reached a model that takes none")
-        features = ImageFeatures(spec=image.spec, data=reserve(image.spec.num_bytes))
+        features = ImageFeatures(spec=image.spec, data=self._places.take(image.spec.num_bytes))
         encoding = asyncio.create_task(
             self._encoder.encode(image.data, salt=salt, spec=image.spec, buffer=features.data, request_id=request_id)
         )

@@ -20,7 +20,7 @@ from common.errors import (
     UnavailableError,
 )
 from common.features.chunk_copy import CopyChunk, copy_in_turns, copy_plainly
-from common.features.feature_memory import reserve
+from common.features.feature_memory import give_back, lend, reserve
 from common.features.feature_spec import FeatureSpec
 from common.features.vision_info import VisionInfo
 from decoder_service.vision.agreement import Expected
@@ -198,7 +198,7 @@ class VisionClient:
             other = self._route(others, request, spec)
             tried.append(other)
             # A buffer of its own: two replicas need not agree in the last bit.
-            spare.append(reserve(spec.num_bytes))
+            spare.append(lend(reserve(spec.num_bytes), then=give_back))
             return self._send(other, request, spec, spare[0])
 
         if await hedged(first, second, after=self._hedge_seconds):
