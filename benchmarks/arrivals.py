@@ -109,8 +109,9 @@ class _Crowd:
 
 def _print(what: str, stalls: Sequence[Stall]) -> None:
     walls, own = [stall.wall for stall in stalls], [stall.own for stall in stalls]
-    over, late = (sum(each > LIMIT for each in figures) for figures in (own, walls))
+    late, over = (sum(each > LIMIT for each in figures) for figures in (walls, own))
     print(
-        f"{what}: late by {statistics.median_low(walls):.1f} ms, at most {max(walls):.1f}, {late} of {len(walls)} over "
-        f"{LIMIT:.0f}; the loop's own work at a stretch {statistics.median_low(own):.1f} ms, at most {max(own):.1f}, {over} over"
+        f"{what}: {statistics.median_low(walls):.1f} ms late, at most {max(walls):.1f}, {late} of {len(stalls)} over "
+        f"{LIMIT:.0f}; the loop's own work at a stretch {statistics.median_low(own):.1f} ms, at most {max(own):.1f}, "
+        f"{over} over"
     )

@@ -49,8 +49,12 @@ def check_engine(engine: Engine) -> None:
 
 
 def check_store(store: FeatureStore) -> None:
-    """No request may hold features."""
+    """No request may hold features, and no other memory than that of those that are kept may be in use."""
     assert store.bytes_held == 0, f"{store.bytes_held} bytes of features are left"
+    if store._places.bytes_lent != store.bytes_cached:
+        gc.collect()  # What an error refers to is not lost.
+    lent = store._places.bytes_lent - store.bytes_cached
+    assert lent == 0, f"{lent} bytes of features' memory are in use"
 
 
 @contextmanager
