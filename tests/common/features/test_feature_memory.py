@@ -1,11 +1,14 @@
 """Whoever writes features to their place finds memory there."""
 
 import asyncio
+import mmap
 import sys
+import threading
 
 import pytest
 
-from common.features.feature_memory import PageMaker, reserve
+from common.features import feature_memory
+from common.features.feature_memory import PageMaker, give_back, lend, reserve
 from tests.page_faults import faults_of_writing, num_faults
 
 SIZE = 48 << 20
@@ -47,3 +50,33 @@ async def test_who_leaves_while_pages_are_made_holds_up_nobody() -> None:
     tasks[0].cancel()
     async with asyncio.timeout(5):
         await asyncio.gather(*tasks[1:])
+
+
+async def test_what_was_lent_to_be_given_back_is_given_back_once_and_not_by_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[int] = []
+    unmap = feature_memory._unmap
+
+    def noting(memory: memoryview) -> None:
+        unmap(memory)
+        threads.append(threading.get_ident())
+
+    monkeypatch.setattr(feature_memory, "_unmap", noting)
+    memory = reserve(SIZE)
+    mapping = memory.obj
+    lent = lend(memory, then=give_back)
+    part = lent[5:7]
+    del lent
+    await asyncio.sleep(0.05)
+    assert not threads, "a part of it is in use"
+    part[:] = b"ab"
+    del part
+    async with asyncio.timeout(5):
+        while not threads:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
+    assert isinstance(mapping, mmap.mmap)
+    assert mapping.closed

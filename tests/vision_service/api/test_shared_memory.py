@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import numpy as np
 import pytest
 
 from common.features import arena_greeting
@@ -218,6 +219,26 @@ async def test_a_lost_connection_is_made_again_when_the_name_is_heard_again() ->
             assert old is None
             assert new is not None
         guest.leave()
+
+
+async def test_memory_of_a_service_that_was_left_is_unmapped_once_nobody_reads_it() -> None:
+    async with door_of() as door:
+        guest = ArenaGuest("vision:50052", wants_memory=True)
+        await guest.meet(door.name)
+        assert guest.visit is not None
+        reader, owner = guest.visit.memory[:100], guest.visit.memory.obj
+        assert isinstance(owner, np.ndarray)
+        mapping = owner.base
+        assert isinstance(mapping, mmap.mmap)
+        del owner
+        guest.leave()
+        await settle()
+        assert not mapping.closed
+        assert bytes(reader) == bytes(100)
+        del reader
+        async with asyncio.timeout(5):
+            while not mapping.closed:
+                await asyncio.sleep(0.01)
 
 
 async def test_memory_that_cannot_be_had_is_told_once_and_tried_again_after_a_pause(
