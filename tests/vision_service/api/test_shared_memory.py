@@ -233,8 +233,8 @@ async def test_memory_of_a_service_that_was_left_is_unmapped_once_nobody_reads_i
         del owner
         guest.leave()
         await settle()
-        assert not mapping.closed
         assert bytes(reader) == bytes(100)
+        assert len(mapping) == SIZE, "it is still there"
         del reader
         async with asyncio.timeout(5):
             while not mapping.closed:
