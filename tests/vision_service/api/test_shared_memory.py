@@ -228,7 +228,7 @@ async def test_memory_of_a_service_that_was_left_is_unmapped_once_nobody_reads_i
         assert guest.visit is not None
         reader, owner = guest.visit.memory[:100], guest.visit.memory.obj
         assert isinstance(owner, np.ndarray)
-        mapping = owner.base
+        mapping: object = owner.base
         assert isinstance(mapping, mmap.mmap)
         del owner
         guest.leave()
