@@ -1,11 +1,11 @@
 """What an adapter's files say is what is loaded, under either layout's names and whatever type the file has."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from common.checkpoint.checkpoint import open_checkpoint
@@ -13,18 +13,13 @@ from decoder_service.adapters.adapter import MODULES, Adapter
 from decoder_service.adapters.adapter_files import load_adapter
 from tests.adapter_files import OLD_VISION_LAYERS, VISION_LAYERS, edit_tensors, write_adapter
 from tests.checkpoints import Loader, edit_json
+from tests.decoder_service.adapters.loading import load
 from tests.native_checkpoint import write_native
 from tests.small_configs import SMALL_TEXT
 from tests.tiny_models import Shape, random_text_model, save
 
 CPU = torch.device("cpu")
 EACH = [(layer, module) for layer in range(SMALL_TEXT.num_hidden_layers) for module in MODULES]
-
-
-def load(directory: Path, *, name: str = "any", has_vision: bool = False, dtype: torch.dtype = torch.float32) -> Adapter:
-    return load_adapter(
-        name, directory, config=SMALL_TEXT, has_vision=has_vision, dtype=dtype, device=CPU, max_rank=64
-    )
 
 
 def factor(adapter: Adapter, other: Adapter, layer: int, module: str) -> float:
@@ -97,7 +92,7 @@ def test_modules_may_have_ranks_of_their_own(directory: Path, tmp_path: Path) ->
     wide = tmp_path / "wide" / "adapter_model.safetensors"
 
     def widen(tensors: dict[str, Tensor]) -> None:
-        for name, tensor in torch_file(wide).items():
+        for name, tensor in load_file(wide).items():
             if "v_proj" in name:
                 tensors[name] = tensor
 
@@ -115,7 +110,7 @@ def test_modules_may_have_ranks_of_their_own(directory: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16])
 def test_any_type_of_a_file_becomes_the_decoders(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype) -> None:
     write_adapter(tmp_path, SMALL_TEXT, dtype=stored, scale=1.0)
-    tensors = torch_file(tmp_path / "adapter_model.safetensors")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
     change = load(tmp_path, dtype=wanted).changes[1, "mlp.gate_proj"]
     name = "base_model.model.model.layers.1.mlp.gate_proj"
     assert change.down.dtype == change.up.dtype == wanted
@@ -182,7 +177,7 @@ def test_rows_fit_a_checkpoint_of_either_format_without_being_reordered(tmp_path
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if ".layers." in name and name.endswith("_proj.weight"):
-                lora = torch_file(tmp_path / "adapter" / "adapter_model.safetensors")
+                lora = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
                 stem = f"base_model.model.{name.removesuffix('.weight')}"
                 weight += 2 * lora[f"{stem}.lora_B.weight"] @ lora[f"{stem}.lora_A.weight"]
     wanted = model.state_dict()
@@ -194,14 +189,4 @@ def test_rows_fit_a_checkpoint_of_either_format_without_being_reordered(tmp_path
 
 
 def test_a_rank_at_the_limit_is_taken(directory: Path) -> None:
-    config = replace(SMALL_TEXT)
-    adapter = load_adapter(
-        "any", directory, config=config, has_vision=False, dtype=torch.float32, device=CPU, max_rank=4
-    )
-    assert adapter.rank == 4
-
-
-def torch_file(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
+    assert load(directory, max_rank=4).rank == 4
