@@ -101,7 +101,7 @@ def assert_merged(base: Base, adapter: Adapter, model: peft.PeftModel, directory
         pytest.param(
             {
                 "r": 4,
-                "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.(up|down)_proj": 16, "proj": 5, "self_attn": 6},
+                "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.(up|down)_proj": 16},
                 "alpha_pattern": {"mlp.up_proj": 3, r".*\.2\.self_attn\.o_proj": 40, "up_proj": 9},
             },
             id="patterns",
@@ -110,8 +110,9 @@ def assert_merged(base: Base, adapter: Adapter, model: peft.PeftModel, directory
             {
                 "r": 3,
                 "use_rslora": True,
-                "rank_pattern": {"v_proj": 7, "layers.0.self_attn.v_proj": 9},
-                "alpha_pattern": {r"(?:language_)?model.*layers.0.self_attn.k_proj": 30},
+                "rank_pattern": {"v_proj": 7},
+                # PEFT sorts them when it writes them, and takes the first that fits when it reads them.
+                "alpha_pattern": {"v_proj": 30, "layers.0.self_attn.v_proj": 10},
             },
             id="rank-stabilised-patterns",
         ),
@@ -120,8 +121,8 @@ def assert_merged(base: Base, adapter: Adapter, model: peft.PeftModel, directory
     ],
 )
 def test_changes_are_those_that_peft_merges(base: Base, tmp_path: Path, fields: dict[str, Any]) -> None:
-    model = trained(base, **fields)
-    model.save_pretrained(str(tmp_path / "adapter"))
+    trained(base, **fields).save_pretrained(str(tmp_path / "adapter"))
+    model = peft.PeftModel.from_pretrained(base.model(), str(tmp_path / "adapter"))
     assert_merged(base, base.load(tmp_path / "adapter"), model, tmp_path / "merged")
 
 
@@ -159,7 +160,6 @@ def test_an_adapter_trained_in_half_the_bits_is_read_exactly(base: Base, tmp_pat
         ({"use_dora": True}, "use_dora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "lora_only"}, "bias"),
-        ({"lora_bias": True}, "lora_bias"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"target_modules": ["embed_tokens", "q_proj"]}, "embed_tokens|vision"),
         ({"target_modules": ["lm_head"]}, "lm_head"),
@@ -168,7 +168,7 @@ def test_an_adapter_trained_in_half_the_bits_is_read_exactly(base: Base, tmp_pat
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to:UserWarning")
 def test_what_peft_writes_for_more_than_lora_is_refused(
     base: Base, tmp_path: Path, fields: dict[str, Any], named: str
 ) -> None:
