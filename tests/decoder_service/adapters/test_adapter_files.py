@@ -179,7 +179,7 @@ def test_rows_fit_a_checkpoint_of_either_format_without_being_reordered(tmp_path
             if ".layers." in name and name.endswith("_proj.weight"):
                 lora = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
                 stem = f"base_model.model.{name.removesuffix('.weight')}"
-                weight += 2 * lora[f"{stem}.lora_B.weight"] @ lora[f"{stem}.lora_A.weight"]
+                weight.add_(2 * lora[f"{stem}.lora_B.weight"] @ lora[f"{stem}.lora_A.weight"])
     wanted = model.state_dict()
     for directory in directories:
         loaded = Loader().load(directory)

@@ -66,7 +66,8 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def trained(base: Base, **fields: Any) -> peft.PeftModel:  # noqa: ANN401 - what LoraConfig takes
     """An adapter with random numbers in both halves."""
-    config = peft.LoraConfig(**{"init_lora_weights": False, "target_modules": DECODERS} | fields)
+    defaults: dict[str, Any] = {"init_lora_weights": False, "target_modules": DECODERS}
+    config = peft.LoraConfig(**defaults | fields)
     torch.manual_seed(3)
     return peft.get_peft_model(base.model(), config)
 
