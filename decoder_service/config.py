@@ -87,6 +87,16 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """LoRA adapters, which requests ask for by name."""
+
+    lora: tuple[str, ...] = setting(
+        (), help="NAME=DIR of each adapter to load, in PEFT's format: adapter_config.json, adapter_model.safetensors"
+    )
+    max_lora_rank: int = setting(64, minimum=1, help="largest rank of an adapter")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSettings:
     """What one request may ask for."""
 
@@ -129,6 +139,7 @@ class DecoderConfig:
     model: ModelSettings
     engine: EngineSettings
     requests: RequestSettings
+    adapters: AdapterSettings = field(default_factory=AdapterSettings)
     logs: LogSettings = field(default_factory=LogSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
     vision: VisionTlsSettings = field(default_factory=VisionTlsSettings)

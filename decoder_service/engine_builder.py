@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,6 +21,7 @@ from common.model.settings import KVCacheDtype, Quantize
 from common.model.weight_types import WeightTypes
 from common.native.opening import weight_types
 from common.process import give_memory_back
+from decoder_service.adapters.adapter import Adapter
 from decoder_service.cache.block_hash import block_hash
 from decoder_service.config import DecoderConfig, EngineSettings
 from decoder_service.engine.engine import Engine
@@ -73,12 +75,15 @@ def _check_feature_bytes(feature_bytes: int, vision: PixtralVisionConfig) -> Non
         raise ValueError(f"--feature-bytes {feature_bytes} is less than the features of one picture need, {needed}")
 
 
-def build_engine(config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig) -> Engine:
+def build_engine(
+    config: DecoderConfig, checkpoint: Checkpoint, run_config: RunConfig, adapters: tuple[Adapter, ...] = ()
+) -> Engine:
     """Load the weights, take memory for the KV cache, and warm up. Raises CheckpointError."""
     engine = config.engine
     # Before the weights, as kernels take them as they are stored.
     kernels = choose_kernels(config.model, run_config, quantize=engine.quantize)
     model = _load_model(checkpoint, run_config, types=weight_types(kernels.library, run_config.dtype), engine=engine)
+    model = replace(model, adapters=adapters)
     # Before the memory that is left is looked at, as weights may move once more.
     make_compute = choose_compute(
         model,

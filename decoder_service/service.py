@@ -21,6 +21,8 @@ from common.process import freeze_loaded
 from common.server.ending import Ending
 from common.server.server import GrpcServer
 from common.telemetry.tracing import make_tracer
+from decoder_service.adapters.adapter_ref import AdapterRef
+from decoder_service.adapters.loading import load_adapters
 from decoder_service.api.doorkeeper import Doorkeeper
 from decoder_service.api.model_info import ModelInfo
 from decoder_service.api.servicer import GenerationServicer, ServicerLimits
@@ -73,7 +75,8 @@ class DecoderService:
             tokenizer_file, vocabulary_size=text.vocab_size, image_token_id=image_token_id
         )
         run_config = build_run_config(config, checkpoint)
-        self._engine = build_engine(config, checkpoint, run_config)
+        adapters = load_adapters(config.adapters, run_config, has_vision=takes_images)
+        self._engine = build_engine(config, checkpoint, run_config, adapters)
         self._tokenizer = tokenizer
         # Once: it reads all of the encoder's weights.
         digest = checkpoint.digest(Part.VISION) if takes_images else b""
@@ -105,6 +108,7 @@ class DecoderService:
             image_token_id=image_token_id,
             end_token_ids=checkpoint.end_token_ids | {tokenizer.eos_id},
             vision_weights_digest=digest,
+            adapters={each.name: AdapterRef(index, each.digest) for index, each in enumerate(adapters)},
         )
 
     async def run(self, registry: CollectorRegistry | None = None) -> int:

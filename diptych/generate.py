@@ -16,7 +16,19 @@ from diptych import connection
 from diptych.flags import complaint, count, read_text, seconds, seed
 from diptych.output import visible, whole_lines
 
-_OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "n", "ignore_eos", "stop", "regex", "choice", "json_object")
+_OPTIONS = (
+    "lora",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "n",
+    "ignore_eos",
+    "stop",
+    "regex",
+    "choice",
+    "json_object",
+)
 _FILES = ("json_schema", "grammar")
 """Options that a flag names a file of."""
 
@@ -27,6 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--image", action="append", type=Path, metavar="FILE", help="a picture; may be repeated")
     parser.add_argument("--messages", type=Path, metavar="FILE", help="a chat as a JSON list instead of a question")
     parser.add_argument("--raw", metavar="TEXT", help="a prompt without the chat template instead of a question")
+    parser.add_argument("--lora", metavar="NAME", help="a LoRA adapter that the service has, see `diptych info`")
     parser.add_argument("--max-tokens", type=count, metavar="N", help="most tokens to generate")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
     parser.add_argument("--top-p", type=float, metavar="P", help="probability that the kept tokens reach")

@@ -21,7 +21,7 @@ Prompt: TypeAlias = Sequence[ChatMessage] | pb.Chat | pb.RawText | pb.TokenIds
 
 
 _STRUCTURES = ("json_schema", "json_object", "regex", "grammar", "choice")
-_REQUEST_FIELDS = ("request_id", "cache_salt", "priority", *_STRUCTURES)
+_REQUEST_FIELDS = ("request_id", "cache_salt", "priority", "lora", *_STRUCTURES)
 _MESSAGE = 'a message is {"role": ..., "content": ...}'
 _PART = 'a part is {"type": "text", "text": ...} or {"type": "image", "path" or "data": ...}'
 _ROLES = {"system": pb.ROLE_SYSTEM, "user": pb.ROLE_USER, "assistant": pb.ROLE_ASSISTANT}
@@ -33,6 +33,7 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str
     cache_salt: bytes
     priority: int
+    lora: str
 
     max_tokens: int
     min_tokens: int
@@ -92,6 +93,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
         request_id=options.get("request_id", ""),
         cache_salt=options.get("cache_salt", b""),
         priority=options.get("priority"),
+        lora=options.get("lora"),
         sampling=pb.SamplingParams(**sampling),
         structured=_structured({key: value for key, value in options.items() if key in _STRUCTURES}),
         **_prompt_field(prompt),

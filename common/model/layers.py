@@ -26,6 +26,20 @@ class Attend(Protocol):
         ...
 
 
+class Multiply(Protocol):
+    """Computes one product of a layer, told the layer's index and the module's name in it."""
+
+    def __call__(self, layer: int, product: str, linear: nn.Module, x: Tensor) -> Tensor:
+        """Map x [num_tokens, in_features] to [num_tokens, out_features]."""
+        ...
+
+
+def plainly(_layer: int, _product: str, linear: nn.Module, x: Tensor) -> Tensor:
+    """`Multiply` with the weights and nothing else."""
+    y: Tensor = linear(x)
+    return y
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm: the mean is taken in fp32, the weight applied in the input's dtype."""
 
@@ -50,11 +64,11 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, layer: int = 0, multiply: Multiply = plainly) -> Tensor:
         """Map x [num_tokens, hidden_size] to the same shape."""
-        gated: Tensor = functional.silu(self.gate_proj(x)) * self.up_proj(x)
-        down: Tensor = self.down_proj(gated)
-        return down
+        gate = multiply(layer, "mlp.gate_proj", self.gate_proj, x)
+        gated = functional.silu(gate) * multiply(layer, "mlp.up_proj", self.up_proj, x)
+        return multiply(layer, "mlp.down_proj", self.down_proj, gated)
 
 
 class Attention(nn.Module):
@@ -68,14 +82,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, *, layer: int, attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, *, layer: int, attend: Attend, multiply: Multiply = plainly
+    ) -> Tensor:
         """Map x [num_tokens, hidden_size] to the same shape; cos and sin are [num_tokens, head_dim]."""
-        query = self._heads(self.q_proj(x))
-        key = self._heads(self.k_proj(x))
-        value = self._heads(self.v_proj(x))
+        query = self._heads(multiply(layer, "self_attn.q_proj", self.q_proj, x))
+        key = self._heads(multiply(layer, "self_attn.k_proj", self.k_proj, x))
+        value = self._heads(multiply(layer, "self_attn.v_proj", self.v_proj, x))
         mixed = attend(layer, apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value)
-        out: Tensor = self.o_proj(mixed.flatten(1))
-        return out
+        return multiply(layer, "self_attn.o_proj", self.o_proj, mixed.flatten(1))
 
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (-1, self.head_dim))

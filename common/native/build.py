@@ -19,7 +19,7 @@ from common.native.processor import LEVELS, NativeUnavailableError, cpu_levels
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 _COMPILERS = ("c++", "g++")
-VERSION = 13
+VERSION = 14
 """Of the library's interface in C."""
 CACHE_VARIABLE = "DIPTYCH_NATIVE_CACHE"
 

@@ -28,7 +28,7 @@ class CWeights(Structure):
 
 
 class CShape(Structure):
-    """`DecoderShape` of decoder.h."""
+    """`DecoderShape` of step.h."""
 
     _fields_ = (
         *((name, c_int64) for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "feed_forward")),
@@ -45,7 +45,7 @@ class CProjector(Structure):
 
 
 class CLayer(Structure):
-    """`LayerWeights` of decoder.h."""
+    """`LayerWeights` of step.h."""
 
     _fields_ = (
         ("input_norm", c_void_p),
@@ -83,12 +83,24 @@ class CEncoderLayer(Structure):
 
 
 class CBatch(Structure):
-    """`Batch` of decoder.h."""
+    """`Batch` of step.h."""
 
     _fields_ = (
         *((name, c_int64) for name in ("tokens", "requests", "max_blocks")),
-        *((name, c_void_p) for name in ("positions", "slots", "tables", "query_lengths", "seq_lens")),
+        *((name, c_void_p) for name in ("positions", "slots", "tables", "query_lengths", "seq_lens", "adapters")),
     )
+
+
+class CLowRank(Structure):
+    """`LowRank` of adapters.h; zeros where there is none."""
+
+    _fields_ = (("down", CWeights), ("up", CWeights))
+
+
+class CAdapterLayer(Structure):
+    """`AdapterLayer` of adapters.h."""
+
+    _fields_ = tuple((name, CLowRank) for name in ("qkv", "output", "gate_up", "down"))
 
 
 class Library:
@@ -142,6 +154,7 @@ def _declare(c: ctypes.CDLL) -> None:
         "diptych_encoder_new": (p, (p, POINTER(CEncoderShape), POINTER(CEncoderLayer))),
         "diptych_encoder_run": (None, (p, n, p, p, p, p)),
         "diptych_decoder_new": (p, (p, POINTER(CShape), p, POINTER(CLayer), p, weights, p, n, POINTER(CProjector))),
+        "diptych_decoder_set_adapters": (None, (p, n, POINTER(CAdapterLayer))),
         "diptych_decoder_hidden": (None, (p, POINTER(CBatch), n, p, p)),
         "diptych_decoder_logits": (None, (p, n, p, p)),
         "diptych_decoder_embed": (None, (p, n, p, p)),

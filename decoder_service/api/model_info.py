@@ -3,11 +3,13 @@
 Knows the fixed facts of the served model and their message.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from common.features.vision_info import VisionInfo
 from common.features.wire_types import preprocessing_to_proto
 from common.version import API_VERSION, server_version
+from decoder_service.adapters.adapter_ref import AdapterRef
 from diptych.v1 import generation_pb2 as pb
 
 
@@ -26,6 +28,8 @@ class ModelInfo:
     """None for a model that takes no images."""
     end_token_ids: frozenset[int]
     vision_weights_digest: bytes
+    adapters: Mapping[str, AdapterRef] = field(default_factory=dict)
+    """By their names."""
 
     def to_wire(self, vision: VisionInfo | None) -> pb.GetModelInfoResponse:
         """The message, with what a vision replica has told, if any has."""
@@ -43,5 +47,6 @@ class ModelInfo:
             image_token_id=self.image_token_id,
             end_token_ids=sorted(self.end_token_ids),
             vision_weights_digest=self.vision_weights_digest,
+            adapters=sorted(self.adapters),
             preprocessing=preprocessing_to_proto(vision.preprocessing) if vision else None,
         )

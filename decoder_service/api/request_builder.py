@@ -53,6 +53,7 @@ class RequestBuilder:
             placeholders=prompt.placeholders,
             image_identities=tuple(image.spec.image_hash for image in images),
             cache_salt=parsed.cache_salt,
+            adapter=parsed.adapter,
             sampling=sampling,
             end_token_ids=self._info.end_token_ids,
             arrival=next(self._arrivals),

@@ -8,10 +8,11 @@ built yet is refused when present, and so is one that is added to the contract l
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import InvalidArgumentError
+from decoder_service.adapters.adapter_ref import MAX_NAME, NO_ADAPTER, AdapterRef
 from decoder_service.api.field_checks import Range, check_count, missing, present_fields
 from decoder_service.api.resume_parser import parse_resumption
 from decoder_service.api.sampling_parser import ParsedSampling, parse_sampling
@@ -38,6 +39,7 @@ _REQUEST_FIELDS = {
     "structured",
     "priority",
     "cache_salt",
+    "lora",
     "resume_from",
 }
 
@@ -55,9 +57,12 @@ class ParsedRequest:
     resumption: Resumption | None
     """What the caller has of the completion already."""
     cache_salt: bytes
+    adapter: AdapterRef
 
 
-def parse_generate_request(request: pb.GenerateRequest, *, vocabulary_size: int, max_priority: int) -> ParsedRequest:
+def parse_generate_request(
+    request: pb.GenerateRequest, *, vocabulary_size: int, max_priority: int, adapters: Mapping[str, AdapterRef]
+) -> ParsedRequest:
     """Check and translate a request. Raises InvalidArgumentError with the field at fault."""
     present_fields(request, _REQUEST_FIELDS, prefix="")
     Range.between(MIN_PRIORITY, max_priority).check(request.priority, name="priority", field="priority")
@@ -70,6 +75,7 @@ def parse_generate_request(request: pb.GenerateRequest, *, vocabulary_size: int,
         resumption=parse_resumption(request, vocabulary_size=vocabulary_size),
         priority=request.priority,
         cache_salt=request.cache_salt,
+        adapter=_parse_adapter(request.lora, adapters) if request.HasField("lora") else NO_ADAPTER,
     )
 
 
@@ -113,6 +119,13 @@ def _parse_request_id(request_id: str) -> str:
             metadata={"limit": 64},
         )
     return request_id
+
+
+def _parse_adapter(name: str, adapters: Mapping[str, AdapterRef]) -> AdapterRef:
+    if name not in adapters:
+        message = f"there is no adapter {name[:MAX_NAME]!r}; GetModelInfo lists those that there are"
+        raise InvalidArgumentError("UNKNOWN_ADAPTER", message, field="lora")
+    return adapters[name]
 
 
 def _parse_chat(messages: Sequence[pb.Message]) -> ChatPrompt:

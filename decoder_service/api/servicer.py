@@ -106,7 +106,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         with watching(self._metrics) as watch:
             check_resumption_length(request, max_model_len=self._info.max_model_len)
             parsed = parse_generate_request(
-                request, vocabulary_size=self._info.vocabulary_size, max_priority=self._limits.max_priority
+                request,
+                vocabulary_size=self._info.vocabulary_size,
+                max_priority=self._limits.max_priority,
+                adapters=self._info.adapters,
             )
             parsed = replace(parsed, cache_salt=current_principal().cache_salt(parsed.cache_salt))
             watch.named(parsed.request_id, request_attributes(parsed, model_name=self._info.model_name))

@@ -29,9 +29,10 @@ HashBlock = Callable[[BlockHash, Sequence[int], Sequence[BlockImage]], BlockHash
 """Makes a block's identity of the one before it, the block's token ids and the images in it, in order."""
 
 
-def root_hash(cache_salt: bytes) -> BlockHash:
-    """What the chain of a tenant begins with; no two salts have a block in common."""
-    return BlockHash(hashlib.sha256(_sized(_DOMAIN_TAG) + _sized(cache_salt)).digest())
+def root_hash(cache_salt: bytes, adapter: bytes = b"") -> BlockHash:
+    """What the chain of a tenant begins with; no two salts have a block in common, and no two adapters' digests."""
+    parts = (_DOMAIN_TAG, cache_salt, adapter) if adapter else (_DOMAIN_TAG, cache_salt)
+    return BlockHash(hashlib.sha256(b"".join(map(_sized, parts))).digest())
 
 
 def block_hash(parent: BlockHash, token_ids: Sequence[int], images: Sequence[BlockImage]) -> BlockHash:

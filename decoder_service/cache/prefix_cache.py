@@ -86,7 +86,7 @@ class PrefixCache:
             return ()
         hashes, size = request.block_hashes, self._blocks.block_size
         while len(hashes) < num_blocks:
-            parent = hashes[-1] if hashes else root_hash(request.cache_salt)
+            parent = hashes[-1] if hashes else root_hash(request.cache_salt, request.adapter.digest)
             start = len(hashes) * size
             token_ids = request.token_ids(start, start + size)
             hashes.append(self._hash_block(parent, token_ids, _images(request, start, start + size)))

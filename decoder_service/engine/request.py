@@ -7,6 +7,7 @@ Knows facts and what follows from them. Does not know other requests, the policy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from decoder_service.adapters.adapter_ref import NO_ADAPTER, AdapterRef
 from decoder_service.cache.block_hash import BlockHash
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.prompt_images import Features, ImageRef, PlaceholderRange
@@ -37,6 +38,8 @@ class Request:
     """One for each image, see `common.image.identity`; what is cached of a prompt is found by them."""
     cache_salt: bytes = b""
     """Nothing cached is shared with requests of another one."""
+    adapter: AdapterRef = NO_ADAPTER
+    """What changes the model's products for it; nothing cached is shared with requests of another one."""
     sampling: SamplingParams
     end_token_ids: frozenset[int] = frozenset()
     """The model's own end tokens."""

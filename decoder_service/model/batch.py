@@ -10,6 +10,7 @@ from itertools import chain
 
 from torch import Tensor
 
+from decoder_service.adapters.adapter_ref import NO_ADAPTER
 from decoder_service.engine.step import ScheduledBatch, ScheduledRequest
 from decoder_service.model.splice_error import SpliceError
 from decoder_service.vision.image_encoder import ImageFeatures
@@ -67,6 +68,8 @@ class BatchLayout:
     max_blocks: int = 0
     sources: Sequence[int] = ()
     """[num_tokens], of a step that is planned ahead: the places of its tokens among those of the step before"""
+    adapters: Sequence[int] = ()
+    """[num_requests], each one's adapter as `Request` has it; none where nobody has one"""
 
     def continue_from(self, before: Sequence[int]) -> None:
         """Take the tokens of a step that is planned ahead from those that the step before has chosen."""
@@ -100,6 +103,7 @@ class BatchLayout:
             image_rows=tuple(self.image_rows),
             prompt_rows=tuple(self.prompt_rows),
             sources=on_device[6] if self.sources else None,
+            adapters=tuple(self.adapters),
         )
 
 
@@ -131,6 +135,8 @@ class ForwardBatch:
     """Rows that get logits to judge the prompt by; none for requests that do not ask for them"""
     sources: Tensor | None = None
     """[num_tokens], see `BatchLayout`; None for a step that is not planned ahead"""
+    adapters: tuple[int, ...] = ()
+    """[num_requests], each one's adapter as `Request` has it; none where nobody has one"""
 
     def continued_from(self, before: Tensor) -> "ForwardBatch":
         """The batch with the tokens that the step before has chosen, if it is planned ahead."""
@@ -155,6 +161,8 @@ def lay_out(batch: ScheduledBatch, *, block_size: int) -> BatchLayout:
         else:
             _add_span(layout, scheduled, block_size)
     layout.block_tables, layout.max_blocks = _block_tables(batch)
+    adapters = [scheduled.request.adapter.index for scheduled in batch.requests]
+    layout.adapters = adapters if max(adapters, default=NO_ADAPTER.index) >= 0 else ()
     return layout
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.model.attention import paged_attention
 from common.model.config import MistralConfig
+from decoder_service.adapters.changes import Changes
 from decoder_service.model.batch import BatchLayout, ForwardBatch
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
@@ -87,12 +88,18 @@ class TorchCompute:
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
         """See `Compute`."""
         attend = _PagedAttend(self._model.config, self._kv_cache, forward)
-        hidden: Tensor = self._model.decoder(embeds, forward.positions, attend)
+        hidden: Tensor = self._model.decoder(embeds, forward.positions, attend, changes_of(self._model, forward))
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Compute`."""
         return self._model.decoder.logits(hidden)
+
+
+def changes_of(model: DecoderModel, forward: ForwardBatch) -> Changes:
+    """What adapters add to the products of a batch."""
+    adapters = [adapter.changes for adapter in model.adapters]
+    return Changes.of(adapters, forward.adapters, forward.query_lengths, forward.positions.device)
 
 
 class _PagedAttend:

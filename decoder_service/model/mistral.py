@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.model.config import MistralConfig
-from common.model.layers import Attend, Attention, FeedForward, RMSNorm
+from common.model.layers import Attend, Attention, FeedForward, Multiply, RMSNorm, plainly
 from common.model.rope import inverse_frequencies, rotary_1d
 
 
@@ -27,10 +27,12 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config.hidden_size, config.feed_forward_length)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, *, layer: int, attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, *, layer: int, attend: Attend, multiply: Multiply = plainly
+    ) -> Tensor:
         """Map x [num_tokens, hidden_size] to the same shape."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layer=layer, attend=attend)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layer=layer, attend=attend, multiply=multiply)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x), layer=layer, multiply=multiply)
         return out
 
 
@@ -46,7 +48,7 @@ class MistralModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, embeds: Tensor, positions: Tensor, attend: Attend, multiply: Multiply = plainly) -> Tensor:
         """Run the layers over embeds [num_tokens, hidden_size] at positions [num_tokens].
 
         Returns hidden rows [num_tokens, hidden_size] before the final norm, which is only needed for the
@@ -55,7 +57,7 @@ class MistralModel(nn.Module):
         freqs = inverse_frequencies(self.config.head_dim, self.config.rope_theta, embeds.device)
         cos, sin = rotary_1d(positions, freqs, embeds.dtype)
         for index, layer in enumerate(self.layers):
-            embeds = layer(embeds, cos, sin, layer=index, attend=attend)
+            embeds = layer(embeds, cos, sin, layer=index, attend=attend, multiply=multiply)
         return embeds
 
 
@@ -73,9 +75,9 @@ class MistralForCausalLM(nn.Module):
         """The layers, in order."""
         return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
 
-    def forward(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, embeds: Tensor, positions: Tensor, attend: Attend, multiply: Multiply = plainly) -> Tensor:
         """Hidden rows [num_tokens, hidden_size] before the final norm; see `logits`."""
-        hidden: Tensor = self.model(embeds, positions, attend)
+        hidden: Tensor = self.model(embeds, positions, attend, multiply)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from common.native.weights import PackedWeights
 from decoder_service.model.batch import BatchLayout, ForwardBatch
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.mistral import DecoderLayer
+from decoder_service.model.native_adapters import NativeAdapters
 from decoder_service.model.near_ties import MARGIN
 from decoder_service.model.projector import Projector
 from decoder_service.model.splice_error import SpliceError
@@ -70,6 +71,8 @@ class NativeCompute:
             None if self._projector is None else byref(self._projector.c),
         )
         self._next = library.c.diptych_decoder_next
+        self._adapters = NativeAdapters(library, model.adapters, config)
+        library.c.diptych_decoder_set_adapters(self._decoder, len(model.adapters), self._adapters.c)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """See `Compute`."""
@@ -104,8 +107,9 @@ class NativeCompute:
         """See `WholeCompute`."""
         count, num_image_rows = len(layout.logits_indices), len(layout.image_indices)
         features, bits = _features(layout)
+        num_requests, num_adapted = len(layout.seq_lens), len(layout.adapters)
         numbers = array(
-            "q", (len(layout.token_ids), len(layout.seq_lens), layout.max_blocks, count, bits, num_image_rows)
+            "q", (len(layout.token_ids), num_requests, layout.max_blocks, count, bits, num_image_rows, num_adapted)
         )
         for column in (
             layout.token_ids,
@@ -114,6 +118,7 @@ class NativeCompute:
             layout.block_tables,
             layout.query_lengths,
             layout.seq_lens,
+            layout.adapters,
             layout.logits_indices,
             layout.image_indices,
         ):
@@ -159,7 +164,7 @@ def _c_batch(forward: ForwardBatch) -> CBatch:
     """The structure of pointers; it keeps the lengths alive, the tensors are the batch's."""
     num_requests = len(forward.seq_lens)
     # Not an array of ctypes: a type of each length would be made in nearly every step.
-    lengths = array("q", forward.query_lengths + forward.seq_lens)
+    lengths = array("q", forward.query_lengths + forward.seq_lens + forward.adapters)
     first_length = lengths.buffer_info()[0]
     batch = CBatch(
         forward.token_ids.shape[0],
@@ -170,6 +175,7 @@ def _c_batch(forward: ForwardBatch) -> CBatch:
         forward.block_tables.data_ptr(),
         first_length,
         first_length + lengths.itemsize * num_requests,
+        first_length + lengths.itemsize * 2 * num_requests if forward.adapters else None,
     )
     batch.lengths = lengths
     return batch

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from common.model.aligned_attention import aligned_attention
+from decoder_service.adapters.changes import Changes
 from decoder_service.model.batch import ForwardBatch
-from decoder_service.model.compute import TorchCompute
+from decoder_service.model.compute import TorchCompute, changes_of
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.weights import DecoderModel
 
@@ -42,13 +43,14 @@ class TiledCompute:
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:
         """See `Compute`."""
-        return torch.cat([self._tile(embeds, forward, spans) for spans in _tiles(forward)])
+        changes = changes_of(self._model, forward)
+        return torch.cat([self._tile(embeds, forward, spans, changes) for spans in _tiles(forward)])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Compute`."""
         return _in_tiles(self._plain.logits, hidden)
 
-    def _tile(self, embeds: Tensor, forward: ForwardBatch, spans: "list[_Span]") -> Tensor:
+    def _tile(self, embeds: Tensor, forward: ForwardBatch, spans: "list[_Span]", changes: Changes) -> Tensor:
         """One pass over the layers for rows that follow one another; a request's earlier rows have been computed."""
         rows = slice(spans[0].first, spans[-1].last)
         num_rows = rows.stop - rows.start
@@ -69,7 +71,12 @@ class TiledCompute:
                 )
             return out
 
-        hidden: Tensor = self._model.decoder(_filled_up(embeds[rows]), _filled_up(forward.positions[rows]), attend)
+        hidden: Tensor = self._model.decoder(
+            _filled_up(embeds[rows]),
+            _filled_up(forward.positions[rows]),
+            attend,
+            changes.tile(rows.start, rows.stop, _TILE),
+        )
         return hidden[:num_rows]
 
 

@@ -11,6 +11,7 @@ from common.checkpoint.checkpoint import Checkpoint
 from common.checkpoint.layout import Part
 from common.model.config import MistralConfig, PixtralConfig
 from common.model.weight_types import WeightTypes
+from decoder_service.adapters.adapter import Adapter
 from decoder_service.model.fp8 import load_rounded
 from decoder_service.model.mistral import MistralForCausalLM
 from decoder_service.model.projector import Projector
@@ -25,6 +26,8 @@ class DecoderModel:
     dtype: torch.dtype
     decoder: MistralForCausalLM
     projector: Projector | None
+    adapters: tuple[Adapter, ...] = ()
+    """What requests may ask for, by their places here."""
 
     @staticmethod
     def load(

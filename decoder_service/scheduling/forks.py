@@ -27,6 +27,7 @@ def make_forks(request: Request) -> tuple[Request, ...]:
             placeholders=request.placeholders,
             image_identities=request.image_identities,
             cache_salt=request.cache_salt,
+            adapter=request.adapter,
             sampling=sampling,
             end_token_ids=request.end_token_ids,
             arrival=request.arrival,

@@ -17,6 +17,7 @@ from common.model.attention import packed_attention
 from common.model.config import PixtralConfig
 from common.model.weight_types import WeightTypes
 from common.native.opening import open_library
+from decoder_service.adapters.adapter_ref import AdapterRef
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.prompt_images import PlaceholderRange
 from decoder_service.engine.request import Request
@@ -102,12 +103,16 @@ class Harness:
         self.num_preemptions = 0
         self.num_hit_tokens = 0
 
-    def run(self, prompts: Sequence[Prompt], *, poisoned: Collection[int] = ()) -> list[tuple[list[int], Tensor]]:
+    def run(
+        self, prompts: Sequence[Prompt], *, poisoned: Collection[int] = (), adapters: Sequence[AdapterRef] = ()
+    ) -> list[tuple[list[int], Tensor]]:
         """Greedy tokens and the logits they were chosen from, for each prompt, all at once in one engine.
 
-        The features of `poisoned` prompts hold a NaN, and those requests must fail.
+        The features of `poisoned` prompts hold a NaN, and those requests must fail. Each prompt has its adapter.
         """
         requests = [self._request(index, prompt) for index, prompt in enumerate(prompts)]
+        for request, adapter in zip(requests, adapters, strict=False):
+            request.adapter = adapter
         for index in poisoned:
             requests[index].cache_salt = b"poisoned"  # Else it would find what a sound twin has left.
         features = [self._encode(prompt) for prompt in prompts]

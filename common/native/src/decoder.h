@@ -6,32 +6,12 @@
 #include <memory>
 #include <vector>
 
+#include "adapters.h"
 #include "attention.h"
 #include "feed_forward.h"
 #include "greedy.h"
 #include "projector.h"
-
-struct DecoderShape {
-  int64_t hidden, layers, heads, kv_heads, head_dim, feed_forward, vocabulary, block_size, window, kv_bits;
-  float eps, scale;
-};
-
-struct LayerWeights {
-  const float* input_norm;
-  Weights qkv, output;
-  const float* post_norm;
-  Weights gate_up, down;
-  void *keys, *values;  // [num_blocks, block_size, kv_heads, head_dim], floats or bfloat16s
-};
-
-struct Batch {
-  int64_t tokens, requests, max_blocks;
-  const int64_t* positions;      // [tokens]
-  const int64_t* slots;          // [tokens]
-  const int64_t* tables;         // [requests, max_blocks]
-  const int64_t* query_lengths;  // [requests]
-  const int64_t* seq_lens;       // [requests]
-};
+#include "step.h"
 
 class Decoder {
  public:
@@ -40,6 +20,11 @@ class Decoder {
           const float* norm, const Weights& head, const Embeddings& table, const ProjectorWeights& projector)
       : pool_(pool), shape_(shape), frequencies_(frequencies, frequencies + shape.head_dim / 2),
         layers_(layers, layers + shape.layers), norm_(norm), head_(head), table_(table), projector_(projector) {}
+
+  // For each adapter as many layers as the decoder has. What batches ask for are places among these.
+  void set_adapters(int64_t count, const AdapterLayer* layers) {
+    adapters_.assign(layers, layers + count * shape_.layers);
+  }
 
   // A whole step: the likeliest token of `count` rows of the batch, -1 where one's logits are not all
   // finite. Returns how many of them are near ties.
@@ -89,11 +74,12 @@ class Decoder {
     float* qkv = grow(qkv_, batch.tokens * qkv_width());
     turns(batch);
     plan(batch);
+    ask(batch);
     for (const LayerWeights& layer : layers_) {
       project(layer, batch, x, qkv);
       if (&layer == &layers_.back() && count < batch.tokens) return finish_some(layer, batch, count, rows, x);
       attend_all(layer, batch, parts_, qkv);
-      finish(layer, batch.tokens, qkv, x);
+      finish(layer, batch.tokens, asked_, qkv, x);
     }
   }
 
@@ -113,6 +99,11 @@ class Decoder {
     return {s.head_dim, s.heads / s.kv_heads, s.scale, true, s.window, layer.qkv.rounds != 0};
   }
 
+  // Those of a layer for the rows from `first` on; `asked` is each row's adapter, or empty.
+  Changes changes(const LayerWeights& layer, const std::vector<int64_t>& asked, int64_t first) const {
+    return {adapters_.data() + (&layer - layers_.data()), shape_.layers, asked.empty() ? nullptr : asked.data() + first};
+  }
+
   int64_t qkv_width() const { return (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim; }
 
   // Query, key and value of each row, the latter two in the cache.
@@ -122,17 +113,21 @@ class Decoder {
     each_block(pool_, batch.tokens, [&](Pool& pool, int64_t first, int64_t count) {
       const float* inputs = normed(pool, layer.input_norm, s.eps, s.hidden, count, x + first * s.hidden);
       multiply(pool, layer.qkv, count, inputs, s.hidden, qkv + first * width, false);
+      const Changes added = changes(layer, asked_, first);
+      added.add(pool, &AdapterLayer::qkv, count, inputs, s.hidden, qkv + first * width);
       each_row(pool, count, [&](int64_t r) { keep(layer, batch.slots[first + r], first + r, width, qkv); });
     });
   }
 
-  // What comes after attention.
-  void finish(const LayerWeights& layer, int64_t rows, const float* qkv, float* x) {
+  // What comes after attention; `asked` is as for `changes`.
+  void finish(const LayerWeights& layer, int64_t rows, const std::vector<int64_t>& asked, const float* qkv, float* x) {
     const int64_t width = qkv_width();
     each_block(pool_, rows, [&](Pool& pool, int64_t first, int64_t count) {
       float* block = x + first * shape_.hidden;
+      const Changes added = changes(layer, asked, first);
       multiply(pool, layer.output, count, qkv + first * width, width, block, true);
-      feed_forward(pool, layer.post_norm, shape_.eps, layer.gate_up, layer.down, count, block);
+      added.add(pool, &AdapterLayer::output, count, qkv + first * width, width, block);
+      feed_forward(pool, layer.post_norm, shape_.eps, layer.gate_up, layer.down, count, block, added);
     });
   }
 
@@ -142,16 +137,18 @@ class Decoder {
     float* some = grow(some_, count * size);
     float* qkv = grow(some_qkv_, count * width);
     some_parts_.clear();
+    some_asked_.clear();
     for (int64_t i = 0; i < count; ++i) {
       std::memcpy(some + i * size, x + rows[i] * size, size * sizeof(float));
       std::memcpy(qkv + i * width, qkv_.data() + rows[i] * width, shape_.heads * shape_.head_dim * sizeof(float));
       const auto after = std::upper_bound(firsts_.begin(), firsts_.end(), rows[i]);
       const int64_t request = after - firsts_.begin() - 1;
+      if (!asked_.empty()) some_asked_.push_back(asked_[rows[i]]);
       const int64_t position = batch.seq_lens[request] - batch.query_lengths[request] + rows[i] - firsts_[request];
       for (int64_t head = 0; head < shape_.kv_heads; ++head) some_parts_.push_back({request, i, 1, position, head});
     }
     attend_all(layer, batch, some_parts_, qkv);
-    finish(layer, count, qkv, some);
+    finish(layer, count, some_asked_, qkv, some);
     for (int64_t i = 0; i < count; ++i) std::memcpy(x + rows[i] * size, some + i * size, size * sizeof(float));
   }
 
@@ -166,6 +163,13 @@ class Decoder {
         sines[r * half + i] = std::sin(angle);
       }
     });
+  }
+
+  // Which adapter each row has; none has one where nobody asks.
+  void ask(const Batch& batch) {
+    asked_.clear();
+    for (int64_t i = 0; batch.adapters && i < batch.requests; ++i)
+      asked_.insert(asked_.end(), batch.query_lengths[i], batch.adapters[i]);
   }
 
   // Who attends to what, in parts of some rows and one key-value head.
@@ -236,4 +240,6 @@ class Decoder {
   Buffer<float> rows_, last_, logits_, qkv_, cosines_, sines_, some_, some_qkv_;
   std::vector<Part> parts_, some_parts_;
   std::vector<int64_t> firsts_;  // row of each request's first token
+  std::vector<AdapterLayer> adapters_;
+  std::vector<int64_t> asked_, some_asked_;  // each row's adapter
 };

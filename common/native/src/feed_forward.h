@@ -2,6 +2,7 @@
 // Knows packed weights and rows. Does not know which layer they are of.
 #pragma once
 
+#include "adapters.h"
 #include "rows.h"
 #include "weights.h"
 
@@ -34,14 +35,17 @@ static const float* normed(Pool& pool, const float* weight, float eps, int64_t s
   return to;
 }
 
-// x [rows, hidden] += down(silu(gate) * up) of its norm.
+// x [rows, hidden] += down(silu(gate) * up) of its norm, the products with what adapters add to them.
 static void feed_forward(Pool& pool, const float* norm, float eps, const Weights& gate_up, const Weights& down,
-                         int64_t rows, float* x) {
+                         int64_t rows, float* x, const Changes& changes = {}) {
   static thread_local Buffer<float> wide_buffer, narrow_buffer;
   const int64_t hidden = gate_up.depth, size = down.depth;
   float* wide = grow(wide_buffer, rows * 2 * size);
   float* narrow = grow(narrow_buffer, rows * size);
-  multiply(pool, gate_up, rows, normed(pool, norm, eps, hidden, rows, x), hidden, wide, false);
+  const float* inputs = normed(pool, norm, eps, hidden, rows, x);
+  multiply(pool, gate_up, rows, inputs, hidden, wide, false);
+  changes.add(pool, &AdapterLayer::gate_up, rows, inputs, hidden, wide);
   each_row(pool, rows, [&](int64_t r) { gated(wide + r * 2 * size, size, narrow + r * size); });
   multiply(pool, down, rows, narrow, size, x, true);
+  changes.add(pool, &AdapterLayer::down, rows, narrow, size, x);
 }

@@ -12,7 +12,7 @@
 
 extern "C" {
 
-int32_t diptych_version() { return 13; }
+int32_t diptych_version() { return 14; }
 
 int32_t diptych_panel() { return kPanel; }
 
@@ -61,6 +61,11 @@ void* diptych_decoder_new(void* pool, const DecoderShape* shape, const float* fr
                      projector ? *projector : ProjectorWeights{});
 }
 
+// [count, layers]; what they point at must stay.
+void diptych_decoder_set_adapters(void* decoder, int64_t count, const AdapterLayer* layers) {
+  static_cast<Decoder*>(decoder)->set_adapters(count, layers);
+}
+
 void diptych_decoder_hidden(void* decoder, const Batch* batch, int64_t count, const int64_t* rows, float* x) {
   static_cast<Decoder*>(decoder)->hidden(*batch, count, rows, x);
 }
@@ -78,18 +83,21 @@ void diptych_decoder_project(void* decoder, int64_t rows, const float* features,
 }
 
 // A step: the likeliest token of each of the layout's rows, or -1 where its logits are not all finite.
-// The layout is [tokens, requests, max_blocks, rows, bits of a feature, rows of pictures], then the token ids and the arrays
-// of Batch in their order, then the rows and those of pictures. Returns how many of the choices have another token within the margin.
+// The layout is [tokens, requests, max_blocks, rows, bits of a feature, rows of pictures, requests with adapters: all or 0],
+// then the token ids and the arrays of Batch in their order, then the rows and those of pictures. Returns how many of the
+// choices have another token within the margin.
 int64_t diptych_decoder_next(void* decoder, const int64_t* layout, const void* features, float margin, int64_t* chosen) {
   const int64_t tokens = layout[0], requests = layout[1], max_blocks = layout[2], count = layout[3];
-  const int64_t* token_ids = layout + 6;
+  const int64_t* token_ids = layout + 7;
   const int64_t* positions = token_ids + tokens;
   const int64_t* slots = positions + tokens;
   const int64_t* tables = slots + tokens;
   const int64_t* query_lengths = tables + requests * max_blocks;
   const int64_t* seq_lens = query_lengths + requests;
-  const Batch batch{tokens, requests, max_blocks, positions, slots, tables, query_lengths, seq_lens};
-  const int64_t* rows = seq_lens + requests;
+  const int64_t* adapters = seq_lens + requests;
+  const Batch batch{tokens,        requests, max_blocks, positions, slots, tables,
+                    query_lengths, seq_lens, layout[6] ? adapters : nullptr};
+  const int64_t* rows = adapters + layout[6];
   const Pictures pictures{layout[5], rows + count, features, layout[4]};
   return static_cast<Decoder*>(decoder)->next(batch, token_ids, pictures, count, rows, margin, chosen);
 }

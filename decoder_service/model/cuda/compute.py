@@ -12,6 +12,8 @@ from torch import Tensor
 
 from common.model.fused_rows import add_rms_norm
 from common.model.graph_recorder import GraphRecorder
+from decoder_service.adapters.changes import Changes
+from decoder_service.adapters.joined import joined_changes
 from decoder_service.model.batch import ForwardBatch
 from decoder_service.model.compute import TorchCompute
 from decoder_service.model.cuda.attention import AttentionShape, PagedAttention, Spans
@@ -55,6 +57,7 @@ class CudaCompute:
         self._plain = TorchCompute(model, kv_cache)
         self._decoder, self._norm = model.decoder, model.decoder.model.norm
         self._device = model.device
+        self._adapters = [joined_changes(adapter, model.config) for adapter in model.adapters]
         shape = AttentionShape.of(model.config, kv_cache, model.dtype)
         self._attention = attention or TritonAttention(shape, model.device)
         joined = weights or join_layers(model.decoder)
@@ -136,5 +139,8 @@ class CudaCompute:
             most_tokens=forward.seq_lens,
         )
         return Places(
-            positions=forward.positions, slot_mapping=forward.slot_mapping, attend=self._attention.plan(spans)
+            positions=forward.positions,
+            slot_mapping=forward.slot_mapping,
+            attend=self._attention.plan(spans),
+            changes=Changes.of(self._adapters, forward.adapters, forward.query_lengths, self._device),
         )

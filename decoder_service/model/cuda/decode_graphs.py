@@ -87,12 +87,12 @@ class DecodeGraphs:
         return tuple(sorted(self._recorded))
 
     def fits(self, forward: ForwardBatch) -> bool:
-        """Whether every request has one new token, and there are not too many.
+        """Whether every request has one new token and no adapter, and there are not too many.
 
         Hidden rows that judge prompts are read later than the next pass overwrites them.
         """
         num_requests = len(forward.query_lengths)
-        is_single = num_requests == len(forward.token_ids) and not forward.prompt_rows
+        is_single = num_requests == len(forward.token_ids) and not forward.prompt_rows and not forward.adapters
         return is_single and num_requests <= max(self._recorded, default=0)
 
     def hidden(self, embeds: Tensor, forward: ForwardBatch) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 from common.model.config import MistralConfig
 from common.model.fused_rows import add_rms_norm, silu_and_multiply
 from common.model.rope import inverse_frequencies
+from decoder_service.adapters.changes import NO_CHANGES, Changes
+from decoder_service.adapters.joined import DOWN, GATE_UP, OUTPUT, QKV
 from decoder_service.model.cuda.attention import Attend
 from decoder_service.model.cuda.fused import rotate_and_store
 from decoder_service.model.cuda.layer_weights import LayerWeights
@@ -28,6 +30,8 @@ class Places:
     """[num_tokens]; a negative slot stores nothing"""
     attend: Attend
     """What they see, and who computes it"""
+    changes: Changes = NO_CHANGES
+    """What adapters add, by the names of joined products; nothing in a pass that is recorded"""
 
 
 class CudaLayers:
@@ -46,10 +50,11 @@ class CudaLayers:
         delta: Tensor | None = None
         for layer, weights in enumerate(self._weights):
             normed = add_rms_norm(embeds, delta, weights.input_norm, eps=weights.eps)
-            delta = self._attend(layer, weights.qkv(normed), cos, sin, places)
+            qkv = places.changes.add(layer, QKV, normed, weights.qkv(normed))
+            delta = self._attend(layer, qkv, cos, sin, places)
             normed = add_rms_norm(embeds, delta, weights.post_norm, eps=weights.eps)
-            gated = silu_and_multiply(weights.gate_up(normed))
-            delta = weights.down(gated)
+            gated = silu_and_multiply(places.changes.add(layer, GATE_UP, normed, weights.gate_up(normed)))
+            delta = places.changes.add(layer, DOWN, gated, weights.down(gated))
         return embeds if delta is None else embeds + delta
 
     def _attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, places: Places) -> Tensor:
@@ -57,8 +62,8 @@ class CudaLayers:
         query = rotate_and_store(
             qkv, cos, sin, places.slot_mapping, key_blocks, value_blocks, num_heads=config.num_attention_heads
         )
-        mixed = places.attend(query, key_blocks, value_blocks)
-        return self._weights[layer].o(mixed.flatten(1))
+        mixed = places.attend(query, key_blocks, value_blocks).flatten(1)
+        return places.changes.add(layer, OUTPUT, mixed, self._weights[layer].o(mixed))
 
     def _blocks(self, layer: int) -> tuple[Tensor, Tensor]:
         return self._kv_cache.key_blocks[layer], self._kv_cache.value_blocks[layer]

@@ -29,7 +29,7 @@ def test_prompt_counts_once_and_every_completion_with_the_most_it_may_get(
     open_requests = OpenRequests(LIMITS, CAPACITY)
 
     def let_in(request: pb.GenerateRequest) -> Any:  # noqa: ANN401
-        parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0)
+        parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0, adapters={})
         return open_requests._place(parsed)
 
     fitting, too_many = (
@@ -54,7 +54,7 @@ def test_a_prompt_that_is_longer_than_any_keeps_nobody_out_until_it_is_refused(p
     limits = AdmissionLimits(max_requests=99, max_waiting_tokens=10_000, max_picture_bytes=99)
     open_requests = OpenRequests(limits, CAPACITY)
     request = pb.GenerateRequest(**prompt, sampling=pb.SamplingParams(max_tokens=4))
-    parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0)
+    parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0, adapters={})
     with open_requests._place(parsed):
         assert open_requests.admission.num_waiting_tokens == CAPACITY.max_model_len + 4
         open_requests.admission.check_tokens(5000)
@@ -70,7 +70,7 @@ async def test_a_large_request_is_told_from_others_while_the_loop_goes_on(monkey
     monkeypatch.setattr(module, "request_digest", digest)
     requests = OpenRequests(LIMITS, CAPACITY)
     request = pb.GenerateRequest(request_id="a", text=pb.RawText(text="x" * 300_000))
-    parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0)
+    parsed = parse_generate_request(request, vocabulary_size=512, max_priority=0, adapters={})
     asyncio.get_running_loop().call_soon(goes_on.set)
     async with requests.holding(request, parsed, deadline=asyncio.get_running_loop().time() + 10):
         assert requests.admission.num_waiting_tokens > 0

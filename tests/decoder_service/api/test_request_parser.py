@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidArgumentError
+from decoder_service.adapters.adapter_ref import NO_ADAPTER, AdapterRef
 from decoder_service.api.request_parser import ParsedRequest, parse_generate_request, parse_prompt, request_digest
 from decoder_service.api.sampling_parser import ParsedSampling
 from decoder_service.prompt.prompt_spec import ChatMessage, ChatPrompt, Role, TextPrompt, TokenPrompt
@@ -16,12 +17,13 @@ from decoder_service.sampling.sampling_params import SamplingParams
 from diptych.v1 import generation_pb2 as pb
 
 VOCABULARY_SIZE = 1000
+CATS = AdapterRef(0, b"of cats")
 TEXT = pb.RawText(text="hi")
 NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 def parse(request: pb.GenerateRequest) -> ParsedRequest:
-    return parse_generate_request(request, vocabulary_size=VOCABULARY_SIZE, max_priority=2)
+    return parse_generate_request(request, vocabulary_size=VOCABULARY_SIZE, max_priority=2, adapters={"cats": CATS})
 
 
 def refusal(request: pb.GenerateRequest) -> tuple[str, str | None]:
@@ -82,7 +84,9 @@ def test_every_supported_field_is_read() -> None:
         allowed_token_ids=[5, 3],
         bad_words=["no", " not"],
     )
-    request = pb.GenerateRequest(request_id="A-z_0.9", text=TEXT, sampling=sampling, priority=-3, cache_salt=b"\0" * 64)
+    request = pb.GenerateRequest(
+        request_id="A-z_0.9", text=TEXT, sampling=sampling, priority=-3, cache_salt=b"\0" * 64, lora="cats"
+    )
     assert parse(request) == ParsedRequest(
         request_id="A-z_0.9",
         prompt=TextPrompt("hi"),
@@ -214,15 +218,17 @@ def test_other_classes_are_refused(priority: int) -> None:
     assert refusal(pb.GenerateRequest(text=TEXT, priority=priority)) == ("VALUE_OUT_OF_RANGE", "priority")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("lora", ""),
-    ],
-)
-def test_request_fields_that_are_not_built_are_refused_when_present(name: str, value: object) -> None:
-    fields: dict[str, Any] = {name: value}
-    assert refusal(pb.GenerateRequest(text=TEXT, **fields)) == ("UNSUPPORTED_FIELD", name)
+def test_an_adapter_is_found_by_its_name() -> None:
+    assert parse(pb.GenerateRequest(text=TEXT, lora="cats")).adapter == CATS
+    assert parse(pb.GenerateRequest(text=TEXT)).adapter == NO_ADAPTER
+
+
+@pytest.mark.parametrize("name", ["", "Cats", "cats ", "dogs", "x" * 100_000])
+def test_adapters_that_are_not_there_are_refused_in_few_words(name: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse(pb.GenerateRequest(text=TEXT, lora=name))
+    assert (caught.value.reason, caught.value.field) == ("UNKNOWN_ADAPTER", "lora")
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(
