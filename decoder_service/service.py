@@ -108,7 +108,7 @@ class DecoderService:
             image_token_id=image_token_id,
             end_token_ids=checkpoint.end_token_ids | {tokenizer.eos_id},
             vision_weights_digest=digest,
-            adapters={each.name: AdapterRef(index, each.digest) for index, each in enumerate(adapters)},
+            adapters={each.name: AdapterRef(index, each.digest, each.name) for index, each in enumerate(adapters)},
         )
 
     async def run(self, registry: CollectorRegistry | None = None) -> int:
@@ -127,7 +127,7 @@ class DecoderService:
         engine = self._config.engine
         store = FeatureStore(self._vision, budget_bytes=engine.feature_bytes, caching=engine.feature_caching)
         structures = _structures(self._tokenizer, self._info)
-        metrics = RequestMetrics(registry)
+        metrics = RequestMetrics(registry, adapters=self._info.adapters)
         servicer = GenerationServicer(
             host=host,
             store=store,

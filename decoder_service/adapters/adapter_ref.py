@@ -14,6 +14,8 @@ class AdapterRef:
     """Its place among them, from 0; -1 is none."""
     digest: bytes
     """Of what it holds; empty for none. What is cached of a prompt is found by it."""
+    name: str = ""
+    """What requests ask for it by, for metrics, log and trace."""
 
 
 MAX_NAME = 64

@@ -112,7 +112,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 adapters=self._info.adapters,
             )
             parsed = replace(parsed, cache_salt=current_principal().cache_salt(parsed.cache_salt))
-            watch.named(parsed.request_id, request_attributes(parsed, model_name=self._info.model_name))
+            attributes = request_attributes(parsed, model_name=self._info.model_name)
+            watch.named(parsed.request_id, attributes, adapter=parsed.adapter.name)
             try:
                 async with self._open.holding(request, parsed, deadline=deadline) as (place, held):
                     del request  # Its pictures are copied.

@@ -11,7 +11,7 @@ from decoder_service.prompt.prompt_spec import ChatPrompt
 def request_attributes(parsed: ParsedRequest, *, model_name: str) -> Attributes:
     """What was asked for."""
     params = parsed.sampling.params
-    return {
+    attributes: dict[str, str | int | float] = {
         "gen_ai.operation.name": "chat" if isinstance(parsed.prompt, ChatPrompt) else "text_completion",
         "gen_ai.provider.name": "diptych",
         "gen_ai.request.model": model_name,
@@ -19,3 +19,4 @@ def request_attributes(parsed: ParsedRequest, *, model_name: str) -> Attributes:
         "gen_ai.request.temperature": params.temperature,
         "gen_ai.request.top_p": params.top_p,
     }
+    return attributes | ({"diptych.lora": parsed.adapter.name} if parsed.adapter.name else {})

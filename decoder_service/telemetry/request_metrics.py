@@ -5,6 +5,7 @@ the engine's host for steps. Everything that has labels is looked up here, once.
 the prefix, see docs/metrics.md.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -25,7 +26,9 @@ OUTCOMES: Final = ("stop", "length", "abort", "deadline", "error")
 class RequestMetrics:
     """Histograms and counters of the requests of one process."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, adapters: Iterable[str] = ()) -> None:
+        """Register them; `adapters` are the names that requests may ask for."""
+
         def seconds(name: str, help_: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"diptych_{name}_seconds", help_, buckets=buckets, registry=registry)
 
@@ -62,6 +65,10 @@ class RequestMetrics:
             registry=registry,
         )
         self.finished = {outcome: finished.labels(outcome) for outcome in OUTCOMES}
+        by_adapter = Counter(
+            "diptych_adapter_requests", "Requests that asked for an adapter, by its name.", ["adapter"], registry=registry
+        )
+        self.adapters = {name: by_adapter.labels(name) for name in adapters}
         self.refused = ReasonCounter(
             "diptych_admission_rejections",
             "Requests that were refused.",

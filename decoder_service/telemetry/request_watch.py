@@ -35,6 +35,7 @@ class RequestWatch:
         self._metrics = metrics
         self._call = call
         self._caller = caller
+        self._adapter = ""
         self._arrived_at = time.monotonic()
         self._admitted_at: float | None = None
         self._first_token_at: float | None = None
@@ -43,9 +44,12 @@ class RequestWatch:
         self._count_completion_tokens: Callable[[], int] = lambda: 0
         self._is_finished = False
 
-    def named(self, request_id: str, attributes: Attributes) -> None:
+    def named(self, request_id: str, attributes: Attributes, *, adapter: str = "") -> None:
         """Hear what the request is called and asks for."""
         self._call.request_id = request_id
+        self._adapter = adapter
+        if adapter:
+            self._metrics.adapters[adapter].inc()
         self._call.span.set({"gen_ai.response.id": request_id, **attributes})
 
     def admitted(
@@ -153,8 +157,8 @@ class RequestWatch:
         return "error", "INTERNAL"
 
     def _log(self, outcome: str, values: dict[str, object]) -> None:
-        caller = {"caller": self._caller} if self._caller else {}
-        _log.info("request finished", extra={"outcome": outcome, **caller, **values})
+        asked = {name: value for name, value in (("caller", self._caller), ("lora", self._adapter)) if value}
+        _log.info("request finished", extra={"outcome": outcome, **asked, **values})
 
     def _trace(
         self, reason: FinishReason, timings: Timings, prompt_tokens: int, cached_tokens: int, completion_tokens: int
