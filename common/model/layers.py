@@ -29,12 +29,12 @@ class Attend(Protocol):
 class Multiply(Protocol):
     """Computes one product of a layer, told the layer's index and the module's name in it."""
 
-    def __call__(self, layer: int, product: str, linear: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, layer: int, product: str, linear: nn.Module, x: Tensor, /) -> Tensor:
         """Map x [num_tokens, in_features] to [num_tokens, out_features]."""
         ...
 
 
-def plainly(_layer: int, _product: str, linear: nn.Module, x: Tensor) -> Tensor:
+def plainly(_layer: int, _product: str, linear: nn.Module, x: Tensor, /) -> Tensor:
     """`Multiply` with the weights and nothing else."""
     y: Tensor = linear(x)
     return y

@@ -37,7 +37,8 @@ class NativeAdapters:
         return CLowRank() if change is None else CLowRank(self._pack(change.down), self._pack(change.up))
 
     def _pack(self, weight: Tensor) -> CWeights:
-        linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+        columns, depth = weight.shape
+        linear = nn.Linear(depth, columns, bias=False, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         packed = PackedWeights(self._library, [linear])
         self._packed.append(packed)

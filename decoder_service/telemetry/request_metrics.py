@@ -66,7 +66,10 @@ class RequestMetrics:
         )
         self.finished = {outcome: finished.labels(outcome) for outcome in OUTCOMES}
         by_adapter = Counter(
-            "diptych_adapter_requests", "Requests that asked for an adapter, by its name.", ["adapter"], registry=registry
+            "diptych_adapter_requests",
+            "Requests that asked for an adapter, by its name.",
+            ["adapter"],
+            registry=registry,
         )
         self.adapters = {name: by_adapter.labels(name) for name in adapters}
         self.refused = ReasonCounter(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import MistralForCausalLM
 
-from decoder_service.adapters.adapter import Adapter, LowRank
+from decoder_service.adapters.adapter import MODULES, Adapter, LowRank
 from decoder_service.adapters.adapter_ref import NO_ADAPTER, AdapterRef
 from decoder_service.model.compute import Compute
 from decoder_service.model.kv_cache import KVCache
@@ -20,12 +20,10 @@ from tests.parity.harness import COMPUTES, Harness, MakeCompute, native
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, random_text_model, reference_logits, save
 
 SHAPE = Shape(name="nemo-like", hidden=160, heads=6, kv_heads=2, head_dim=32, layers=3)
-ALL = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-ALL += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 NEW_TOKENS = 8
 
 
-def random_adapter(model: MistralForCausalLM, *, seed: int, modules: Sequence[str] = ALL, rank: int = 3) -> Adapter:
+def random_adapter(model: MistralForCausalLM, *, seed: int, modules: Sequence[str] = MODULES, rank: int = 3) -> Adapter:
     """One that changes every layer but the first, each module by a rank of its own."""
     generator = torch.Generator().manual_seed(seed)
     changes = {}
@@ -89,7 +87,7 @@ def test_each_request_gets_the_logits_of_its_own_adapter(
 
 def test_an_adapter_makes_a_difference_that_the_test_above_would_see(tmp_path: Path) -> None:
     model = random_text_model(SHAPE)
-    for seed, modules in ((1, ALL), (2, ("self_attn.v_proj",)), (3, ("mlp.up_proj",)), (4, ("self_attn.k_proj",))):
+    for seed, modules in ((1, MODULES), (2, ("self_attn.v_proj",)), (3, ("mlp.up_proj",)), (4, ("self_attn.k_proj",))):
         prompt = Prompt(token_ids=[*range(20, 50)])
         changed = reference_logits(merged(model, random_adapter(model, seed=seed, modules=modules)), prompt, [5])
         assert (changed - reference_logits(model, prompt, [5])).abs().max() > 0.05
@@ -97,7 +95,7 @@ def test_an_adapter_makes_a_difference_that_the_test_above_would_see(tmp_path: P
 
 @pytest.mark.parametrize("make_compute", COMPUTES)
 def test_pictures_are_spliced_into_prompts_with_adapters(make_compute: MakeCompute, tmp_path: Path) -> None:
-    model = random_pixtral(replace(SHAPE, layers=SHAPE.layers))
+    model = random_pixtral(SHAPE)
     text = model.model.language_model
     adapter = random_adapter(text, seed=5)
     changed = copy.deepcopy(model)
@@ -143,7 +141,7 @@ def test_a_request_has_the_same_bits_whatever_adapters_are_beside_it(make_comput
 
 
 def _weight(model: torch.nn.Module, layer: int, name: str) -> torch.Tensor:
-    inner = getattr(model, "model", model)
-    weight = inner.layers[layer].get_submodule(name).weight
+    inner = model.get_submodule("model") if hasattr(model, "model") else model
+    weight = inner.get_submodule(f"layers.{layer}.{name}").weight
     assert isinstance(weight, torch.Tensor)
     return weight

@@ -118,6 +118,7 @@ def test_every_supported_field_is_read() -> None:
         structure=None,
         resumption=None,
         cache_salt=b"\0" * 64,
+        adapter=CATS,
     )
 
 
