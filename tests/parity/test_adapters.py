@@ -1,58 +1,20 @@
 """Requests with LoRA adapters, beside others and those without, get what transformers gives with the weights merged."""
 
-import copy
-import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import MistralForCausalLM
 
-from decoder_service.adapters.adapter import MODULES, Adapter, LowRank
+from decoder_service.adapters.adapter import MODULES
 from decoder_service.adapters.adapter_ref import NO_ADAPTER, AdapterRef
-from decoder_service.model.compute import Compute
-from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.tiled_compute import TiledCompute
-from decoder_service.model.weights import DecoderModel
+from tests.parity.adapters import merged, random_adapter, with_adapters
 from tests.parity.harness import COMPUTES, Harness, MakeCompute, native
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, random_text_model, reference_logits, save
 
 SHAPE = Shape(name="nemo-like", hidden=160, heads=6, kv_heads=2, head_dim=32, layers=3)
 NEW_TOKENS = 8
-
-
-def random_adapter(model: MistralForCausalLM, *, seed: int, modules: Sequence[str] = MODULES, rank: int = 3) -> Adapter:
-    """One that changes every layer but the first, each module by a rank of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    changes = {}
-    for layer in range(1, SHAPE.layers):
-        for index, name in enumerate(modules):
-            rows, columns = _weight(model, layer, name).shape
-            shape = rank + index
-            changes[layer, name] = LowRank(
-                down=torch.randn(shape, columns, generator=generator) / columns**0.5,
-                up=torch.randn(rows, shape, generator=generator) * 0.3,
-            )
-    digest = hashlib.sha256(str(seed).encode()).digest()
-    return Adapter(name=f"adapter-{seed}", rank=rank + len(modules) - 1, digest=digest, changes=changes)
-
-
-def merged(model: MistralForCausalLM, adapter: Adapter) -> MistralForCausalLM:
-    """The model with an adapter in its weights."""
-    model = copy.deepcopy(model)
-    with torch.no_grad():
-        for (layer, name), change in adapter.changes.items():
-            _weight(model, layer, name).add_(change.up @ change.down)
-    return model
-
-
-def with_adapters(make_compute: MakeCompute, adapters: Sequence[Adapter]) -> MakeCompute:
-    def make(model: DecoderModel, kv_cache: KVCache) -> Compute:
-        return make_compute(replace(model, adapters=tuple(adapters)), kv_cache)
-
-    return make
 
 
 @pytest.mark.parametrize("token_budget", [7, 200])
@@ -96,12 +58,8 @@ def test_an_adapter_makes_a_difference_that_the_test_above_would_see(tmp_path: P
 @pytest.mark.parametrize("make_compute", COMPUTES)
 def test_pictures_are_spliced_into_prompts_with_adapters(make_compute: MakeCompute, tmp_path: Path) -> None:
     model = random_pixtral(SHAPE)
-    text = model.model.language_model
-    adapter = random_adapter(text, seed=5)
-    changed = copy.deepcopy(model)
-    with torch.no_grad():
-        for (layer, name), change in adapter.changes.items():
-            _weight(changed.model.language_model, layer, name).add_(change.up @ change.down)
+    adapter = random_adapter(model, seed=5)
+    changed = merged(model, adapter)
     picture = torch.randn(3, 3 * SHAPE.patch, 4 * SHAPE.patch, generator=torch.Generator().manual_seed(1))
     prompt = Prompt(token_ids=[1, *image_tokens(3, 4), *range(20, 26)], images=[picture])
     harness = Harness(
@@ -138,10 +96,3 @@ def test_a_request_has_the_same_bits_whatever_adapters_are_beside_it(make_comput
         for beside in ([first, first, first], [second, NO_ADAPTER, first], [NO_ADAPTER, second, second]):
             found = logits([others[0], asked, *others[1:]], [beside[0], first, *beside[1:]], budget=budget)
             assert torch.equal(found, alone)
-
-
-def _weight(model: torch.nn.Module, layer: int, name: str) -> torch.Tensor:
-    inner = model.get_submodule("model") if hasattr(model, "model") else model
-    weight = inner.get_submodule(f"layers.{layer}.{name}").weight
-    assert isinstance(weight, torch.Tensor)
-    return weight

@@ -26,6 +26,7 @@ def test_bytes_cannot_move_from_one_part_to_the_next() -> None:
     ones = (1).to_bytes(4, "little")
     assert block_hash(root, [1, 1], []) != block_hash(root, [1], [BlockImage(ones, 0)])
     assert root_hash(b"a") != root_hash(b"")
+    assert len({root_hash(b"ab"), root_hash(b"a", b"b"), root_hash(b"", b"ab"), root_hash(b"b", b"a")}) == 4
 
 
 def test_identities_have_the_length_of_a_digest() -> None:
