@@ -11,15 +11,15 @@ from tests.adapter_files import write_adapter
 from tests.end_to_end.services import DEMO_MODEL, Service, decoder_service
 from tests.end_to_end.test_pair import question
 
-NAMES = ("strong", "none", "other")
+NAMES = ("strong", "faint", "other")
 
 
 @pytest.fixture(scope="module")
 def adapted(vision: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder, text = tmp_path_factory.mktemp("adapters"), open_checkpoint(DEMO_MODEL).text_config
-    write_adapter(folder / "strong", text, seed=1, has_vision=True)
-    write_adapter(folder / "none", text, seed=2, has_vision=True, scale=0.0)
-    write_adapter(folder / "other", text, seed=3, has_vision=True)
+    write_adapter(folder / "strong", text, seed=1, has_vision=True, scale=30.0)
+    write_adapter(folder / "faint", text, seed=2, has_vision=True, scale=1e-12)
+    write_adapter(folder / "other", text, seed=3, has_vision=True, scale=30.0)
     flags = ("--lora", ",".join(f"{name}={folder / name}" for name in NAMES), "--num-blocks", "256")
     with decoder_service(*flags, vision=vision.address) as service:
         service.wait_serving()
@@ -39,7 +39,7 @@ def test_requests_about_pictures_are_answered_by_the_adapters_that_they_ask_for(
         beside = other.complete(prompt, timeout=60, max_tokens=16, ignore_eos=True).token_ids
         assert other.complete(prompt, timeout=60).text == answer
     plain = client.complete(prompt, timeout=60, max_tokens=16, ignore_eos=True).token_ids
-    assert found["none"] == beside == plain
+    assert found["faint"] == beside == plain
     assert len({found["strong"], found["other"], plain}) == 3
     assert adapted.metric('diptych_adapter_requests_total{adapter="strong"}') == 1
 
