@@ -9,7 +9,7 @@ from common.client.client import DiptychClient
 from common.client.types import ClientError
 from tests.adapter_files import write_adapter
 from tests.end_to_end.services import DEMO_MODEL, Service, decoder_service
-from tests.end_to_end.test_pair import question
+from tests.questions import question
 
 NAMES = ("strong", "faint", "other")
 
