@@ -107,7 +107,7 @@ class StepPlan:
 
     def charge_ahead(self, requests: Iterable[ScheduledRequest]) -> None:
         """Count a step that gives each of these one more token, behind one that is being computed."""
-        self._charge([(request, place) for request, _, place in requests if place is not None])
+        self._charge([(each.request, each.start) for each in requests])
         self.end_step()
 
     def _charge(self, places: Iterable[tuple[Request, int]]) -> None:

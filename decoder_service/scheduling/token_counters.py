@@ -49,4 +49,4 @@ class TokenCounters:
 def cost(first: int, last: int, *, num_prompt_tokens: int) -> int:
     """What the tokens from position `first` up to `last` of a request count."""
     num_prompt = max(0, min(last, num_prompt_tokens) - first)
-    return PROMPT_WEIGHT * num_prompt + OUTPUT_WEIGHT * max(0, last - first - num_prompt)
+    return PROMPT_WEIGHT * num_prompt + OUTPUT_WEIGHT * (last - first - num_prompt)

@@ -90,7 +90,6 @@ class Batcher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-            self._task = None
         await asyncio.to_thread(self._thread.shutdown)
         _fail(self._waiting, _closing())
         self._waiting.clear()

@@ -43,6 +43,20 @@ def test_the_start_of_a_freed_table_is_reused_last() -> None:
     assert again == expected
 
 
+def test_only_what_was_remembered_and_is_handed_out_for_something_else_counts_as_evicted() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=1)
+    table: list[BlockId] = []
+    blocks.allocate(table, 4)
+    for index in (0, 1):
+        blocks.remember(table[index], name(index))
+    blocks.free(table)
+    blocks.share(table, blocks.find([name(0)]))
+    blocks.allocate(table, 3)
+    assert blocks.num_evictions == 0
+    blocks.allocate(table, 4)
+    assert blocks.num_evictions == 1
+
+
 def test_freeing_twice_is_found() -> None:
     blocks = BlockManager(num_blocks=2, block_size=1)
     table: list[BlockId] = []

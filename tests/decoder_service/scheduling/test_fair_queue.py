@@ -2,11 +2,13 @@
 
 import random
 from dataclasses import dataclass
+from itertools import permutations
 
 import pytest
 
+from decoder_service.cache.block_manager import IntegrityError
 from decoder_service.scheduling.fair_queue import FairQueue
-from decoder_service.scheduling.token_counters import MAX_TENANTS, TokenCounters, cost
+from decoder_service.scheduling.token_counters import TokenCounters
 from tests.calls import num_calls
 
 
@@ -93,6 +95,14 @@ def test_nobody_saves_up_a_right_to_service_while_all_are_idle() -> None:
     assert abs([item.tenant for item in server.serve_all(100)[:20]].count(b"b") - 10) <= 1
 
 
+def test_nobody_saves_up_a_right_to_service_while_anothers_only_request_is_served() -> None:
+    server = Server()
+    server.push(Item(0, b"a"))
+    server.serve(1000)
+    server.push(*(Item(1 + n, tenant) for n in range(20) for tenant in (b"b", b"a")))
+    assert abs([item.tenant for item in server.serve_all(100)[:20]].count(b"b") - 10) <= 1
+
+
 def test_leaving_the_queue_does_not_clear_what_was_had() -> None:
     server = Server()
     server.push(Item(0, b"a"), Item(1, b"b"), Item(2, b"b"), Item(3, b"b"))
@@ -137,6 +147,67 @@ def test_any_item_may_leave_at_any_time_and_only_once() -> None:
     assert server.queue.head is None
 
 
+def test_those_that_arrive_as_one_leave_one_by_one_whoever_of_them_is_first() -> None:
+    """Completions of one prompt."""
+    for order in permutations(range(3)):
+        server = Server()
+        items = [Item(1) for _ in range(3)]
+        server.push(Item(0), *items, Item(2))
+        with pytest.raises(ValueError, match="does not wait"):
+            server.queue.remove(Item(0))
+        for index in order:
+            server.queue.remove(items[index])
+            server.queue.check_integrity()
+            assert not any(item is items[index] for item in server.queue)
+            with pytest.raises(ValueError, match="does not wait"):
+                server.queue.remove(items[index])
+        assert [item.arrival for item in server.serve_all()] == [0, 2]
+
+
+def test_tenants_that_left_are_not_kept_though_those_that_stay_got_less() -> None:
+    server = Server()
+    server.push(Item(0, b"first"), Item(1, b"second"))
+    for n in range(2, 500):
+        server.counters.charge(b"%d" % n, 1000 + n)
+        item = Item(n, b"%d" % n)
+        server.push(item)
+        server.queue.remove(item)
+    assert len(server.queue._classes[0]._heap) < 50
+    assert [item.tenant for item in server.serve_all()] == [b"first", b"second"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("length", "how many"),
+        ("place", "without a place"),
+        ("counter", "more than it was given"),
+        ("class", "not its own"),
+        ("tenant", "not its own"),
+        ("order", "order of arrival"),
+    ],
+)
+def test_books_that_contradict_each_other_are_found(wrong: str, told: str) -> None:
+    server = Server()
+    server.push(Item(0, b"a"), Item(1, b"a"), Item(2, b"b"))
+    own = server.queue._classes[0]
+    match wrong:
+        case "length":
+            server.queue._length += 1
+        case "place":
+            del own._entries[b"b"]
+        case "counter":
+            own._heap = [(1, entry, tenant) for _, entry, tenant in own._heap]
+        case "class":
+            server.queue._classes[1] = server.queue._classes.pop(0)
+        case "tenant":
+            own.lines[b"a"][1:] = own.lines[b"b"]
+        case "order":
+            own.lines[b"a"].reverse()
+    with pytest.raises(IntegrityError, match=told):
+        server.queue.check_integrity()
+
+
 def test_the_first_few_are_of_the_highest_class_and_of_a_tenant_those_that_came_first() -> None:
     server = Server()
     items = [Item(arrival, b"%d" % (arrival % 2), priority=arrival % 3) for arrival in range(30)]
@@ -159,17 +230,3 @@ def test_thousands_of_tenants_cost_a_look_at_the_head_no_more_than_ten() -> None
         return num_calls(lambda: server.queue.head)
 
     assert calls(10) == calls(3000) > 0
-
-
-def test_counters_of_names_that_come_no_more_are_forgotten() -> None:
-    counters = TokenCounters()
-    for n in range(MAX_TENANTS + 5):
-        counters.charge(b"%d" % n, 7)
-    assert counters.get(b"0") == 0
-    assert counters.get(b"%d" % MAX_TENANTS) == 7
-
-
-def test_output_tokens_count_twice() -> None:
-    assert cost(0, 10, num_prompt_tokens=10) == 10
-    assert cost(8, 12, num_prompt_tokens=10) == 2 + 2 * 2
-    assert cost(12, 13, num_prompt_tokens=10) == 2
