@@ -48,3 +48,19 @@ def test_an_incomplete_last_character_becomes_a_replacement_character() -> None:
 def test_ids_that_only_the_models_padding_has_write_nothing_wherever_they_stand() -> None:
     detokenizer = Detokenizer(TokenTexts(pieces=[b"a", b"b"]))
     assert [detokenizer.add(token_id) for token_id in (2, 0, 2, 9, 1)] == ["", "a", "", "", "b"]
+
+
+def test_a_vocabulary_says_how_a_text_begins_and_what_becomes_of_a_broken_character() -> None:
+    pieces = [b" a", b" b", b"\xe2\x82", None]
+
+    def told(token_ids: list[int], *, first: bool = True, **corners: bool) -> str:
+        detokenizer = Detokenizer(TokenTexts(pieces=pieces, first_pieces={0: b"a", 1: b"b"}, **corners), first=first)
+        return detokenizer.feed(token_ids) + detokenizer.flush()
+
+    assert told([3, 1, 0, 1]) == "b a b"
+    assert told([0, 1], first=False) == " a b"
+    assert told([2, 0]) == "\ufffd a"
+    assert told([2, 0], replaces_each_byte=True) == "\ufffd\ufffd a"
+    split = [b"\xe2", None, b"\x82\xac"]
+    assert Detokenizer(TokenTexts(pieces=split)).feed(range(3)) == "\ufffd" * 3
+    assert Detokenizer(TokenTexts(pieces=split, control_ends_character=False)).feed(range(3)) == "\u20ac"
