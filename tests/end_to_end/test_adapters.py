@@ -8,8 +8,8 @@ from common.checkpoint.checkpoint import open_checkpoint
 from common.client.client import DiptychClient
 from common.client.types import ClientError
 from tests.adapter_files import write_adapter
+from tests.end_to_end.questions import question
 from tests.end_to_end.services import DEMO_MODEL, Service, decoder_service
-from tests.questions import question
 
 NAMES = ("strong", "faint", "other")
 

@@ -95,10 +95,14 @@ def test_nobody_saves_up_a_right_to_service_while_all_are_idle() -> None:
     assert abs([item.tenant for item in server.serve_all(100)[:20]].count(b"b") - 10) <= 1
 
 
-def test_nobody_saves_up_a_right_to_service_while_anothers_only_request_is_served() -> None:
+@pytest.mark.parametrize("waits_on", [True, False])
+def test_nobody_saves_up_a_right_to_service_while_another_gets_much_at_once(waits_on: bool) -> None:
     server = Server()
     server.push(Item(0, b"a"))
-    server.serve(1000)
+    if waits_on:
+        server.counters.charge(b"a", 1000)
+    else:
+        server.serve(1000)
     server.push(*(Item(1 + n, tenant) for n in range(20) for tenant in (b"b", b"a")))
     assert abs([item.tenant for item in server.serve_all(100)[:20]].count(b"b") - 10) <= 1
 
