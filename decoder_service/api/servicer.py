@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
+from typing import Final
 
 import grpc
 
@@ -42,6 +43,14 @@ from decoder_service.text.text_stream import TextPiece, TextStream
 from decoder_service.vision.image_encoder import ImageEncoder
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1 import generation_pb2_grpc
+
+
+_PROMPT_SECONDS: Final = 0.1
+"""Longest time that the message about the prompt waits for the first token, to be told together with it.
+
+Told alone it would take processor time from the step that computes the first token: half a millisecond and more, as
+nothing of what tells it is in the processor's caches then.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +190,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 await generation.submit()
         answer.begins()
         if parsed.resumption is None or not parsed.resumption.num_messages:
+            if lacking is None:
+                now = asyncio.get_running_loop().time()
+                await generation.first_news(until=min(deadline, now + _PROMPT_SECONDS))
             yield replies.prompt(cached_tokens=generation.num_cached_tokens)
         if lacking is not None and (lacking.text or lacking.finish_reason is not None):
             for message in answer.goes_on(lacking):

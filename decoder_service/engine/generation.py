@@ -115,6 +115,17 @@ class Generation:
             for fetch in self._fetches:
                 await fetch.close()
 
+    async def first_news(self, *, until: float) -> None:
+        """Wait until `tokens` would have something to say, or until a time of the event loop."""
+        loop = asyncio.get_running_loop()
+        if not self._are_due and self._error is None and loop.time() < until:
+            self._reader = loop.create_future()
+            alarm = loop.call_at(until, self._wake)
+            try:
+                await self._reader
+            finally:
+                alarm.cancel()
+
     async def tokens(self, *, deadline: float) -> AsyncGenerator[list[TokenOutput], None]:
         """Tokens as they are due, all that have gathered at once; ends when all completions have ended.
 
