@@ -67,9 +67,10 @@ class Places:
         turn = asyncio.Event()
         self._join(turn.set)
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds_until(end)):
-                    await turn.wait()
+            if not turn.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds_until(end)):
+                        await turn.wait()
             self._check(end)
             yield
         finally:

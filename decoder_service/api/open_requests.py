@@ -45,8 +45,9 @@ class OpenRequests:
         ResourceExhaustedError where there is no place, AlreadyExistsError where the name is taken, and TimeoutError.
         """
         name = scoped_name(current_principal(), parsed.request_id)
-        async with asyncio.timeout_at(deadline):
-            await self._names.left(name)
+        if self._names.is_leaving(name):  # Seldom, and a time limit costs as much as reading the request.
+            async with asyncio.timeout_at(deadline):
+                await self._names.left(name)
         async with AsyncExitStack() as stack:
             place = stack.enter_context(self._place(parsed))
             digest = await _digest(request)

@@ -18,6 +18,7 @@ from decoder_service.prompt.prompt_spec import TextPrompt
 from decoder_service.prompt.tokenizer import Tokenizer
 from decoder_service.sampling.bad_words import bad_token_sequences
 from decoder_service.scheduling.capacity import Capacity
+from decoder_service.structured.structure import Matcher
 from decoder_service.text.text_stream import TextStream
 
 
@@ -31,7 +32,9 @@ class RequestBuilder:
         self._capacity = capacity
         self._arrivals = itertools.count()
 
-    def build(self, parsed: ParsedRequest, prompt: Prompt, images: Sequence[PromptImage]) -> Request:
+    def build(
+        self, parsed: ParsedRequest, prompt: Prompt, images: Sequence[PromptImage], matcher: Matcher | None
+    ) -> Request:
         """The engine's view of a request; its `max_tokens` is what is left of the model's length if unset.
 
         Raises InvalidArgumentError where it could never run to its end.
@@ -59,6 +62,7 @@ class RequestBuilder:
             arrival=next(self._arrivals),
             priority=parsed.priority,
             tenant=tenant_of(current_principal(), parsed.cache_salt),
+            matcher=matcher,
         )
 
     def text_stream(self, parsed: ParsedRequest) -> TextStream:

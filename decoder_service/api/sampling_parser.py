@@ -39,7 +39,7 @@ _RANGES: Mapping[str, Range] = {
 }
 _BIAS = Range.between(-100, 100)
 _SCALARS = {*_RANGES, "min_tokens", "top_k", "seed", "ignore_eos"}
-_OTHERS = {"stop", "stop_token_ids", "include_stop", "logit_bias", "allowed_token_ids", "bad_words"}
+_FIELDS = _SCALARS | {"stop", "stop_token_ids", "include_stop", "logit_bias", "allowed_token_ids", "bad_words"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +57,15 @@ class ParsedSampling:
 
 def parse_sampling(sampling: pb.SamplingParams, *, vocabulary_size: int) -> ParsedSampling:
     """Check and translate. Raises InvalidArgumentError with the field at fault."""
-    present = present_fields(sampling, _SCALARS | _OTHERS, prefix="sampling.")
+    present = present_fields(sampling, _FIELDS, prefix="sampling.")
     values: dict[str, Any] = {"max_tokens": DEFAULT_MAX_TOKENS, "seed": secrets.randbits(64)}
     values |= {name: value for name, value in present.items() if name in _SCALARS}
-    bounds = {"top_k": Range.between(0, vocabulary_size), "min_tokens": Range.between(0, values["max_tokens"])}
-    for name, allowed in {**_RANGES, **bounds}.items():
-        if name in present:
-            allowed.check(present[name], name=name, field=f"sampling.{name}")
+    limits = {"top_k": vocabulary_size, "min_tokens": values["max_tokens"]}
+    # Of what is set alone, which is little: this is read before every first token.
+    for name, value in present.items():
+        allowed = Range.between(0, limits[name]) if name in limits else _RANGES.get(name)
+        if allowed is not None:
+            allowed.check(value, name=name, field=f"sampling.{name}")
     params = SamplingParams(
         **values,
         stop_token_ids=frozenset(

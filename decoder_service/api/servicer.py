@@ -167,7 +167,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             matcher = None if parsed.structure is None else await self._matcher(parsed.structure)
         charge = token_charge()
         charge(len(prompt.token_ids))
-        engine_request = replace(self._requests.build(parsed, prompt, images), matcher=matcher)
+        engine_request = self._requests.build(parsed, prompt, images, matcher)
         self._store.check_fits(images)
         place.laid_out(len(prompt.token_ids) + engine_request.sampling.max_completion_tokens)
         replies = Replies(parsed.request_id, prompt, resumption=parsed.resumption)

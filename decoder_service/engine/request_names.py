@@ -47,7 +47,11 @@ class RequestNames:
         if name in self._digests:
             self._leaving.setdefault(name, asyncio.Event())
 
+    def is_leaving(self, name: str) -> bool:
+        """Whether a name is held by a request whose call is over."""
+        return name in self._leaving
+
     async def left(self, name: str) -> None:
         """Wait while a name is held by a request whose call is over."""
-        while name in self._leaving:
+        while self.is_leaving(name):
             await self._leaving[name].wait()
