@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.peers.protocol import ROOT, niceness_of_session
 from benchmarks.service.overhead import Found, OverheadResult, round_plans
 from benchmarks.statistics import Spread
@@ -66,3 +67,11 @@ def test_an_engine_in_a_session_of_its_own_is_preferred_as_its_benchmark_is() ->
 
     assert niceness("prefer") == "0 7"
     assert niceness("leave") == "0 0"
+
+
+@pytest.mark.parametrize("policy", [os.SCHED_RR, os.SCHED_FIFO])
+def test_nothing_is_measured_under_a_policy_that_gathers_tokens(policy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is woken waits there until the engine's has had its turn, and then tells of several tokens."""
+    monkeypatch.setattr(os, "sched_getscheduler", lambda process: policy)
+    with pytest.raises(SystemExit, match="without chrt"):
+        main(["service", "--quick"])

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from typing import Any, cast
 
 import pytest
@@ -155,6 +155,21 @@ async def test_no_time_of_a_request_is_counted_twice(caller: Caller) -> None:
 
     stages = ("prepare", "queue", "prefill", "decode")
     assert sum(seconds(f"request_{stage}_time") for stage in stages) <= seconds("e2e_request_latency")
+
+
+@pytest.mark.parametrize("caller", [0], indirect=True)
+async def test_the_prompt_is_told_of_before_a_step_that_takes_long_has_ended(caller: Caller) -> None:
+    async with asyncio.timeout(10), aclosing(caller.servicer.Generate(asking(), cast(Any, Context(15)))) as stream:
+        assert (await anext(stream)).prompt.prompt_tokens == len(PROMPT)
+        assert not caller.runner.gate.is_set()
+        caller.runner.gate.set()
+        assert [token async for each in stream for token in each.delta.token_ids] == expected(PROMPT, 20)
+
+
+@pytest.mark.parametrize("caller", [0], indirect=True)
+async def test_a_caller_whose_time_is_up_before_the_prompt_is_told_of_is_told_so(caller: Caller) -> None:
+    with pytest.raises(DeadlineExceededError):
+        await caller.generate(asking(), seconds=0.01)
 
 
 @pytest.mark.parametrize("caller", [1], indirect=True)

@@ -349,3 +349,31 @@ async def test_age_of_the_step_under_way_can_be_seen_from_outside(bench: Bench) 
     await asked
     await asyncio.sleep(0.02)
     assert bench.host.busy_since is None
+
+
+@pytest.mark.parametrize("ends", ["with a token", "with an error"])
+async def test_first_news_are_waited_for_and_lost_to_nobody(bench: Bench, ends: str) -> None:
+    loop = asyncio.get_running_loop()
+    generation = bench.generation("a")
+    waiting = asyncio.create_task(generation.first_news(until=NEVER))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    if ends == "with a token":
+        generation.token(TokenOutput("a", 1), 0.0)
+        await asyncio.wait_for(waiting, 5)
+        await generation.first_news(until=NEVER)
+        assert [token.token_id for token in await anext(generation.tokens(deadline=NEVER))] == [1]
+    else:
+        generation.failed(UnavailableError("ENGINE_DIED", "gone"))
+        await asyncio.wait_for(waiting, 5)
+        with pytest.raises(UnavailableError):
+            await anext(generation.tokens(deadline=loop.time() + 5))
+
+
+async def test_who_waits_for_first_news_goes_on_without_them_when_the_time_is_up(bench: Bench) -> None:
+    loop = asyncio.get_running_loop()
+    generation = bench.generation("a")
+    for until in (loop.time() - 1, loop.time() + 0.02):
+        await asyncio.wait_for(generation.first_news(until=until), 5)
+    generation.token(TokenOutput("a", 1), 0.0)
+    assert [token.token_id for token in await anext(generation.tokens(deadline=NEVER))] == [1]
