@@ -44,7 +44,6 @@ from decoder_service.vision.image_encoder import ImageEncoder
 from diptych.v1 import generation_pb2 as pb
 from diptych.v1 import generation_pb2_grpc
 
-
 _PROMPT_SECONDS: Final = 0.1
 """Longest time that the message about the prompt waits for the first token, to be told together with it.
 

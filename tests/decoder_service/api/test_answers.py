@@ -159,7 +159,8 @@ async def test_no_time_of_a_request_is_counted_twice(caller: Caller) -> None:
 
 @pytest.mark.parametrize("caller", [0], indirect=True)
 async def test_the_prompt_is_told_of_before_a_step_that_takes_long_has_ended(caller: Caller) -> None:
-    async with asyncio.timeout(10), aclosing(caller.servicer.Generate(asking(), cast(Any, Context(15)))) as stream:
+    responses: Any = caller.servicer.Generate(asking(), cast(Any, Context(15)))
+    async with asyncio.timeout(10), aclosing(responses) as stream:
         assert (await anext(stream)).prompt.prompt_tokens == len(PROMPT)
         assert not caller.runner.gate.is_set()
         caller.runner.gate.set()
