@@ -45,13 +45,12 @@ class OpenRequests:
         ResourceExhaustedError where there is no place, AlreadyExistsError where the name is taken, and TimeoutError.
         """
         name = scoped_name(current_principal(), parsed.request_id)
-        if self._names.is_leaving(name):  # Seldom, and a time limit costs as much as reading the request.
-            async with asyncio.timeout_at(deadline):
-                await self._names.left(name)
+        await self._left(name, deadline)
         async with AsyncExitStack() as stack:
             place = stack.enter_context(self._place(parsed))
             digest = await _digest(request)
             del request
+            await self._left(name, deadline)  # Who had it may have ended meanwhile.
             stack.enter_context(self._names.held(name, digest))
             held = stack.pop_all()
         try:
@@ -59,6 +58,11 @@ class OpenRequests:
         finally:
             self._names.leave(name)
             self._aftermath.add(held.aclose())
+
+    async def _left(self, name: str, deadline: float) -> None:
+        if self._names.is_leaving(name):  # Seldom, and a time limit costs as much as reading the request.
+            async with asyncio.timeout_at(deadline):
+                await self._names.left(name)
 
     def _place(self, parsed: ParsedRequest) -> AbstractContextManager[Place]:
         """A place among the requests that are open, from before its prompt is laid out."""
