@@ -94,7 +94,7 @@ def build_engine(
         quantize=engine.quantize,
         attention=engine.attention_backend,
     )
-    num_blocks = _num_blocks(engine, run_config, dtype=model.dtype)
+    num_blocks = _num_blocks(engine, run_config, dtype=model.dtype, has_adapters=bool(adapters))
     kv_cache = _make_kv_cache(run_config, num_blocks)
     compute = make_compute(kv_cache)
     log_compute(compute, kv_cache, config.model, quantize=engine.quantize, why_no_kernels=kernels.why_not)
@@ -157,7 +157,7 @@ def _make_kv_cache(run_config: RunConfig, num_blocks: int) -> KVCache:
     return cache
 
 
-def _num_blocks(engine: EngineSettings, run_config: RunConfig, *, dtype: torch.dtype) -> int:
+def _num_blocks(engine: EngineSettings, run_config: RunConfig, *, dtype: torch.dtype, has_adapters: bool) -> int:
     """Raises ValueError where memory has no room for what is asked for, or for one request of the greatest length."""
     if engine.num_blocks is not None:
         return check_num_blocks(run_config, engine.num_blocks)
@@ -167,6 +167,7 @@ def _num_blocks(engine: EngineSettings, run_config: RunConfig, *, dtype: torch.d
         memory_fraction=engine.memory_fraction,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_requests=engine.max_num_requests,
+        has_adapters=has_adapters,
     )
 
 

@@ -18,6 +18,7 @@ def plan_num_blocks(
     memory_fraction: float,
     max_num_batched_tokens: int,
     max_num_requests: int,
+    has_adapters: bool = False,
 ) -> int:
     """Blocks that the memory left after loading the weights holds, or fewer if no more can be in use.
 
@@ -30,6 +31,7 @@ def plan_num_blocks(
         dtype=dtype,
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_requests=max_num_requests,
+        has_adapters=has_adapters,
     )
     room = int(free_bytes(config.device) * memory_fraction) - activations
     block_size = config.kv_params.block_size
@@ -55,11 +57,18 @@ def check_num_blocks(config: RunConfig, num_blocks: int) -> int:
 
 
 def activation_bytes(
-    config: MistralConfig, *, dtype: torch.dtype, max_num_batched_tokens: int, max_num_requests: int
+    config: MistralConfig,
+    *,
+    dtype: torch.dtype,
+    max_num_batched_tokens: int,
+    max_num_requests: int,
+    has_adapters: bool = False,
 ) -> int:
     """Upper estimate of a step's working memory: the widest layer's rows and the logits with their sort."""
     attention_width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     row = 4 * config.hidden_size + 3 * config.feed_forward_length + 3 * attention_width
+    if has_adapters:  # What one adds to gate and up, and what is made of both.
+        row += 2 * 2 * config.feed_forward_length
     # The model's logits are kept, sampling works on copies, sorted and summed up in double precision; prompts that
     # are judged follow after that.
     logits_rows = max_num_requests + max(11 * max_num_requests, 3 * PROMPT_LOGITS_ROWS)
