@@ -233,6 +233,7 @@ async def test_a_prompt_that_is_only_laid_out_has_the_same_bounds(caller: Caller
     assert caller.servicer.admission.num_requests == 0
 
 
+@pytest.mark.parametrize("caller", [1], indirect=True)
 async def test_the_engine_computes_nothing_more_of_a_completion_that_a_stop_text_ended(
     caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
