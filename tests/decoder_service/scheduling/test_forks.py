@@ -3,9 +3,11 @@
 import pytest
 
 from common.errors import AlreadyExistsError, InvalidArgumentError
+from decoder_service.adapters.adapter_ref import AdapterRef
 from decoder_service.cache.block_manager import IntegrityError
 from decoder_service.engine.device_errors import DeviceMemoryError
 from decoder_service.engine.prompt_images import ImageRef
+from decoder_service.scheduling.forks import make_forks
 from tests.decoder_service.engine_fakes import Host, make_request, tokens_alone
 
 
@@ -211,3 +213,9 @@ def test_a_completion_that_owns_blocks_before_it_begins_is_found() -> None:
         host.engine.check_integrity()
     request.forks[0].block_table.clear()
     host.run()
+
+
+def test_all_completions_are_computed_with_the_adapter_that_was_asked_for() -> None:
+    request = make_request("a", 5, n=3)
+    request.adapter = AdapterRef(1, b"of cats")
+    assert [fork.adapter for fork in make_forks(request)] == [request.adapter] * 2
