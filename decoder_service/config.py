@@ -91,7 +91,9 @@ class AdapterSettings:
     """LoRA adapters, which requests ask for by name."""
 
     lora: tuple[str, ...] = setting(
-        (), help="NAME=DIR of each adapter to load, in PEFT's format: adapter_config.json, adapter_model.safetensors"
+        (),
+        help="NAME=DIR of each adapter to load, separated by commas, in PEFT's format: adapter_config.json and "
+        "adapter_model.safetensors",
     )
     max_lora_rank: int = setting(64, minimum=1, help="largest rank of an adapter")
 

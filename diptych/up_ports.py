@@ -49,6 +49,7 @@ def _metrics_port(file: Path) -> int | None:
     import yaml
 
     try:
-        return int(yaml.safe_load(file.read_text(encoding="utf-8"))["server"]["metrics_port"])
+        port = yaml.safe_load(file.read_text(encoding="utf-8"))["server"]["metrics_port"]
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return None
+    return port if type(port) is int and 0 < port <= LAST_PORT else None

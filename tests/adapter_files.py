@@ -33,7 +33,7 @@ def write_adapter(
 ) -> None:
     """Write an adapter of every layer's `modules` for a decoder of this shape.
 
-    With the scale of 2 a change is about as large as the weight that it is added to.
+    With the scale of 2 a change is about as large as a random model's weight that it is added to.
     """
     generator = torch.Generator().manual_seed(seed)
     prefix = VISION_LAYERS if has_vision else TEXT_LAYERS

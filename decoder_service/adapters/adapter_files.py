@@ -118,6 +118,10 @@ def _target(stored: StoredTensor, config: MistralConfig, *, has_vision: bool) ->
         raise _error(stored, f"is of {where.part.value}; adapters of the vision part are not supported")
     match = None if where is None or name == stored.name else _HALF.fullmatch(where.name)
     if match is None:
+        other = place(name, layout=CheckpointFormat.HF, has_vision=not has_vision)
+        if other is not None and _HALF.fullmatch(other.name):
+            kinds = ("without", "with") if has_vision else ("with", "without")
+            raise _error(stored, f"is named as in a model {kinds[0]} pictures; expected one for a model {kinds[1]}")
         expected = f"{_PREFIX}...lora_A.weight and lora_B.weight of the decoder's {', '.join(MODULES)}"
         raise _error(stored, f"is not supported; expected {expected}")
     if int(match["layer"]) >= config.num_hidden_layers:
@@ -137,7 +141,7 @@ def _check(pair: _Pair, shapes: Mapping[str, tuple[int, ...]], adapter_config: A
         if stored.shape != shape:
             raise _error(stored, f"has shape {shown(list(stored.shape))}, expected {shown(list(shape))}")
     if rank > max_rank:
-        raise _error(down, f"has rank {rank}, expected at most {max_rank}")
+        raise _error(down, f"has rank {rank}, expected at most {max_rank}, see --max-lora-rank")
 
 
 def _read(pair: _Pair, adapter_config: AdapterConfig, dtype: torch.dtype) -> LowRank:

@@ -30,7 +30,8 @@ class Changes:
         """Those of a batch: what each request has chosen, -1 for none, and how many rows it has; nobody where empty."""
         if not chosen:
             return NO_CHANGES
-        rows = torch.tensor(chosen).repeat_interleave(torch.tensor(lengths))[:, None].to(device)
+        rows = torch.tensor(chosen).repeat_interleave(torch.tensor(lengths))[:, None]
+        rows = rows.to(device, non_blocking=True)  # Else the host would wait for all that the device was given.
         return Changes([(adapters[index], rows == index) for index in sorted({*chosen} - {-1})])
 
     def __call__(self, layer: int, product: str, linear: nn.Module, x: Tensor) -> Tensor:

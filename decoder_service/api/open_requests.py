@@ -13,12 +13,14 @@ from decoder_service.api.request_parser import ParsedRequest, request_digest
 from decoder_service.engine.admission import Admission, AdmissionLimits, Place
 from decoder_service.engine.caller import scoped_name
 from decoder_service.engine.request_names import RequestNames
-from decoder_service.prompt.prompt_spec import guess_num_tokens, num_picture_bytes
+from decoder_service.prompt.prompt_spec import PromptSpec, guess_num_tokens, num_picture_bytes
 from decoder_service.scheduling.capacity import Capacity
 from diptych.v1 import generation_pb2 as pb
 
 _SMALL_REQUEST = 128 << 10
 """Bytes that are hashed in less time than a thread takes to begin."""
+_TOKEN_BYTES = 4
+"""About what a token takes in a request, in text or as an id."""
 
 
 class OpenRequests:
@@ -48,7 +50,7 @@ class OpenRequests:
         await self._left(name, deadline)
         async with AsyncExitStack() as stack:
             place = stack.enter_context(self._place(parsed))
-            digest = await _digest(request)
+            digest = await _digest(request, parsed.prompt)
             del request
             await self._left(name, deadline)  # Who had it may have ended meanwhile.
             stack.enter_context(self._names.held(name, digest))
@@ -76,8 +78,10 @@ class OpenRequests:
         )
 
 
-async def _digest(request: pb.GenerateRequest) -> bytes:
-    if not request.request_id or request.ByteSize() <= _SMALL_REQUEST:
+async def _digest(request: pb.GenerateRequest, prompt: PromptSpec) -> bytes:
+    # Not by protobuf's size, which is found by writing the whole message.
+    size = num_picture_bytes(prompt) + _TOKEN_BYTES * guess_num_tokens(prompt, most=_SMALL_REQUEST)
+    if not request.request_id or size <= _SMALL_REQUEST:
         return request_digest(request)
     # On a thread: 60 MiB of pictures take longer to hash than an event loop should stand still.
     return await asyncio.to_thread(request_digest, request)

@@ -1,4 +1,4 @@
-// Low-rank changes of a layer's products (LoRA): what adapters add to a product's outputs, each to rows that ask for it.
+// Low-rank changes of a layer's products (LoRA): what adapters add to their outputs, each to rows that ask for it.
 // Knows packed weights and rows. Does not know whose rows they are.
 #pragma once
 

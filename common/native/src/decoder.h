@@ -101,7 +101,8 @@ class Decoder {
 
   // Those of a layer for the rows from `first` on; `asked` is each row's adapter, or empty.
   Changes changes(const LayerWeights& layer, const std::vector<int64_t>& asked, int64_t first) const {
-    return {adapters_.data() + (&layer - layers_.data()), shape_.layers, asked.empty() ? nullptr : asked.data() + first};
+    if (asked.empty()) return {};
+    return {adapters_.data() + (&layer - layers_.data()), shape_.layers, asked.data() + first};
   }
 
   int64_t qkv_width() const { return (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim; }
