@@ -24,7 +24,7 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 def render(directory: Path) -> list[Manifest]:
     """All objects of a kustomization. Raises CalledProcessError with kubectl's words on standard error."""
     done = subprocess.run(  # noqa: S603
-        [_kubectl(), "kustomize", str(directory)], capture_output=True, text=True, check=False, cwd=ROOT
+        [find_kubectl(), "kustomize", str(directory)], capture_output=True, text=True, check=False, cwd=ROOT
     )
     if done.returncode:
         sys.stderr.write(done.stderr)
@@ -97,7 +97,7 @@ def container_ports(deployment: Manifest) -> dict[str, int]:
     return {port["name"]: port["containerPort"] for port in container_of(deployment)["ports"]}
 
 
-def _kubectl() -> str:
+def find_kubectl() -> str:
     """The kubectl that comes with the environment, else the machine's."""
     beside = Path(sys.executable).parent / "kubectl"
     found = str(beside) if beside.exists() else shutil.which("kubectl")
