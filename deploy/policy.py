@@ -16,6 +16,8 @@ from deploy.service_settings import settings_complaints
 DeploymentRule = Callable[[Manifest], Iterator[str]]
 Rule = Callable[[Sequence[Manifest]], Iterator[str]]
 _PRE_STOP_MARGIN_SECONDS = 5
+_FROZEN_SECONDS = 30
+"""The longest that a pod which fails its liveness probe may take to end."""
 _CLUSTER_SCOPED = ("Namespace",)
 _HOME = image_environment(read_stages(), "decoder", {})["HOME"]
 """Of the image's user; its root cannot be written."""
@@ -85,6 +87,9 @@ def endings(deployment: Manifest) -> Iterator[str]:
         yield "a rollout is given up while a pod may still load"
     if pod.get("terminationGracePeriodSeconds", 30) <= pause:
         yield "it is killed before it was told to stop"
+    frozen = container.get("livenessProbe", {}).get("terminationGracePeriodSeconds")
+    if frozen is None or not pause < frozen <= _FROZEN_SECONDS:
+        yield "a pod that stands still is waited for like one that drains"
 
 
 def images(deployment: Manifest) -> Iterator[str]:

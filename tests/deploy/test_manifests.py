@@ -217,6 +217,7 @@ BREAKS: dict[str, Break] = {
     "none of the container's": lambda m: _container(m)["startupProbe"]["grpc"].update(port=1),
     "before the port closes": lambda m: _container(m)["lifecycle"]["preStop"]["sleep"].update(seconds=0),
     "while a pod may still load": lambda m: _decoder(m)["spec"].pop("progressDeadlineSeconds"),
+    "stands still is waited for": lambda m: _container(m)["livenessProbe"].pop("terminationGracePeriodSeconds"),
     "killed within its grace": lambda m: _spec(m).update(terminationGracePeriodSeconds=300),
     "is not of version": lambda m: _container(m).update(image="diptych-decoder:latest"),
     "does not enforce": lambda m: named(m, "Namespace", "diptych")["metadata"]["labels"].clear(),
