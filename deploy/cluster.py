@@ -100,7 +100,9 @@ class Cluster:
 
     def calls_since(self, moment: float) -> list[Call]:
         """The calls that ended after a time of day, in seconds."""
-        calls = [json.loads(line) for line in self.do("logs", _CALLER).splitlines()]
+        lines = self.do("logs", _CALLER).splitlines()
+        sys.stderr.writelines(f"{line}\n" for line in lines if not line.startswith("{"))
+        calls = [json.loads(line) for line in lines if line.startswith("{")]
         return [call for call in calls if call["at"] + call["seconds"] > moment]
 
     def _run(self, words: Sequence[str], given: str | None) -> "subprocess.CompletedProcess[str]":

@@ -1,8 +1,8 @@
 """Asks about pictures in a closed loop, from a pod of a cluster, and prints a line of JSON for each call.
 
 Sent to the pod as text by `deploy.try_cluster`, so it uses nothing but what the decoder's image holds. Its environment
-says whom to call: ADDRESS, CALLERS, and where they are needed TOKEN and AUTHORITY, a file in PEM. Every picture is a
-new one, so each call needs the vision service.
+says what to do: ADDRESS, CALLERS, TOKENS of an answer, and where they are needed TOKEN and AUTHORITY, a file in PEM.
+Every picture is a new one, so each call needs the vision service.
 """
 
 import asyncio
@@ -23,7 +23,6 @@ from common.client.messages import user_message
 from common.client.types import ClientError
 
 _SIDE = 64
-_TOKENS = 48
 _QUESTION = "What is this?"
 
 
@@ -59,10 +58,10 @@ async def caller(number: int) -> None:
     source = random.Random(time.time_ns() + number)  # noqa: S311 - pictures, not secrets
     authority = os.environ.get("AUTHORITY")
     credentials = grpc.ssl_channel_credentials(Path(authority).read_bytes()) if authority else None
-    token = os.environ.get("TOKEN")
+    token, num_tokens = os.environ.get("TOKEN"), int(os.environ["TOKENS"])
     async with AsyncDiptychClient(os.environ["ADDRESS"], credentials=credentials, token=token) as client:
         while True:
-            sys.stdout.write(json.dumps(await one_call(client, picture(source), _TOKENS)) + "\n")
+            sys.stdout.write(json.dumps(await one_call(client, picture(source), num_tokens)) + "\n")
             sys.stdout.flush()
 
 

@@ -1,9 +1,9 @@
 """Changes an installed overlay under load, on a cluster: `python -m deploy.try_cluster --image DECODER_IMAGE`.
 
 A pod asks about new pictures all the time, while pods are added, taken away, deleted, evicted and replaced: no call
-may fail, and a new vision pod must be in use within ten seconds. Needs kubectl with a context that may do all this,
-and a cluster with room for three vision pods and three decoders. Pause what scales the services by itself first. The
-numbers of pods are put back at the end.
+may fail, and a new vision pod must soon be in use. Needs kubectl with a context that may do all this, and a cluster
+with room for four vision pods and three decoders. Pause what scales the services by itself first. The numbers of pods
+are put back at the end.
 """
 
 import argparse
@@ -11,13 +11,17 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 from deploy.cluster import Cluster
 from deploy.manifests import find_kubectl
 
+Change = Callable[[Cluster], str]
+"""Changes something, and says what there was to see; what begins with BROKEN was a promise."""
+
 _SERVICES = ("vision", "decoder")
-_USED_SECONDS = 10
+_NEW, _PATIENCE = 2, 10
 _AFTER_SECONDS = 10
 """Seconds of load after each change, in which late consequences show."""
 
@@ -30,26 +34,30 @@ def main() -> None:
     parser.add_argument("--image", required=True, help="the decoder's image, for the pod that calls")
     parser.add_argument("--address", default="dns:///decoder:50051", help="whom it calls")
     parser.add_argument("--callers", type=int, default=4, help="calls under way at any time")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens of each answer")
+    parser.add_argument("--used-within", type=float, default=10, help="seconds; more where the cluster caches names")
     parser.add_argument("--authority", default="", metavar="SECRET", help="with the component tls: has its ca.crt")
-    parser.add_argument("--token", default="", help="with the component tokens: the caller's")
+    parser.add_argument(
+        "--token-file", type=Path, help="with the component tokens: a token made for this, and no other"
+    )
     given = parser.parse_args()
     cluster = Cluster([*(shlex.split(given.kubectl) or [find_kubectl()]), "--namespace", given.namespace])
-    environment = {"ADDRESS": given.address, "CALLERS": str(given.callers)}
-    if given.token:
-        environment["TOKEN"] = given.token
+    environment = {"ADDRESS": given.address, "CALLERS": str(given.callers), "TOKENS": str(given.tokens)}
+    if given.token_file:
+        environment["TOKEN"] = given.token_file.read_text(encoding="utf-8").strip()
     before = {service: cluster.replicas(service) for service in _SERVICES}
     try:
         cluster.scale("decoder", 2)
         cluster.scale("vision", 1)
         with cluster.calling(given.image, environment, given.authority):
-            faults = sum(under_load(cluster, name, change) for name, change in CHANGES.items())
+            faults = sum(under_load(cluster, name, change) for name, change in _changes(given.used_within).items())
     finally:
         for service, count in before.items():
             cluster.scale(service, count)
     sys.exit(bool(faults))
 
 
-def under_load(cluster: Cluster, name: str, change: Callable[[Cluster], str]) -> int:
+def under_load(cluster: Cluster, name: str, change: Change) -> int:
     """Make a change, print what callers saw of it, and return how much of it was wrong."""
     started = time.time()
     said = change(cluster)
@@ -63,22 +71,26 @@ def under_load(cluster: Cluster, name: str, change: Callable[[Cluster], str]) ->
     return len(failed) + (not calls) + said.startswith("BROKEN")
 
 
-def _more_vision(cluster: Cluster) -> str:
+def more_vision(within: float) -> Change:
     """From one pod to three; each new one must get pictures soon after it is ready."""
-    old = cluster.ready_pods("vision")
-    cluster.do("scale", "deployment/vision", "--replicas=3")
-    ready: dict[str, float] = {}
-    used: dict[str, float] = {}
-    while len(used) < 2:
-        now = time.monotonic()
-        for pod in cluster.ready_pods("vision") - old:
-            ready.setdefault(pod, now)
-            if pod not in used and cluster.num_encoded(pod):
-                used[pod] = time.monotonic() - ready[pod]
-            elif pod not in used and now - ready[pod] > 10 * _USED_SECONDS:
-                return f"BROKEN: {pod} gets no pictures"
-    said = "in use " + ", ".join(f"{seconds:.1f}" for seconds in used.values()) + " s after they were ready"
-    return said if max(used.values()) <= _USED_SECONDS else f"BROKEN: {said}"
+
+    def change(cluster: Cluster) -> str:
+        old = cluster.ready_pods("vision")
+        cluster.do("scale", "deployment/vision", "--replicas=3")
+        ready: dict[str, float] = {}
+        used: dict[str, float] = {}
+        while len(used) < _NEW:
+            now = time.monotonic()
+            for pod in cluster.ready_pods("vision") - old - set(used):
+                ready.setdefault(pod, now)
+                if cluster.num_encoded(pod):
+                    used[pod] = time.monotonic() - ready[pod]
+                elif now - ready[pod] > _PATIENCE * within:
+                    return f"BROKEN: {pod} gets no pictures"
+        said = "in use " + ", ".join(f"{seconds:.1f}" for seconds in used.values()) + " s after they were ready"
+        return said if max(used.values()) <= within else f"BROKEN: {said}"
+
+    return change
 
 
 def _fewer_vision(cluster: Cluster) -> str:
@@ -86,7 +98,7 @@ def _fewer_vision(cluster: Cluster) -> str:
     return ""
 
 
-def _delete(service: str) -> Callable[[Cluster], str]:
+def _delete(service: str) -> Change:
     """Delete one pod of two, and wait until there are two again."""
 
     def change(cluster: Cluster) -> str:
@@ -98,7 +110,7 @@ def _delete(service: str) -> Callable[[Cluster], str]:
     return change
 
 
-def _evict(service: str) -> Callable[[Cluster], str]:
+def _evict(service: str) -> Change:
     """Evict two pods of two, as for a node that goes; the second has to wait for the first one's successor."""
 
     def change(cluster: Cluster) -> str:
@@ -118,7 +130,7 @@ def _evict(service: str) -> Callable[[Cluster], str]:
     return change
 
 
-def _restart(service: str) -> Callable[[Cluster], str]:
+def _restart(service: str) -> Change:
     """Replace every pod."""
 
     def change(cluster: Cluster) -> str:
@@ -129,13 +141,15 @@ def _restart(service: str) -> Callable[[Cluster], str]:
     return change
 
 
-CHANGES: dict[str, Callable[[Cluster], str]] = {
-    "vision 1 to 3": _more_vision,
-    "vision 3 to 1": _fewer_vision,
-    **{f"{service} deleted": _delete(service) for service in _SERVICES},
-    **{f"{service} evicted": _evict(service) for service in _SERVICES},
-    **{f"{service} restarted": _restart(service) for service in _SERVICES},
-}
+def _changes(within: float) -> dict[str, Change]:
+    """All changes, by name, in their order."""
+    return {
+        "vision 1 to 3": more_vision(within),
+        "vision 3 to 1": _fewer_vision,
+        **{f"{service} deleted": _delete(service) for service in _SERVICES},
+        **{f"{service} evicted": _evict(service) for service in _SERVICES},
+        **{f"{service} restarted": _restart(service) for service in _SERVICES},
+    }
 
 
 def _say(text: str) -> None:

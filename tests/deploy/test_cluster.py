@@ -93,3 +93,34 @@ def test_a_broken_promise_counts_without_a_failed_call(monkeypatch: pytest.Monke
 def test_kubectls_complaint_is_an_error() -> None:
     with pytest.raises(subprocess.CalledProcessError):
         Cluster(["false"]).do("get", "pods")
+
+
+class Growing(Cluster):
+    """A cluster whose new pods are ready at once, and get pictures when they were asked so many times."""
+
+    def __init__(self, num_asked: int) -> None:
+        super().__init__(["kubectl"])
+        self._pods = {"old"}
+        self._left = {"new": num_asked, "newer": num_asked}
+
+    def do(self, *words: str, given: str | None = None) -> str:
+        self._pods = self._pods | set(self._left)
+        return ""
+
+    def ready_pods(self, service: str) -> set[str]:
+        return self._pods
+
+    def num_encoded(self, pod: str) -> float:
+        self._left[pod] -= 1
+        return 0.0 if self._left[pod] >= 0 else 3.0
+
+
+def test_new_pods_that_get_pictures_in_time_are_as_promised() -> None:
+    assert try_cluster.more_vision(60)(Growing(2)).startswith("in use ")
+
+
+def test_new_pods_that_get_them_late_or_never_are_not() -> None:
+    assert try_cluster.more_vision(0)(Growing(2)).startswith("BROKEN")
+    assert try_cluster.more_vision(1e-3)(Growing(10**9)) in {
+        f"BROKEN: {pod} gets no pictures" for pod in ("new", "newer")
+    }

@@ -215,7 +215,7 @@ BREAKS: dict[str, Break] = {
     "asks for '' and not 'readiness'": lambda m: _container(m)["readinessProbe"]["grpc"].pop("service"),
     "asks for 'liveness' and not 'startup'": lambda m: _container(m)["startupProbe"]["grpc"].update(service="liveness"),
     "none of the container's": lambda m: _container(m)["startupProbe"]["grpc"].update(port=1),
-    "before the port closes": lambda m: _container(m)["lifecycle"]["preStop"]["sleep"].update(seconds=0),
+    "before the port closes": lambda m: _container(m)["lifecycle"]["preStop"]["sleep"].update(seconds=30),
     "while a pod may still load": lambda m: _decoder(m)["spec"].pop("progressDeadlineSeconds"),
     "stands still is waited for": lambda m: _container(m)["livenessProbe"].pop("terminationGracePeriodSeconds"),
     "killed within its grace": lambda m: _spec(m).update(terminationGracePeriodSeconds=300),
