@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.adapter_files import TEXT_LAYERS, VISION_LAYERS, edit_tensors, write_adapter
+from tests.adapter_files import TEXT_LAYERS, edit_tensors, write_adapter
 from tests.checkpoints import edit_json
 from tests.decoder_service.adapters.loading import load, refusal
 from tests.small_configs import SMALL_TEXT
@@ -40,7 +40,6 @@ def directory(tmp_path: Path) -> Path:
         (f"{TEXT_LAYERS}0.self_attn.q_proj.lora_A.default.weight", (4, 16)),
         (f"{TEXT_LAYERS}0.self_attn.qkv_proj.lora_A.weight", (4, 16)),
         (f"{TEXT_LAYERS}00.self_attn.q_proj.lora_A.weight", (4, 16)),
-        (f"{VISION_LAYERS}0.self_attn.q_proj.lora_A.weight", (4, 16)),
         ("model.layers.0.self_attn.q_proj.lora_A.weight", (4, 16)),
         ("base_model.model.layers.0.self_attn.q_proj.lora_A.weight", (4, 16)),
     ],
@@ -50,6 +49,15 @@ def test_tensors_of_other_parts_and_other_kinds(directory: Path, name: str, shap
     message = refusal(directory)
     assert message.startswith(f"adapter_model.safetensors: tensor {name} is not supported; expected base_model.model.")
     assert "self_attn.q_proj" in message.partition("expected")[2]
+
+
+@pytest.mark.parametrize("has_vision", [True, False])
+def test_an_adapter_of_a_model_of_the_other_kind(tmp_path: Path, has_vision: bool) -> None:
+    write_adapter(tmp_path, SMALL_TEXT, has_vision=not has_vision)
+    kinds = (
+        "without pictures; expected one for a model with" if has_vision else "with pictures; expected one for a model"
+    )
+    assert f"is named as in a model {kinds}" in refusal(tmp_path, has_vision=has_vision)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +143,7 @@ def test_a_rank_that_the_tensors_do_not_have(directory: Path, changes: dict[str,
 
 
 def test_a_rank_above_the_limit(directory: Path) -> None:
-    assert refusal(directory, max_rank=3).endswith("has rank 4, expected at most 3")
+    assert refusal(directory, max_rank=3).endswith("has rank 4, expected at most 3, see --max-lora-rank")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
