@@ -38,8 +38,10 @@ def idle(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("no_task_is_left")
     from tests.idle import leaves_nothing  # Not before the variables above are set.
 
+    caplog: pytest.LogCaptureFixture = request.getfixturevalue("caplog")
     with leaves_nothing():
         yield
+        caplog.get_records("call").clear()  # Tracebacks that were logged refer to features.
 
 
 @pytest.fixture

@@ -14,32 +14,43 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from benchmarks.free_port import free_port
+from common.checkpoint.checkpoint import open_checkpoint
 from common.client.client import DiptychClient
 from common.client.messages import user_message
 from common.client.types import ClientError
 from tests import monitoring, pictures
-from tests.end_to_end.services import Service, stop_in_time
+from tests.adapter_files import write_adapter
+from tests.end_to_end.services import DEMO_MODEL, Service, decoder_service, stop_in_time
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TYPES = {"unknown": "untyped"}
 
 
 @pytest.fixture(scope="module")
-def busy(decoder: Service, vision: Service) -> tuple[Service, Service]:
-    """The pair after some of everything: pictures, text, refusals, a broken picture, a cached one."""
-    with DiptychClient(decoder.address) as client:
-        question = user_message("How many shapes are there?", [pictures.save(pictures.noise(160, 160, seed=77))])
-        for _ in range(2):
-            client.complete([question], timeout=30, max_tokens=8)
-        client.complete([question], timeout=30, max_tokens=8, cache_salt=b"another")
-        for wrong in (user_message("x", [b"no picture"]), user_message("x" * 300_000)):
-            with pytest.raises(ClientError):
-                client.complete([wrong], timeout=30)
-        # Its header is right, so that only the vision service finds that the rest is missing.
-        cut = pictures.save(pictures.noise(160, 160, seed=78))[:2000]
+def busy(vision: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Service]]:
+    """A pair after some of everything: pictures, text, refusals, a broken picture, a cached one, an adapter."""
+    adapter = tmp_path_factory.mktemp("adapter")
+    write_adapter(adapter, open_checkpoint(DEMO_MODEL).text_config, has_vision=True)
+    with decoder_service("--num-blocks", "256", "--lora", f"cats={adapter}", vision=vision.address) as decoder:
+        decoder.wait_serving()
+        with DiptychClient(decoder.address) as client:
+            _keep_busy(client)
+        yield decoder, vision
+
+
+def _keep_busy(client: DiptychClient) -> None:
+    question = user_message("How many shapes are there?", [pictures.save(pictures.noise(160, 160, seed=77))])
+    for _ in range(2):
+        client.complete([question], timeout=30, max_tokens=8)
+    client.complete([question], timeout=30, max_tokens=8, cache_salt=b"another")
+    client.complete([question], timeout=30, max_tokens=8, lora="cats")
+    for wrong in (user_message("x", [b"no picture"]), user_message("x" * 300_000)):
         with pytest.raises(ClientError):
-            client.complete([user_message("x", [cut])], timeout=30)
-    return decoder, vision
+            client.complete([wrong], timeout=30)
+    # Its header is right, so that only the vision service finds that the rest is missing.
+    cut = pictures.save(pictures.noise(160, 160, seed=78))[:2000]
+    with pytest.raises(ClientError):
+        client.complete([user_message("x", [cut])], timeout=30)
 
 
 def families(service: Service) -> dict[str, tuple[str, set[str]]]:

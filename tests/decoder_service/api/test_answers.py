@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, nullcontext
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from common.errors import DeadlineExceededError, InvalidArgumentError
 from common.image.header import ImageLimits
 from common.security.principal import Principal, acting_for
+from decoder_service.adapters.adapter_ref import AdapterRef
 from decoder_service.api.model_info import ModelInfo
 from decoder_service.api.servicer import GenerationServicer, ServicerLimits
 from decoder_service.engine.admission import AdmissionLimits
@@ -97,6 +98,7 @@ class Caller:
 
 class Info:
     vocabulary_size, max_model_len, model_name, end_token_ids = NUM_IDS, MODEL_LEN, "fake", frozenset[int]()
+    adapters: ClassVar[dict[str, AdapterRef]] = {}
 
 
 class Context:
