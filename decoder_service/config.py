@@ -11,6 +11,7 @@ from common.server.config import ServerConfig, check_image_fits
 from common.settings.settings import setting
 from common.telemetry.logs import LogSettings
 from common.telemetry.tracing import TracingSettings
+from decoder_service.adapters.adapter_ref import ADAPTER_NAME, MAX_NAME
 from decoder_service.vision.resolver import check_targets
 
 
@@ -96,6 +97,23 @@ class AdapterSettings:
         "adapter_model.safetensors",
     )
     max_lora_rank: int = setting(64, minimum=1, help="largest rank of an adapter")
+
+    def __post_init__(self) -> None:
+        self.directories()
+
+    def directories(self) -> dict[str, Path]:
+        """Where each adapter lies, by its name, in order. Raises ValueError."""
+        found: dict[str, Path] = {}
+        for given in self.lora:
+            name, _, directory = given.partition("=")
+            if not (directory and ADAPTER_NAME.fullmatch(name)):
+                raise ValueError(
+                    f"--lora {given!r} is not NAME=DIR, NAME being at most {MAX_NAME} letters, digits, '-', '_' and '.'"
+                )
+            if name in found:
+                raise ValueError(f"--lora gives {name!r} twice")
+            found[name] = Path(directory)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ that uses OpenTelemetry a call is part of the current trace.
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import aclosing, closing, contextmanager
 from typing import Final, Self, Unpack
@@ -31,7 +32,7 @@ from diptych.v1.generation_pb2_grpc import GenerationServiceStub
 _GENERATE: Final = f"{SERVICE}/Generate"
 
 
-class _Client:
+class _Client(ABC):
     """What both clients have."""
 
     def __init__(
@@ -58,8 +59,9 @@ class _Client:
         self._places = Places(max_calls)
         self._connect(address, channel_options(server_name), credentials)
 
+    @abstractmethod
     def _connect(self, address: str, options: Options, credentials: grpc.ChannelCredentials | None) -> None:
-        raise NotImplementedError
+        """Have a channel and a stub."""
 
     def _progress(self, prompt: Prompt, options: GenerateOptions, end: float | None) -> Progress:
         return Progress(generate_request(prompt, options), end=end, resumes=self._resumes)

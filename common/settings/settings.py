@@ -124,6 +124,8 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type[Any]) -> N
             options.update(nargs="?", const="true", metavar="true|false")
         else:
             options["metavar"] = _metavar(each.hint)
+        if typing.get_origin(kind_of(each.hint)) is tuple:
+            options["action"] = _Joined
         groups[each.section].add_argument(each.flag, dest=each.name, **options)
 
 
@@ -175,6 +177,14 @@ def exit_with(program: str, message: str) -> NoReturn:
     """Say one line on standard error, `PROGRAM: MESSAGE`, and exit with status 2."""
     sys.stderr.write(f"{program}: {message}".replace("\n", " ") + "\n")
     raise SystemExit(2)
+
+
+class _Joined(argparse.Action):
+    """What a list's flag is given, with commas between where it is given again: nothing is dropped in silence."""
+
+    def __call__(self, _parser: object, namespace: argparse.Namespace, values: object, _flag: object = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
 
 
 def _help(each: Setting) -> str:

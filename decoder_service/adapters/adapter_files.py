@@ -120,8 +120,8 @@ def _target(stored: StoredTensor, config: MistralConfig, *, has_vision: bool) ->
     if match is None:
         other = place(name, layout=CheckpointFormat.HF, has_vision=not has_vision)
         if other is not None and _HALF.fullmatch(other.name):
-            kinds = ("without", "with") if has_vision else ("with", "without")
-            raise _error(stored, f"is named as in a model {kinds[0]} pictures; expected one for a model {kinds[1]}")
+            other_kind, kind = ("without", "with") if has_vision else ("with", "without")
+            raise _error(stored, f"is named as in a model {other_kind} pictures; expected one for a model {kind} them")
         expected = f"{_PREFIX}...lora_A.weight and lora_B.weight of the decoder's {', '.join(MODULES)}"
         raise _error(stored, f"is not supported; expected {expected}")
     if int(match["layer"]) >= config.num_hidden_layers:

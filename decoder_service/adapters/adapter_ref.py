@@ -3,6 +3,7 @@
 Knows a place and a digest. Does not know tensors, which policy never sees.
 """
 
+import re
 from dataclasses import dataclass
 
 
@@ -20,4 +21,5 @@ class AdapterRef:
 
 MAX_NAME = 64
 """Letters of an adapter's name."""
+ADAPTER_NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME}}}")
 NO_ADAPTER = AdapterRef(-1, b"")

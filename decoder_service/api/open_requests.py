@@ -79,9 +79,12 @@ class OpenRequests:
 
 
 async def _digest(request: pb.GenerateRequest, prompt: PromptSpec) -> bytes:
-    # Not by protobuf's size, which is found by writing the whole message.
-    size = num_picture_bytes(prompt) + _TOKEN_BYTES * guess_num_tokens(prompt, most=_SMALL_REQUEST)
-    if not request.request_id or size <= _SMALL_REQUEST:
+    if not request.request_id or _size(prompt) <= _SMALL_REQUEST:
         return request_digest(request)
     # On a thread: 60 MiB of pictures take longer to hash than an event loop should stand still.
     return await asyncio.to_thread(request_digest, request)
+
+
+def _size(prompt: PromptSpec) -> int:
+    """About how many bytes of a request it takes. Protobuf would write the whole message to know."""
+    return num_picture_bytes(prompt) + _TOKEN_BYTES * guess_num_tokens(prompt, most=_SMALL_REQUEST)

@@ -1,8 +1,8 @@
 """From the messages on the wire to what they ask for, or to the field at fault.
 
 Knows protobuf and the limits of fields; those of sampling are in `sampling_parser`. Does not know tokens, images or
-the model's length: those are checked when the prompt is built and admitted. A field of the contract that is not
-built yet is refused when present, and so is one that is added to the contract later; nothing is ignored.
+the model's length: those are checked when the prompt is built and admitted. A field that is added to the contract
+later is refused when present, until it is read here; nothing is ignored.
 """
 
 import hashlib

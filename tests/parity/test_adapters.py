@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.native.opening import open_library
 from decoder_service.adapters.adapter import MODULES
 from decoder_service.adapters.adapter_ref import NO_ADAPTER, AdapterRef
+from decoder_service.model.compute import Compute
+from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.native_compute import NativeCompute
 from decoder_service.model.tiled_compute import TiledCompute
+from decoder_service.model.weights import DecoderModel
 from tests.parity.adapters import merged, random_adapter, with_adapters
-from tests.parity.harness import COMPUTES, Harness, MakeCompute, native
+from tests.parity.harness import COMPUTES, Harness, MakeCompute, native, native_bfloat16
 from tests.tiny_models import Prompt, Shape, image_tokens, random_pixtral, random_text_model, reference_logits, save
 
 SHAPE = Shape(name="nemo-like", hidden=160, heads=6, kv_heads=2, head_dim=32, layers=3)
@@ -96,3 +101,34 @@ def test_a_request_has_the_same_bits_whatever_adapters_are_beside_it(make_comput
         for beside in ([first, first, first], [second, NO_ADAPTER, first], [NO_ADAPTER, second, second]):
             found = logits([others[0], asked, *others[1:]], [beside[0], first, *beside[1:]], budget=budget)
             assert torch.equal(found, alone)
+
+
+def native_int8(model: DecoderModel, kv_cache: KVCache) -> Compute:
+    return NativeCompute(model, kv_cache, open_library(threads=1), in_bytes=True)
+
+
+@pytest.mark.parametrize(
+    ("make_compute", "kv_dtype"),
+    [
+        pytest.param(native_int8, torch.float32, id="int8"),
+        pytest.param(native_bfloat16, torch.bfloat16, id="bfloat16"),
+    ],
+)
+def test_weights_that_are_rounded_are_changed_as_much(
+    make_compute: MakeCompute, kv_dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """To within their rounding, which is small beside what the adapter changes."""
+    model = random_text_model(SHAPE)
+    adapter, prompt = random_adapter(model, seed=1), Prompt(token_ids=[*range(20, 50)])
+    harness = Harness(
+        save(model, tmp_path),
+        num_blocks=64,
+        block_size=8,
+        token_budget=200,
+        make_compute=with_adapters(make_compute, [adapter]),
+        new_tokens=1,
+        kv_dtype=kv_dtype,
+    )
+    ((ids, found),) = harness.run([prompt], adapters=[AdapterRef(0, adapter.digest)])
+    changed, plain = (reference_logits(each, prompt, ids) for each in (merged(model, adapter), model))
+    assert (found - changed).norm() < 0.1 * (plain - changed).norm()

@@ -64,6 +64,10 @@ def test_every_type_is_read() -> None:
     assert not parse("--model", "m", "--loud-voice", "--no-loud-voice").loud_voice
 
 
+def test_a_list_whose_flag_is_repeated_holds_all_that_was_given() -> None:
+    assert parse("--model", "m", "--names", "a,b", "--names", "c").names == ("a", "b", "c")
+
+
 @pytest.mark.parametrize(
     ("arguments", "ahead"),
     [((), None), (("--ahead",), True), (("--ahead", "true"), True), (("--ahead", "false"), False)],

@@ -38,7 +38,7 @@ def test_all_are_loaded_in_order(tmp_path: Path) -> None:
 )
 def test_a_wrong_setting_is_refused_before_any_file_is_read(given: tuple[str, ...], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        load_adapters(AdapterSettings(lora=given), run_config(), has_vision=False)
+        AdapterSettings(lora=given)
 
 
 def test_a_larger_rank_than_the_setting_allows_is_refused(tmp_path: Path) -> None:
