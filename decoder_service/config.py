@@ -75,6 +75,13 @@ class EngineSettings:
     overlap: bool | None = setting(
         None, help="plan and begin a step while the one before it still runs; on CUDA and not on a CPU where unset"
     )
+    num_speculative_tokens: int = setting(
+        0,
+        minimum=0,
+        maximum=64,
+        help="most tokens that a request tries in a step, from what followed its last ones further up; what is told "
+        "stays the same, and comes sooner where answers repeat their prompts or themselves; not with --overlap",
+    )
     prefix_caching: bool = setting(True, help="keep the KV blocks of what was computed and use them again")
     feature_bytes: int = setting(512 * 2**20, minimum=1, help="memory for image features that wait to be computed")
     feature_caching: bool = setting(True, help="keep image features in that memory until it is needed")
@@ -85,6 +92,14 @@ class EngineSettings:
                 f"--max-num-batched-tokens {self.max_num_batched_tokens} is below --max-num-requests "
                 f"{self.max_num_requests}: each running request has a token in every step"
             )
+        if self.overlap and self.num_speculative_tokens:
+            raise ValueError(
+                "--overlap and --num-speculative-tokens do not go together: what to try is known after each step"
+            )
+
+    def has_overlap(self, *, on_cpu: bool) -> bool:
+        """Whether a step begins while the one before it runs."""
+        return self.overlap if self.overlap is not None else not on_cpu and not self.num_speculative_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

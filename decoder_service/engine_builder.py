@@ -100,7 +100,7 @@ def build_engine(
     log_compute(compute, kv_cache, config.model, quantize=engine.quantize, why_no_kernels=kernels.why_not)
     give_memory_back()
     is_cpu = run_config.device.type == "cpu"
-    overlap = engine.overlap if engine.overlap is not None else not is_cpu
+    overlap = engine.has_overlap(on_cpu=is_cpu)
     runner = DecoderRunner(model, kv_cache, compute, queue=OnThread() if overlap and is_cpu else AtOnce())
     # What is set up at first use, the first request must not pay for.
     runner.run_idle(2)
@@ -116,6 +116,7 @@ def build_engine(
         max_step_stretch=engine.max_step_stretch,
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
+        num_speculative_tokens=engine.num_speculative_tokens,
         num_spare_blocks=math.ceil(engine.watermark * num_blocks),
     )
     return Engine(

@@ -111,12 +111,15 @@ class BlockManager:
                 self._free.move_to_end(block_id, last=self._hashes[block_id] is not None)
         self.keep_unclean(block_id for block_id in unclean if self._ref_counts[block_id] == 0)
 
-    def trim(self, block_table: list[BlockId], num_tokens: int) -> None:
-        """Give back the blocks behind the first `num_tokens` tokens; they may hold what harms their next owner."""
+    def trim(self, block_table: list[BlockId], num_tokens: int, *, is_clean: bool = False) -> None:
+        """Give back the blocks behind the first `num_tokens` tokens.
+
+        They may hold what harms their next owner, unless they are clean.
+        """
         count = self.num_blocks_for(num_tokens)
         behind = block_table[count:]
         del block_table[count:]
-        self.free(behind, num_clean=0)
+        self.free(behind, num_clean=None if is_clean else 0)
 
     @property
     def has_unclean(self) -> bool:

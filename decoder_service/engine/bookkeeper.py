@@ -31,7 +31,7 @@ class Bookkeeper:
     def update(self, batch: ScheduledBatch, result: StepResult, output: StepOutput) -> None:
         """Account for a batch that was computed; whoever has ended meanwhile gets nothing of it."""
         self.num_near_ties += result.num_near_ties
-        for request, num_tokens, _ in batch.requests:
+        for request, num_tokens, *_ in batch.requests:
             if request.status is RequestStatus.FINISHED:
                 continue
             request.num_computed_tokens += num_tokens
@@ -39,7 +39,7 @@ class Bookkeeper:
                 output.consumed.extend(request.release_features(request.num_computed_tokens))
             if request.prompt_logprobs is not None:
                 request.prompt_logprobs.extend(result.prompt_logprobs.get(request.request_id, ()))
-        for request, token_id in zip(batch.sampled, result.token_ids, strict=True):
+        for request, token_id in self._scheduler.drafting.kept(batch, result.token_ids):
             if request.status is RequestStatus.FINISHED:
                 # With another completion that failed just now, or while it was computed ahead.
                 request.is_suspect |= token_id is NoToken.NOT_FINITE

@@ -73,7 +73,9 @@ def _run_parts(
 
 def _cut(batch: ScheduledBatch, *, is_too_large: bool) -> Iterator[ScheduledBatch]:
     """Smaller batches to run instead; none where it cannot be cut."""
-    if len(batch.requests) > 1:
+    if batch.num_draft_tokens:
+        yield batch.part([each._replace(draft=()) for each in batch.requests])
+    elif len(batch.requests) > 1:
         middle = len(batch.requests) // 2
         yield batch.part(batch.requests[:middle])
         yield batch.part(batch.requests[middle:])

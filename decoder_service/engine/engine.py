@@ -130,6 +130,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """How full the engine is and what it has done."""
+        drafts = self._scheduler.drafting.counts
         return EngineStats(
             num_waiting=self._scheduler.num_waiting,
             waiting_by_reason=self._scheduler.waiting_by_reason,
@@ -147,6 +148,9 @@ class Engine:
             num_hit_tokens=self._prefix_cache.num_hit_tokens,
             num_evicted_blocks=self._blocks.num_evictions,
             num_images_covered=self._prefix_cache.num_images_covered,
+            num_drafts=drafts.num_drafts,
+            num_draft_tokens=drafts.num_draft_tokens,
+            num_accepted_tokens=drafts.num_accepted_tokens,
         )
 
     @property

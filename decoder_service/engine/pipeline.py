@@ -143,6 +143,7 @@ class Pipeline:
 
     def _failed_try(self, batch: ScheduledBatch, error: Exception) -> None:
         """Hear of a batch that could not be computed, before anything else of it is tried."""
+        self._scheduler.drafting.forget(batch)
         if isinstance(error, DeviceMemoryError):
             self._scheduler.shrink(batch)
         for each in batch.requests:

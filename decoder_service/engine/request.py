@@ -15,6 +15,7 @@ from decoder_service.engine.request_status import RequestStatus
 from decoder_service.sampling.logprobs import Logprobs
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.sampling.token_counts import TokenCounts
+from decoder_service.speculation.drafter import Drafter
 from decoder_service.structured.structure import Matcher
 
 
@@ -82,6 +83,8 @@ class Request:
     """Leading tokens that its tenant was charged for; they may have to be computed again."""
     is_paused: bool = False
     """Whether it is not to be computed, because nobody takes what it has put out."""
+    drafter: Drafter | None = field(default=None, repr=False)
+    """What it tries, from the first time that it may."""
     block_table: list[BlockId] = field(default_factory=list)
     forks: "tuple[Request, ...]" = field(default=(), repr=False)
     """The other completions of the prompt, until it is computed; see `forks`."""

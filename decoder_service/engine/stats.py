@@ -37,3 +37,9 @@ class EngineStats:
     """Blocks that it knew and that were needed for something else."""
     num_images_covered: int
     """Images that were not fetched, as it held all of their tokens."""
+    num_drafts: int
+    """Times that a request tried tokens."""
+    num_draft_tokens: int
+    """Tokens that were tried."""
+    num_accepted_tokens: int
+    """Those that were right."""

@@ -26,6 +26,8 @@ class ScheduledRequest(NamedTuple):
     num_scheduled_tokens: int
     place: int | None = None
     """Position of the first token where the step is planned ahead: not all tokens before it are computed yet."""
+    draft: tuple[int, ...] = ()
+    """Tokens to try behind these, which are its last known ones then; see `drafting`."""
 
     @property
     def start(self) -> int:
@@ -34,7 +36,7 @@ class ScheduledRequest(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Position after the last token."""
+        """Position after the last token, what is tried aside."""
         return self.start + self.num_scheduled_tokens
 
     @property
@@ -53,7 +55,7 @@ class BlockCopy(NamedTuple):
 class ScheduledBatch:
     """All that one step computes. Made right before it: who gets a token depends on how far each request is by then."""
 
-    __slots__ = ("copies", "num_tokens", "requests", "sampled", "sources")
+    __slots__ = ("copies", "num_draft_tokens", "num_tokens", "requests", "sampled", "sources")
 
     def __init__(
         self,
@@ -63,7 +65,9 @@ class ScheduledBatch:
         sources: tuple[int, ...] = (),
     ) -> None:
         self.requests = requests
-        self.num_tokens = sum([scheduled.num_scheduled_tokens for scheduled in requests])
+        self.num_draft_tokens = sum([len(scheduled.draft) for scheduled in requests])
+        """Tokens that the step tries."""
+        self.num_tokens = sum([scheduled.num_scheduled_tokens for scheduled in requests]) + self.num_draft_tokens
         """Tokens that the step computes."""
         self.copies = copies
         """Made once, before anything is computed, as if all at once: every source is read before any target is written.
@@ -79,12 +83,13 @@ class ScheduledBatch:
                 request
                 for scheduled in requests
                 if sources or scheduled.is_sampled
-                for request in (scheduled.request, *scheduled.request.forks)
+                for request in (*(scheduled.request,) * (1 + len(scheduled.draft)), *scheduled.request.forks)
             ]
         )
         """The requests that get a token, in batch order.
 
-        Those that part from a request get theirs from its logits, right behind it.
+        Those that part from a request get theirs from its logits, right behind it. One that tries tokens is told one
+        behind its last known one, and then one behind each of them.
         """
 
     def part(self, requests: Sequence[ScheduledRequest]) -> "ScheduledBatch":

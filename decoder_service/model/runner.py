@@ -15,18 +15,18 @@ from torch import Tensor
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.request import Request
 from decoder_service.engine.step import BlockCopy, Launched, NoToken, ScheduledBatch, StepResult
-from decoder_service.model.batch import BatchLayout, ForwardBatch, ImageRows, PromptRows, lay_out
+from decoder_service.model.batch import BatchLayout, ForwardBatch, ImageRows, PromptRows
+from decoder_service.model.batch_layout import lay_out
 from decoder_service.model.chosen import Chosen, choose_greedily, choose_plainly, choose_tokens, plain_result
 from decoder_service.model.compute import Compute, TorchCompute, WholeCompute
 from decoder_service.model.kv_cache import KVCache
+from decoder_service.model.sampling_rows import sampling_rows
 from decoder_service.model.splice_error import SpliceError
 from decoder_service.model.staging import Staging, staging_for
 from decoder_service.model.step_queue import AtOnce, StepQueue
 from decoder_service.model.weights import DecoderModel
 from decoder_service.sampling.likelihood import PROMPT_LOGITS_ROWS, likelihoods
-from decoder_service.sampling.logits_processors import SamplingRow
 from decoder_service.sampling.logprobs import Logprobs
-from decoder_service.sampling.random_stream import uniform
 from decoder_service.sampling.sampler import SamplingBatch
 
 
@@ -83,7 +83,7 @@ class DecoderRunner:
             return partial(choose_plainly, self._whole, layout, before)
         sampling = None
         if self._whole is None or not all(each.matcher is None and each.sampling.is_greedy for each in batch.sampled):
-            rows = [_sampling_row(request, is_ahead=batch.is_ahead) for request in batch.sampled]
+            rows = sampling_rows(batch)
             sampling = SamplingBatch.of(rows, self._staging.move, vocab_size=self._model.config.vocab_size)
         return partial(self._choose, layout.to(self._staging.move), sampling, batch.sampled, before)
 
@@ -212,20 +212,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def _is_plain(whole: WholeCompute, layout: BatchLayout, batch: ScheduledBatch) -> bool:
     """Whether torch computes nothing of it: its tensors and inference mode alone would cost more than the choice."""
     return not layout.prompt_rows and whole.takes(layout) and all([each.is_plain for each in batch.sampled])
-
-
-def _sampling_row(request: Request, *, is_ahead: bool) -> SamplingRow:
-    # A step ahead gives the token behind the one that is still to come.
-    sampling, position = request.sampling, request.num_output_tokens + is_ahead
-    return SamplingRow(
-        params=sampling,
-        uniform=uniform(seed=sampling.seed, index=request.index, position=position) if sampling.temperature else 0.0,
-        prompt_token_ids=request.prompt_token_ids,
-        output_token_ids=request.output_token_ids,
-        end_token_ids=request.end_token_ids,
-        counts=request.token_counts,
-        matcher=request.matcher,
-    )
 
 
 def _logprobs(logits: Tensor, requests: Sequence[Request], token_ids: Sequence[int | NoToken]) -> dict[str, Logprobs]:

@@ -24,6 +24,7 @@ from decoder_service.scheduling.step_plan import StepPlan
 from decoder_service.scheduling.token_counters import TokenCounters
 from decoder_service.scheduling.turns import Turns
 from decoder_service.scheduling.waiting import WaitingRequests
+from decoder_service.speculation.drafting import Drafting
 
 
 class Scheduler:
@@ -58,6 +59,8 @@ class Scheduler:
         self.ahead = LookAhead(blocks, prefix_cache, self._waiting, self._running, self._room, self._plan)
         """Plans what may begin before the step that runs is accounted for."""
         self._steady = SteadySteps(blocks=blocks, running=self._running, waiting=self._waiting, plan=self._plan)
+        self.drafting = Drafting(config, blocks, self._plan, self._preempt)
+        """Lets requests try tokens that nobody knows yet."""
         self._refused: Request | None = None
         """Who was to begin in this step, and found no place."""
 
@@ -129,7 +132,7 @@ class Scheduler:
             self._refused = None
             batch = self._schedule(output)
             self._steady.remember(batch, refused=self._refused)
-        return batch
+        return self.drafting.extend(batch)
 
     def _schedule(self, output: StepOutput) -> ScheduledBatch:
         """The next batch by the rules."""

@@ -26,6 +26,8 @@ class SchedulerConfig:
 
     Judged by tokens, at `max_num_mixed_tokens`: without that there is no such limit either.
     """
+    num_speculative_tokens: int = 0
+    """Most tokens that a request tries in a step, see `drafting`; 0 tries none."""
     num_spare_blocks: int = 0
     """Blocks that an admission leaves free while others run, as those will soon need more."""
 

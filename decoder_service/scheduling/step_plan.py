@@ -110,6 +110,11 @@ class StepPlan:
         self._charge([(each.request, each.start) for each in requests])
         self.end_step()
 
+    def charge_accepted(self, request: Request, num_tokens: int) -> None:
+        """Charge for tokens that a request tried and that were right, the last of those that are computed."""
+        end = request.num_computed_tokens
+        self._charge([(request, place) for place in range(end - num_tokens, end)])
+
     def _charge(self, places: Iterable[tuple[Request, int]]) -> None:
         """Charge for generated tokens at these places, each tenant for all of its own at once."""
         amounts: dict[bytes, int] = {}

@@ -62,6 +62,7 @@ class EngineCollector(Collector):
         stats, num_owned = between_steps or (self._last, None)
         self._last = stats
         yield from _request_metrics(stats)
+        yield from _draft_metrics(stats)
         yield from _admission_metrics(self._admission, busy_since=self._host.busy_since)
         yield from _block_metrics(stats, num_owned, self._block_size)
         yield from _prefix_cache_metrics(stats)
@@ -88,6 +89,18 @@ def _request_metrics(stats: EngineStats) -> Iterator[Metric]:
     yield compute
     yield CounterMetricFamily(
         "diptych_near_ties", "Greedy choices so close that the batch may have decided.", stats.num_near_ties
+    )
+
+
+def _draft_metrics(stats: EngineStats) -> Iterator[Metric]:
+    yield CounterMetricFamily(
+        "diptych_spec_decode_num_drafts", "Times that a request tried tokens in a step.", stats.num_drafts
+    )
+    yield CounterMetricFamily(
+        "diptych_spec_decode_num_draft_tokens", "Tokens that requests tried.", stats.num_draft_tokens
+    )
+    yield CounterMetricFamily(
+        "diptych_spec_decode_num_accepted_tokens", "Tokens that were tried and right.", stats.num_accepted_tokens
     )
 
 

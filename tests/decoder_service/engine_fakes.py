@@ -16,7 +16,7 @@ from decoder_service.engine.step import (
 )
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
-from tests.decoder_service.runner_fakes import Entry, FakeRunner, next_token
+from tests.decoder_service.runner_fakes import Entry, FakeRunner, NextToken, next_token
 
 IMAGE_TOKEN = 49
 
@@ -76,7 +76,7 @@ def make_rows(identity: bytes, length: int) -> bytes:
     return bytes((seed + 3 * row) % 256 for row in range(length))
 
 
-def tokens_alone(request: Request, index: int = 0) -> list[int]:
+def tokens_alone(request: Request, index: int = 0, *, next_token: NextToken = next_token) -> list[int]:
     """What a completion of the request must be: computed without an engine, a cache or a batch."""
     entries: list[Entry] = [(token_id, None) for token_id in request.prompt_token_ids]
     for image, placeholder in enumerate(request.placeholders):
@@ -117,8 +117,10 @@ class Host:
         num_spare_blocks: int = 0,
         max_num_mixed_tokens: int | None = None,
         max_step_stretch: float | None = None,
+        num_speculative_tokens: int = 0,
         hash_block: HashBlock | None = block_hash,
         overlap: bool = False,
+        next_token: NextToken = next_token,
     ) -> None:
         config = SchedulerConfig(
             max_num_batched_tokens=max_num_batched_tokens,
@@ -127,8 +129,9 @@ class Host:
             num_spare_blocks=num_spare_blocks,
             max_num_mixed_tokens=max_num_mixed_tokens,
             max_step_stretch=max_step_stretch,
+            num_speculative_tokens=num_speculative_tokens,
         )
-        self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size)
+        self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size, next_token=next_token)
         self.engine = Engine(
             config=config,
             num_blocks=num_blocks,
@@ -138,6 +141,7 @@ class Host:
             hash_block=hash_block,
         )
         self._overlap = overlap
+        self._next_token = next_token
         self.feature_budget = feature_budget
         self.requests: dict[str, Request] = {}
         self.outcomes: dict[str, Outcome] = {}
@@ -269,7 +273,8 @@ class Host:
         """What finished has the tokens it would have alone, what ended otherwise the beginning of them."""
         for request_id, request in self.requests.items():
             for index in range(request.sampling.n):
-                outcome, expected = self.outcome(request_id, index), tokens_alone(request, index)
+                outcome = self.outcome(request_id, index)
+                expected = tokens_alone(request, index, next_token=self._next_token)
                 if outcome.end not in ("stop", "length"):
                     expected = expected[: len(outcome.token_ids)]
                 assert outcome.token_ids == expected

@@ -1,7 +1,7 @@
 """A runner without a model: what it computes shows every fault of the engine's, in tokens or at once."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -24,6 +24,9 @@ VOCABULARY = 50
 Entry = tuple[int, int | None]
 """A token as the cache keeps it: its id and, inside an image, the feature of its row."""
 
+NextToken = Callable[[Sequence[Entry], int], int]
+"""The next token of a completion, by what it has read and its index."""
+
 NAN: Entry = (-1, None)
 """What poisons everything that is computed from it."""
 
@@ -33,6 +36,12 @@ def next_token(entries: Sequence[Entry], index: int = 0) -> int:
     return zlib.crc32(repr(list(entries)).encode(), index) % VOCABULARY
 
 
+def repeated_token(entries: Sequence[Entry], index: int = 0) -> int:
+    """The same, but four times out of five the last token again."""
+    checksum = zlib.crc32(repr(list(entries)).encode(), index)
+    return entries[-1][0] if checksum % 5 else checksum % VOCABULARY
+
+
 class FakeRunner:
     """Keeps a KV cache of entries in slots and reads every prefix back through the block table.
 
@@ -40,7 +49,8 @@ class FakeRunner:
     ends the test by `pytest.fail`, which no `except Exception` of the engine can hide.
     """
 
-    def __init__(self, *, num_blocks: int, block_size: int) -> None:
+    def __init__(self, *, num_blocks: int, block_size: int, next_token: NextToken = next_token) -> None:
+        self._next_token = next_token
         self.batches: list[dict[str, int]] = []
         """Of every step, the number of tokens of each request."""
         self.not_finite: set[str] = set()
@@ -61,6 +71,8 @@ class FakeRunner:
         """Raised when blocks are next to be cleared."""
         self.launch_error: Exception | None = None
         """Raised by the next step that is begun before it is waited for."""
+        self.has_poisonous_drafts = False
+        """Whether keys and values of what requests try are NaN."""
         self.num_near_ties = 0
         """Told of every step."""
         self.is_eager = False
@@ -133,7 +145,12 @@ class FakeRunner:
             raise error
         if work.is_void:
             return StepResult(token_ids=[0] * sum(len(each.sampled) for each in work.parts))
-        token_ids = [self._sample(each, completion) for each in work.parts for completion in each.sampled]
+        token_ids = [
+            self._sample(each, completion, until)
+            for each in work.parts
+            for completion in each.sampled
+            for until in range(each.end - each.num_draft_tokens, each.end + 1)
+        ]
         return StepResult(token_ids=token_ids, num_near_ties=self.num_near_ties)
 
     def clear(self, block_ids: Sequence[BlockId]) -> None:
@@ -155,7 +172,8 @@ class FakeRunner:
     def _entry(self, part: "_Part", position: int, work: "_Work") -> Entry:
         request = part.request
         token_id = part.token_ids[position - part.start] if part.source is None else work.token_before(part.source)
-        if request.request_id in self.poisoned:
+        is_tried = position >= part.end - part.num_draft_tokens
+        if request.request_id in self.poisoned or (is_tried and self.has_poisonous_drafts):
             return NAN
         for placeholder, features in zip(request.placeholders, part.features, strict=True):
             if placeholder.offset <= position < placeholder.end:
@@ -165,7 +183,7 @@ class FakeRunner:
                 return token_id, rows[position - placeholder.offset]
         return token_id, None
 
-    def _sample(self, part: "_Part", completion: Request) -> int | NoToken:
+    def _sample(self, part: "_Part", completion: Request, until: int) -> int | NoToken:
         if {part.request.request_id, completion.completion_id} & self.not_finite:
             return NoToken.NOT_FINITE
         for block_id in part.block_table:
@@ -173,11 +191,11 @@ class FakeRunner:
             # Whole blocks, as hidden values are multiplied by 0, and that makes NaN of NaN.
             if NAN in self._cache[start : start + self._block_size]:
                 return NoToken.NOT_FINITE
-        entries = [self._cache[self._slot(part, position)] for position in range(part.end)]
+        entries = [self._cache[self._slot(part, position)] for position in range(until)]
         read = [entry for entry in entries if entry is not None]
         if len(read) != len(entries):
             pytest.fail("a slot was read before it was written")
-        return next_token(read, completion.index)
+        return self._next_token(read, completion.index)
 
 
 class _Part:
@@ -186,8 +204,10 @@ class _Part:
     def __init__(self, scheduled: ScheduledRequest, source: int | None, *, is_sampled: bool) -> None:
         request = scheduled.request
         self.request, self.source = request, source
-        self.start, self.end, self.num_tokens = scheduled.start, scheduled.end, scheduled.num_scheduled_tokens
-        self.token_ids = tuple(request.token_ids(self.start, self.end))
+        self.num_draft_tokens = len(scheduled.draft)
+        self.start, self.end = scheduled.start, scheduled.end + self.num_draft_tokens
+        self.num_tokens = scheduled.num_scheduled_tokens + self.num_draft_tokens
+        self.token_ids = (*request.token_ids(self.start, scheduled.end), *scheduled.draft)
         self.block_table = tuple(request.block_table)
         self.features = tuple(request.features)
         self.sampled = (request, *request.forks) if is_sampled else ()
@@ -205,7 +225,8 @@ class _Work:
             _Part(each, source, is_sampled=each.request in sampled)
             for each, source in zip(batch.requests, sources, strict=True)
         ]
-        assert [each for part in self.parts for each in part.sampled] == list(batch.sampled)
+        rows = [each for part in self.parts for each in part.sampled for _ in range(1 + part.num_draft_tokens)]
+        assert rows == list(batch.sampled)
         self.before = before
         self.result: StepResult | None = None
         self.error: Exception | None = None

@@ -22,7 +22,8 @@ from decoder_service.engine.engine import Engine
 from decoder_service.engine.prompt_images import PlaceholderRange
 from decoder_service.engine.request import Request
 from decoder_service.engine.step import ScheduledBatch, StepResult
-from decoder_service.model.batch import ForwardBatch, lay_out
+from decoder_service.model.batch import ForwardBatch
+from decoder_service.model.batch_layout import lay_out
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.native_compute import NativeCompute

@@ -8,7 +8,7 @@ from decoder_service.cache.block_hash import block_hash
 from decoder_service.engine.device_errors import DeviceMemoryError
 from tests.decoder_service.engine_fakes import Host, make_request
 from tests.decoder_service.operations import operations
-from tests.decoder_service.runner_fakes import VOCABULARY
+from tests.decoder_service.runner_fakes import VOCABULARY, next_token, repeated_token
 
 BLOCK_SIZE = 3
 MAX_IMAGE = 6
@@ -27,6 +27,8 @@ class EngineMachine(RuleBasedStateMachine):
 
     overlap = False
     """Whether steps are planned while the ones before them run, on a device that may compute nothing until it must."""
+    num_speculative_tokens = 0
+    next_token = staticmethod(next_token)
     num_more_tokens = 0
     """Tokens that completions may be longer, in a cache that is as much larger."""
 
@@ -66,6 +68,8 @@ class EngineMachine(RuleBasedStateMachine):
             max_num_mixed_tokens=max_num_mixed_tokens,
             hash_block=block_hash if caching else None,
             overlap=self.overlap,
+            num_speculative_tokens=self.num_speculative_tokens,
+            next_token=self.next_token,
         )
         self.host.runner.is_eager = is_eager
 
@@ -262,7 +266,21 @@ class OverlappedEngineMachine(EngineMachine):
     num_more_tokens = 15
 
 
+class SpeculatingEngineMachine(EngineMachine):
+    """The same with completions that often repeat themselves, of which requests try tokens ahead."""
+
+    num_speculative_tokens = 5
+    next_token = staticmethod(repeated_token)
+    num_more_tokens = 15
+
+    @rule(are_poisonous=st.booleans())
+    def change_drafts(self, are_poisonous: bool) -> None:
+        self.host.runner.has_poisonous_drafts = are_poisonous
+
+
 TestEngine = EngineMachine.TestCase
 TestEngine.settings = operations(20_000)
 TestOverlappedEngine = OverlappedEngineMachine.TestCase
 TestOverlappedEngine.settings = operations(20_000)
+TestSpeculatingEngine = SpeculatingEngineMachine.TestCase
+TestSpeculatingEngine.settings = operations(20_000)

@@ -5,7 +5,8 @@ import pytest
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.engine.request import Request
 from decoder_service.engine.step import ScheduledBatch, ScheduledRequest
-from decoder_service.model.batch import BatchLayout, lay_out
+from decoder_service.model.batch import BatchLayout
+from decoder_service.model.batch_layout import lay_out
 from decoder_service.sampling.sampling_params import SamplingParams
 
 

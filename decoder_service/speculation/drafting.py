@@ -1,0 +1,150 @@
+"""Lets the requests of a step try tokens that nobody knows yet, and keeps those that were right.
+
+Knows batches, blocks and how much a step may have. Does not know where tokens to try come from (see `drafter`).
+
+A request that gets its next token in a step may try some behind its last one in the same step, which costs little where
+a step reads all weights for few tokens. Behind each of them the model tells a token, as it would if it were known. A
+token that was tried is right where the model has told the same before it; so what is kept is what would have come
+without, drawn tokens too, as their random numbers follow from their places alone. Keys and values of those that were
+wrong lie behind what counts as computed, where the next step writes again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from decoder_service.cache.block_manager import BlockManager
+from decoder_service.engine.request import Request
+from decoder_service.engine.request_status import RequestStatus
+from decoder_service.engine.step import NoToken, ScheduledBatch
+from decoder_service.scheduling.lookahead import goes_on_alone
+from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from decoder_service.scheduling.step_plan import StepPlan
+from decoder_service.speculation.drafter import Drafter
+
+
+@dataclass(slots=True)
+class DraftCounts:
+    """What was tried so far."""
+
+    num_drafts: int = 0
+    """Times that a request tried anything"""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    """Those that were right"""
+
+
+class Drafting:
+    """Drafts for steps; none where `SchedulerConfig.num_speculative_tokens` is 0."""
+
+    def __init__(
+        self, config: SchedulerConfig, blocks: BlockManager, plan: StepPlan, preempt: Callable[[Request], None]
+    ) -> None:
+        """Take what allocates and counts, and what sends a request back to wait."""
+        self._config = config
+        self._blocks = blocks
+        self._plan = plan
+        self._preempt = preempt
+        self.counts = DraftCounts()
+
+    def extend(self, batch: ScheduledBatch) -> ScheduledBatch:
+        """The batch with as much to try as it has room for, its blocks allocated; nobody gives way for that."""
+        # Blocks that are copied first must be got before anything else of the step.
+        if not self._config.num_speculative_tokens or batch.copies:
+            return batch
+        room = self._room(batch)
+        drafts: dict[Request, tuple[int, ...]] = {}
+        for request, drafter in self._drafters(batch):
+            draft = self._draft(request, drafter, room) if room else ()
+            if draft:
+                drafts[request] = draft
+                room -= len(draft)
+        if not drafts:
+            return batch
+        return ScheduledBatch(tuple(each._replace(draft=drafts.get(each.request, ())) for each in batch.requests))
+
+    def forget(self, batch: ScheduledBatch) -> None:
+        """Give back the blocks of what is not tried after all; anything may stand in them."""
+        for each in batch.requests:
+            if each.draft and each.request.status is RequestStatus.RUNNING:
+                self._blocks.trim(each.request.block_table, each.end)
+
+    def kept(
+        self, batch: ScheduledBatch, token_ids: Sequence[int | NoToken]
+    ) -> Iterator[tuple[Request, int | NoToken]]:
+        """The tokens that count, of all that a step told for `batch.sampled`, and whose they are, in order.
+
+        Each is to be taken by its request before the next one is asked for: with the last token that it takes a request
+        may end. What was tried and is right counts as computed from its turn on.
+        """
+        rows = zip(batch.sampled, token_ids, strict=True)
+        return self._kept_of_all(batch, rows) if batch.num_draft_tokens else rows
+
+    def _kept_of_all(
+        self, batch: ScheduledBatch, rows: Iterator[tuple[Request, int | NoToken]]
+    ) -> Iterator[tuple[Request, int | NoToken]]:
+        drafts = {each.request: each.draft for each in batch.requests if each.draft}
+        for request, token_id in rows:
+            if draft := drafts.get(request):
+                yield from self._kept(request, draft, [token_id, *(behind for _, behind in islice(rows, len(draft)))])
+            else:
+                yield request, token_id
+
+    def _room(self, batch: ScheduledBatch) -> int:
+        """Tokens that may be tried in a step: what prompts may add to its time, less what they do."""
+        num_mixed, num_prompt_tokens = self._config.max_num_mixed_tokens, batch.num_tokens - len(batch.requests)
+        left = self._plan.budget - batch.num_tokens
+        return max(0, left if num_mixed is None else min(left, num_mixed - num_prompt_tokens))
+
+    def _drafters(self, batch: ScheduledBatch) -> list[tuple[Request, Drafter]]:
+        """Who may try anything, those first who were right most."""
+        found = []
+        for request in [each.request for each in batch.requests if each.request.is_generating]:
+            if request.output_token_ids and goes_on_alone(request):
+                if request.drafter is None:
+                    most_tokens = request.num_prompt_tokens + request.sampling.max_tokens
+                    request.drafter = Drafter(most=self._config.num_speculative_tokens, most_tokens=most_tokens)
+                if not request.drafter.is_waiting():
+                    found.append((request, request.drafter))
+        return sorted(found, key=lambda each: -each[1].length)
+
+    def _draft(self, request: Request, drafter: Drafter, room: int) -> tuple[int, ...]:
+        """What a request tries in a step, its blocks allocated; nothing where none are free."""
+        left = request.sampling.max_tokens - request.num_output_tokens - 1  # One comes without.
+        draft = drafter.draft(request, min(room, left))
+        return draft if self._blocks.allocate(request.block_table, request.num_tokens + len(draft)) else ()
+
+    def _kept(
+        self, request: Request, draft: tuple[int, ...], told: Sequence[int | NoToken]
+    ) -> Iterator[tuple[Request, int | NoToken]]:
+        """See `kept`: of one request that tried `draft`, and was told a token behind each of it and one before."""
+        if NoToken.NOT_FINITE in told:
+            return self._start_over(request)
+        yield request, told[0]
+        num_accepted = 0
+        while (
+            num_accepted < len(draft)
+            and told[num_accepted] == draft[num_accepted]
+            and request.status is RequestStatus.RUNNING
+        ):
+            num_accepted += 1
+            request.num_computed_tokens += 1
+            yield request, told[num_accepted]
+        self._plan.charge_accepted(request, num_accepted)
+        self._count(request, len(draft), num_accepted)
+        if request.status is RequestStatus.RUNNING:
+            self._blocks.trim(request.block_table, request.num_computed_tokens, is_clean=True)
+
+    def _start_over(self, request: Request) -> None:
+        """Have a request computed again without trying anything, as what it tried may be why a row is not finite."""
+        if request.status is RequestStatus.RUNNING:
+            self._preempt(request)
+        if request.drafter is not None:
+            request.drafter.give_up()
+
+    def _count(self, request: Request, num_tokens: int, num_accepted: int) -> None:
+        self.counts.num_drafts += 1
+        self.counts.num_draft_tokens += num_tokens
+        self.counts.num_accepted_tokens += num_accepted
+        if request.drafter is not None:
+            request.drafter.tried(num_tokens, num_accepted)
