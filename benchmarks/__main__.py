@@ -36,6 +36,10 @@ _PROGRAMS = {
     "transport": ("benchmarks.transport", "one stream of features against what gRPC can do"),
     "spread": ("benchmarks.spread_vision", "where pictures go that come again, and how often caches hit"),
     "namespaces": ("benchmarks.namespaces", "pods in networks of their own, scaled and cut off; needs root"),
+    "speculation": (
+        "benchmarks.speculation",
+        "what it brings to try tokens ahead, by how much of a completion is known",
+    ),
     "mixing": ("benchmarks.mixing", "what long prompts do to the tokens beside them, by --max-num-mixed-tokens"),
     "replicas": ("benchmarks.scale_vision", "how encoding grows with vision replicas"),
     "observing": ("benchmarks.observing", "what it costs to count a token, a request, a step and a scrape"),
