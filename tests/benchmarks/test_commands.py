@@ -174,3 +174,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in (*_COMMANDS, *_PROGRAMS):
         assert re.search(rf"^    {command}\s", text, re.MULTILINE)
+
+
+def test_speculation_tells_what_was_right_of_what_was_tried() -> None:
+    text = run(
+        "speculation", "--model", "smoke", "--rounds", "1", "--requests", "2", "--tries", "4", "--max-tokens", "16"
+    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+    right = {(name, tries): share for name, _, tries, _, _, share, _ in rows}
+    assert len(rows) == 10
+    assert {share for (_, tries), share in right.items() if tries == "0"} == {"0/0"}
+    num_right, num_tried = right["all of it in the prompt", "4"].split("/")
+    assert num_right == num_tried != "0"
+    assert right["nothing of it", "4"] == "0/0"
