@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -108,7 +108,8 @@ def build_engine(
         for seq_len in _IDLE_PROMPTS:
             runner.run_idle_prompt(min(_IDLE_PROMPTS[0], run_config.max_seq_len), min(seq_len, run_config.max_seq_len))
     guarded = GuardedRunner(runner)
-    mixed_tokens = num_mixed_tokens(engine, run_config.device, measure=partial(doubling_tokens, runner.run_idle))
+    measure = cache(partial(doubling_tokens, runner.run_idle))
+    mixed_tokens = num_mixed_tokens(engine, run_config.device, measure=measure)
     _log.info("prompts beside next tokens", extra={"max_num_mixed_tokens": mixed_tokens or "no limit"})
     scheduler = SchedulerConfig(
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -117,6 +118,7 @@ def build_engine(
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
         num_speculative_tokens=engine.num_speculative_tokens,
+        num_doubling_tokens=measure() if is_cpu and engine.num_speculative_tokens else _CUDA_DOUBLING_TOKENS,
         num_spare_blocks=math.ceil(engine.watermark * num_blocks),
     )
     return Engine(

@@ -28,6 +28,8 @@ class SchedulerConfig:
     """
     num_speculative_tokens: int = 0
     """Most tokens that a request tries in a step, see `drafting`; 0 tries none."""
+    num_doubling_tokens: int = 200
+    """Tokens that take as long to compute as all weights take to read; by that it is judged what is worth trying."""
     num_spare_blocks: int = 0
     """Blocks that an admission leaves free while others run, as those will soon need more."""
 

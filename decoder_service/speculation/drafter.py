@@ -2,15 +2,21 @@
 
 Knows one request's tries. Does not know what a step has room for (see `drafting`).
 
-The length doubles when all were right, falls to one more than those that were, and halves when none was. One who is
-wrong again and again waits, twice as long each time, so that text that repeats nothing costs nearly nothing.
+With a likelihood p that a token which is tried behind right ones is right too, the i-th is kept with p^i. It is worth
+trying while that is more than its price: the part of a next token's time that computing it takes.
 """
+
+import math
 
 from decoder_service.speculation.prompt_lookup import PromptLookup, Tokens
 
-_FIRST_LENGTH = 4
-_MOST_MISSES = 6
-"""After so many tries in vain one after another it waits for 2 to that power steps each time, and not longer."""
+FIRST_LIKELIHOOD = 0.7
+"""Before anything was tried."""
+_MOST_LIKELIHOOD = 0.99
+_WEIGHT = 1 / 8
+"""Of one token that was tried, right or wrong, in the likelihood."""
+_RECOVERY = 1 / 512
+"""What the likelihood gains in a step that tries nothing as it is not worth it: text may begin to repeat itself."""
 
 
 class Drafter:
@@ -19,36 +25,31 @@ class Drafter:
     def __init__(self, *, most: int, most_tokens: int) -> None:
         """Try up to `most` tokens in a step, of a request that has up to `most_tokens` in the end."""
         self._most = most
-        self._length = min(_FIRST_LENGTH, most)
-        self._num_misses = 0
-        self._num_waits = 0
+        self.likelihood = FIRST_LIKELIHOOD
+        """That a token which is tried is right."""
         self._lookup = PromptLookup(most_tokens)
 
-    @property
-    def length(self) -> int:
-        """Tokens that it would try next, if it finds any."""
-        return self._length
-
-    def is_waiting(self) -> bool:
-        """Whether it lets this step pass; to be asked once in each."""
-        self._num_waits = max(self._num_waits - 1, -1)
-        return self._num_waits >= 0
+    def length(self, price: float) -> int:
+        """Tokens worth trying at a price from above 0 on, each in parts of a next token's time."""
+        if self.likelihood <= price:
+            return 0
+        return min(int(math.log(price) / math.log(self.likelihood)), self._most)
 
     def draft(self, request: Tokens, most: int) -> tuple[int, ...]:
         """Tokens to try behind the last one known, up to `most`, or none."""
-        return self._lookup.draft(request, min(most, self._length))
+        return self._lookup.draft(request, most)
 
     def give_up(self) -> None:
         """Try nothing any more."""
-        self._most = self._length = 0
+        self._most = 0
+
+    def passed(self) -> None:
+        """Hear that nothing was worth trying in a step."""
+        self.likelihood = min(self.likelihood + _RECOVERY, max(self.likelihood, FIRST_LIKELIHOOD))
 
     def tried(self, num_tokens: int, num_accepted: int) -> None:
-        """Hear how many of the tokens that were tried were right."""
-        if num_accepted:
-            self._num_misses = 0
-            is_all = num_accepted == num_tokens
-            self._length = min(2 * self._length if is_all else num_accepted + 1, self._most)
-        else:
-            self._num_misses = min(self._num_misses + 1, _MOST_MISSES)
-            self._num_waits = 1 << self._num_misses
-            self._length = max(self._length // 2, 1)
+        """Hear how many of the tokens that were tried were right; behind the first wrong one none is."""
+        kept = (1 - _WEIGHT) ** num_accepted
+        self.likelihood = min(1 - (1 - self.likelihood) * kept, _MOST_LIKELIHOOD)
+        if num_accepted < num_tokens:
+            self.likelihood *= 1 - _WEIGHT

@@ -52,13 +52,17 @@ class Drafting:
         # Blocks that are copied first must be got before anything else of the step.
         if not self._config.num_speculative_tokens or batch.copies:
             return batch
-        room = self._room(batch)
+        room, drafters = self._room(batch), self._drafters(batch)
+        price = len(batch.requests) / self._config.num_doubling_tokens
         drafts: dict[Request, tuple[int, ...]] = {}
-        for request, drafter in self._drafters(batch):
-            draft = self._draft(request, drafter, room) if room else ()
-            if draft:
-                drafts[request] = draft
-                room -= len(draft)
+        for request, drafter in drafters:
+            length = drafter.length(price)
+            if length:
+                if draft := self._draft(request, drafter, min(room, length)):
+                    drafts[request] = draft
+                    room -= len(draft)
+            else:
+                drafter.passed()
         if not drafts:
             return batch
         return ScheduledBatch(tuple(each._replace(draft=drafts.get(each.request, ())) for each in batch.requests))
@@ -97,21 +101,20 @@ class Drafting:
         return max(0, left if num_mixed is None else min(left, num_mixed - num_prompt_tokens))
 
     def _drafters(self, batch: ScheduledBatch) -> list[tuple[Request, Drafter]]:
-        """Who may try anything, those first who were right most."""
+        """Who may try anything, those first whose tries are likeliest to be right."""
         found = []
         for request in [each.request for each in batch.requests if each.request.is_generating]:
             if request.output_token_ids and goes_on_alone(request):
                 if request.drafter is None:
                     most_tokens = request.num_prompt_tokens + request.sampling.max_tokens
                     request.drafter = Drafter(most=self._config.num_speculative_tokens, most_tokens=most_tokens)
-                if not request.drafter.is_waiting():
-                    found.append((request, request.drafter))
-        return sorted(found, key=lambda each: -each[1].length)
+                found.append((request, request.drafter))
+        return sorted(found, key=lambda each: -each[1].likelihood)
 
-    def _draft(self, request: Request, drafter: Drafter, room: int) -> tuple[int, ...]:
+    def _draft(self, request: Request, drafter: Drafter, most: int) -> tuple[int, ...]:
         """What a request tries in a step, its blocks allocated; nothing where none are free."""
         left = request.sampling.max_tokens - request.num_output_tokens - 1  # One comes without.
-        draft = drafter.draft(request, min(room, left))
+        draft = drafter.draft(request, min(most, left))
         return draft if self._blocks.allocate(request.block_table, request.num_tokens + len(draft)) else ()
 
     def _kept(

@@ -118,6 +118,7 @@ class Host:
         max_num_mixed_tokens: int | None = None,
         max_step_stretch: float | None = None,
         num_speculative_tokens: int = 0,
+        num_doubling_tokens: int = 200,
         hash_block: HashBlock | None = block_hash,
         overlap: bool = False,
         next_token: NextToken = next_token,
@@ -130,6 +131,7 @@ class Host:
             max_num_mixed_tokens=max_num_mixed_tokens,
             max_step_stretch=max_step_stretch,
             num_speculative_tokens=num_speculative_tokens,
+            num_doubling_tokens=num_doubling_tokens,
         )
         self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size, next_token=next_token)
         self.engine = Engine(

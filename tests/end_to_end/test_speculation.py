@@ -35,7 +35,9 @@ def test_text_and_pictures_are_answered_alike(client: DiptychClient, other: Dipt
         assert told == expected
     for seed, temperature in enumerate((0.0, 0.3, 1.0)):
         told, expected = (
-            each.complete(TEXT, timeout=60, max_tokens=80, ignore_eos=True, temperature=temperature, seed=seed).token_ids
+            each.complete(
+                TEXT, timeout=60, max_tokens=80, ignore_eos=True, temperature=temperature, seed=seed
+            ).token_ids
             for each in (other, client)
         )
         assert told == expected

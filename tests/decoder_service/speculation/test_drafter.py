@@ -1,73 +1,99 @@
-"""How many tokens are tried follows from how many were right."""
+"""How many tokens are tried follows from how many were right, and from what trying one costs."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoder_service.speculation.drafter import Drafter
+from decoder_service.speculation.drafter import FIRST_LIKELIHOOD, Drafter
 from tests.decoder_service.engine_fakes import make_request
 
 
-def new_drafter(most: int = 8) -> Drafter:
+def new_drafter(most: int = 1000) -> Drafter:
     return Drafter(most=most, most_tokens=100)
 
 
-def test_the_length_doubles_while_all_are_right_up_to_the_most() -> None:
-    drafter = new_drafter(most=20)
-    lengths = []
-    for _ in range(5):
-        lengths.append(drafter.length)
-        drafter.tried(drafter.length, drafter.length)
-    assert lengths == [4, 8, 16, 20, 20]
-
-
-@pytest.mark.parametrize(("num_accepted", "length"), [(7, 8), (3, 4), (1, 2)])
-def test_where_some_were_right_one_more_than_those_are_tried(num_accepted: int, length: int) -> None:
+@pytest.mark.parametrize("likelihood", [0.05, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("price", [0.001, 0.02, 0.15, 0.6, 0.98])
+def test_each_token_that_is_tried_is_as_likely_to_be_kept_as_it_costs(likelihood: float, price: float) -> None:
     drafter = new_drafter()
-    drafter.tried(8, num_accepted)
-    assert drafter.length == length
+    drafter.likelihood = likelihood
+    length = drafter.length(price)
+    assert length == sum(likelihood**place > price for place in range(1, 2000)) or length == 1000
 
 
-def test_the_most_bounds_the_first_length_too() -> None:
-    assert new_drafter(most=2).length == 2
-
-
-def test_who_is_never_right_waits_twice_as_long_each_time_up_to_64_steps() -> None:
+@pytest.mark.parametrize("price", [1.0, 1.5, 20.0])
+def test_nothing_is_tried_that_costs_as_much_as_a_next_token(price: float) -> None:
     drafter = new_drafter()
+    drafter.tried(500, 500)
+    assert drafter.length(price) == 0
+
+
+def test_the_most_bounds_the_length() -> None:
+    assert new_drafter(most=2).length(0.001) == 2
+
+
+def test_the_likelihood_comes_near_to_the_part_of_tries_that_is_right() -> None:
+    drafter = new_drafter()
+    found = []
+    for number in range(4000):
+        drafter.tried(1, int(number % 10 < 3))
+        found.append(drafter.likelihood)
+    assert sum(found[1000:]) / 3000 == pytest.approx(0.3, abs=0.03)
+
+
+def test_tokens_behind_the_first_wrong_one_say_nothing() -> None:
+    some, many = new_drafter(), new_drafter()
+    some.tried(3, 2)
+    many.tried(30, 2)
+    assert some.likelihood == many.likelihood
+
+
+def test_who_is_never_right_comes_to_try_nothing_and_again_after_a_while() -> None:
+    drafter, price = new_drafter(), 0.5
+    num_tries = 0
+    while drafter.length(price):
+        drafter.tried(drafter.length(price), 0)
+        num_tries += 1
+    assert num_tries < 5
     waits = []
-    for _ in range(9):
-        drafter.tried(drafter.length, 0)
+    for _ in range(5):
         waits.append(0)
-        while drafter.is_waiting():
+        while not drafter.length(price):
+            drafter.passed()
             waits[-1] += 1
-    assert waits == [2, 4, 8, 16, 32, 64, 64, 64, 64]
-    assert drafter.length == 1
+        drafter.tried(1, 0)
+    assert min(waits[1:]) > 20
 
 
-def test_who_is_right_once_does_not_wait() -> None:
+def test_waiting_makes_nobody_likelier_to_be_right_than_a_new_one() -> None:
     drafter = new_drafter()
-    for _ in range(6):
-        drafter.tried(drafter.length, 0)
-    while drafter.is_waiting():
-        pass
-    drafter.tried(1, 1)
-    assert not drafter.is_waiting()
-    drafter.tried(drafter.length, 0)
-    assert [drafter.is_waiting() for _ in range(4)] == [True, True, False, False]
+    drafter.tried(1, 0)
+    for _ in range(10_000):
+        drafter.passed()
+    assert drafter.likelihood == FIRST_LIKELIHOOD
+    drafter.tried(100, 100)
+    before = drafter.likelihood
+    drafter.passed()
+    assert drafter.likelihood == before > FIRST_LIKELIHOOD
 
 
 def test_who_gave_up_tries_nothing_any_more() -> None:
+    drafter = new_drafter()
+    drafter.give_up()
+    assert drafter.length(0.01) == 0
+
+
+def test_what_is_tried_is_looked_up() -> None:
     request = make_request("r", 1)
     request.output_token_ids = [1, 2, 3, 4, 5, 1, 2, 3]
-    drafter = new_drafter()
-    assert drafter.draft(request, 8)
-    drafter.give_up()
-    assert not drafter.draft(request, 8)
+    assert new_drafter().draft(request, 2) == (4, 5)
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30), st.integers(1, 9))
-def test_the_length_is_always_from_one_to_the_most(tries: list[tuple[int, int]], most: int) -> None:
-    drafter = new_drafter(most)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30), st.floats(0.001, 3))
+def test_a_length_is_found_whatever_happened(tries: list[tuple[int, int]], price: float) -> None:
+    drafter = new_drafter(most=9)
     for num_tokens, num_accepted in tries:
         drafter.tried(max(num_tokens, num_accepted, 1), num_accepted)
-        assert 1 <= drafter.length <= most
+        drafter.passed()
+        assert 0 < drafter.likelihood < 1
+        assert 0 <= drafter.length(price) <= 9

@@ -129,14 +129,33 @@ def test_who_was_right_most_has_the_room_first() -> None:
 
 
 def test_who_is_wrong_again_and_again_hardly_tries_any_more() -> None:
-    host = Host(num_speculative_tokens=7, next_token=new_token, num_blocks=400, max_model_len=1000)
+    host = Host(num_speculative_tokens=7, next_token=new_token, num_blocks=400, num_doubling_tokens=4)
     host.submit(make_request("r", 3, max_tokens=150))
     host.run()
     host.check_outputs()
     stats = host.engine.stats()
     assert stats.num_accepted_tokens == 0
-    assert 3 <= stats.num_drafts <= 6  # Of 36 times that it could have.
-    assert stats.num_draft_tokens <= 10
+    assert 5 <= stats.num_drafts <= 15  # Of 36 times that it could have.
+    assert stats.num_draft_tokens <= 20
+
+
+def test_the_more_requests_run_the_less_is_tried() -> None:
+    tried = []
+    for num_requests in (1, 2, 4):
+        host = Host(
+            num_speculative_tokens=30,
+            next_token=same_token,
+            num_blocks=100,
+            max_num_batched_tokens=200,
+            num_doubling_tokens=4,
+        )
+        for index in range(num_requests):
+            host.submit(make_request(f"r{index}", 4, max_tokens=40, arrival=index))
+        host.run()
+        host.check_outputs()
+        tried.append(host.engine.stats().num_drafts / num_requests)
+    assert tried[0] < tried[1]  # As each time less is tried, it is tried more often.
+    assert tried[2] == 0
 
 
 def test_nobody_gives_way_for_what_another_one_tries() -> None:
