@@ -139,6 +139,17 @@ def test_who_is_wrong_again_and_again_hardly_tries_any_more() -> None:
     assert stats.num_draft_tokens <= 20
 
 
+def test_who_was_wrong_for_long_finds_out_that_its_text_begins_to_repeat_itself() -> None:
+    def next_token(entries: Sequence[Entry], index: int = 0) -> int:
+        return (new_token if len(entries) < 150 else same_token)(entries, index)
+
+    host = Host(num_speculative_tokens=7, next_token=next_token, num_blocks=400, num_doubling_tokens=4)
+    host.submit(make_request("r", 3, max_tokens=400))
+    host.run()
+    host.check_outputs()
+    assert host.engine.stats().num_accepted_tokens > 100
+
+
 def test_the_more_requests_run_the_less_is_tried() -> None:
     tried = []
     for num_requests in (1, 2, 4):
