@@ -95,10 +95,14 @@ class Drafting:
                 yield request, token_id
 
     def _room(self, batch: ScheduledBatch) -> int:
-        """Tokens that may be tried in a step: what prompts may add to its time, less what they do."""
-        num_mixed, num_prompt_tokens = self._config.max_num_mixed_tokens, batch.num_tokens - len(batch.requests)
-        left = self._plan.budget - batch.num_tokens
-        return max(0, left if num_mixed is None else min(left, num_mixed - num_prompt_tokens))
+        """Tokens that may be tried in a step: by prompts and them it takes twice as long at most, or less if asked for.
+
+        So much a stream may lose by what others try; all together gain by it.
+        """
+        config, num_prompt_tokens = self._config, batch.num_tokens - len(batch.requests)
+        added = 1.0 if config.max_step_stretch is None else min(config.max_step_stretch - 1, 1.0)
+        most = int(added * config.num_doubling_tokens) - num_prompt_tokens
+        return max(0, min(self._plan.budget - batch.num_tokens, most))
 
     def _drafters(self, batch: ScheduledBatch) -> list[tuple[Request, Drafter]]:
         """Who may try anything, those first whose tries are likeliest to be right."""

@@ -55,30 +55,44 @@ def test_a_step_has_no_more_tokens_than_its_budget() -> None:
     assert max(batch["r"] for batch in host.runner.batches) == 9
 
 
-def test_what_is_tried_adds_no_more_to_a_step_than_prompts_may() -> None:
-    host = Host(num_speculative_tokens=30, next_token=same_token, max_num_mixed_tokens=5, num_blocks=100)
+@pytest.mark.parametrize(("stretch", "most"), [(None, 12), (1.5, 6), (3.0, 12)])
+def test_by_what_is_tried_a_step_takes_twice_as_long_at_most(stretch: float | None, most: int) -> None:
+    host = Host(
+        num_speculative_tokens=30,
+        next_token=same_token,
+        num_doubling_tokens=12,
+        max_num_mixed_tokens=12,
+        max_step_stretch=stretch,
+        max_num_batched_tokens=100,
+        num_blocks=100,
+    )
     for index in range(3):
         host.submit(make_request(f"r{index}", 4, max_tokens=60, arrival=index))
     host.run()
     host.check_outputs()
-    assert max(sum(batch.values()) for batch in host.runner.batches if len(batch) == 3) <= 12  # All three prompts.
-    assert max(sum(batch.values()) - len(batch) for batch in host.runner.batches[2:]) == 5
+    steps = [sum(batch.values()) - len(batch) for batch in host.runner.batches[1:]]
+    assert max(steps) == most
+    assert steps.count(most) > 5
 
 
 def test_a_prompt_beside_leaves_less_to_try() -> None:
     host = Host(
-        num_speculative_tokens=30, next_token=same_token, max_num_mixed_tokens=5, num_blocks=100, max_model_len=500
+        num_speculative_tokens=30,
+        next_token=same_token,
+        num_doubling_tokens=12,
+        max_num_batched_tokens=100,
+        num_blocks=100,
     )
-    host.submit(make_request("a", 4, max_tokens=200))
-    for _ in range(10):
+    host.submit(make_request("a", 4, max_tokens=250))
+    for _ in range(6):
         host.step()
     beside = {}
     for index, length in enumerate((90, 4)):
         host.submit(make_request("bc"[index], length, max_tokens=1, arrival=1 + index))
         host.step()
         beside[length] = host.runner.batches[-1]
-    assert beside[90]["a"] == 1
-    assert beside[4]["a"] == 1
+    assert beside[90] == {"a": 1, "b": 90}
+    assert beside[4] == {"a": 1 + 12 - 3, "c": 4}
     host.run()
     host.check_outputs()
 
@@ -116,7 +130,7 @@ def test_who_was_right_most_has_the_room_first() -> None:
         is_first, place = entries[0][0] == 1, len(entries)
         return place // 5 if is_first and place % 5 == 0 else entries[-1][0]
 
-    host = Host(num_speculative_tokens=30, next_token=next_token, max_num_mixed_tokens=5, num_blocks=150)
+    host = Host(num_speculative_tokens=30, next_token=next_token, num_doubling_tokens=5, num_blocks=150)
     for index, name in enumerate("ab"):
         request = make_request(name, 1, max_tokens=150, arrival=index)
         request.prompt_token_ids = (1 + index,)
