@@ -79,8 +79,9 @@ class EngineSettings:
         0,
         minimum=0,
         maximum=64,
-        help="most tokens that a request tries in a step, from what followed its last ones further up; what is told "
-        "stays the same, and comes sooner where answers repeat their prompts or themselves; not with --overlap",
+        help="most tokens that a request tries in a step, from what followed its last ones further up or what a "
+        "structure leaves no choice about; what is told stays the same, and comes sooner where answers repeat their "
+        "prompts or themselves; not with --overlap",
     )
     prefix_caching: bool = setting(True, help="keep the KV blocks of what was computed and use them again")
     feature_bytes: int = setting(512 * 2**20, minimum=1, help="memory for image features that wait to be computed")

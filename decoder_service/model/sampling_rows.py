@@ -7,22 +7,35 @@ from decoder_service.engine.request import Request
 from decoder_service.engine.step import ScheduledBatch
 from decoder_service.sampling.logits_processors import SamplingRow
 from decoder_service.sampling.random_stream import uniform
+from decoder_service.structured.structure import Matcher
 
 
 def sampling_rows(batch: ScheduledBatch) -> list[SamplingRow]:
     """One for each token that the batch tells."""
+    drafts = {each.request: iter(each.draft) for each in batch.requests if each.draft}
     rows: list[SamplingRow] = []
-    before, num_behind = None, 0
+    before, matcher, num_behind = None, None, 0
     for request in batch.sampled:
-        # Behind each token that is tried there is one more of the same request.
-        num_behind = num_behind + 1 if request is before else 0
+        if request is before:  # Behind a token that it tries.
+            num_behind += 1
+            matcher = _behind(matcher, next(drafts[request]))
+        else:
+            before, matcher, num_behind = request, request.matcher, 0
         # A step ahead gives the token behind the one that is still to come.
-        rows.append(_sampling_row(request, request.num_output_tokens + num_behind + batch.is_ahead))
-        before = request
+        rows.append(_sampling_row(request, matcher, request.num_output_tokens + num_behind + batch.is_ahead))
     return rows
 
 
-def _sampling_row(request: Request, position: int) -> SamplingRow:
+def _behind(matcher: Matcher | None, token_id: int) -> Matcher | None:
+    """Where a completion is in its language behind one more token."""
+    if matcher is None:
+        return None
+    ahead = matcher.fork()
+    ahead.take(token_id)
+    return ahead
+
+
+def _sampling_row(request: Request, matcher: Matcher | None, position: int) -> SamplingRow:
     sampling = request.sampling
     return SamplingRow(
         params=sampling,
@@ -31,5 +44,5 @@ def _sampling_row(request: Request, position: int) -> SamplingRow:
         output_token_ids=request.output_token_ids,
         end_token_ids=request.end_token_ids,
         counts=request.token_counts,
-        matcher=request.matcher,
+        matcher=matcher,
     )

@@ -86,7 +86,7 @@ class LookAhead:
         """Whether everybody in a step gets a token there and goes on by itself, and nothing is to be done between."""
         return (
             [each.request for each in batch.requests] == list(batch.sampled)
-            and all(map(goes_on_alone, batch.sampled))
+            and all(map(_goes_on_alone, batch.sampled))
             and not self._waiting.has_changed
             and not self._blocks.has_unclean
             and not self._could_begin(self._waiting.ready.head)
@@ -114,7 +114,7 @@ class LookAhead:
         return True
 
 
-def goes_on_alone(request: Request) -> bool:
+def _goes_on_alone(request: Request) -> bool:
     """Whether the device alone can go on from a request's next token to the one after it.
 
     What is counted, matched or told token by token needs the token itself first.

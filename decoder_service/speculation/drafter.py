@@ -24,7 +24,8 @@ class Drafter:
 
     def __init__(self, *, most: int, most_tokens: int) -> None:
         """Try up to `most` tokens in a step, of a request that has up to `most_tokens` in the end."""
-        self._most = most
+        self.most = most
+        """Tokens that it tries in a step at most; 0 once it has given up."""
         self.likelihood = FIRST_LIKELIHOOD
         """That a token which is tried is right."""
         self._lookup = PromptLookup(most_tokens)
@@ -33,7 +34,7 @@ class Drafter:
         """Tokens worth trying at a price from above 0 on, each in parts of a next token's time."""
         if self.likelihood <= price:
             return 0
-        return min(int(math.log(price) / math.log(self.likelihood)), self._most)
+        return min(int(math.log(price) / math.log(self.likelihood)), self.most)
 
     def draft(self, request: Tokens, most: int) -> tuple[int, ...]:
         """Tokens to try behind the last one known, up to `most`, or none."""
@@ -41,7 +42,7 @@ class Drafter:
 
     def give_up(self) -> None:
         """Try nothing any more."""
-        self._most = 0
+        self.most = 0
 
     def passed(self) -> None:
         """Hear that nothing was worth trying in a step."""

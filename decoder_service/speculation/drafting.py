@@ -17,10 +17,10 @@ from decoder_service.cache.block_manager import BlockManager
 from decoder_service.engine.request import Request
 from decoder_service.engine.request_status import RequestStatus
 from decoder_service.engine.step import NoToken, ScheduledBatch
-from decoder_service.scheduling.lookahead import goes_on_alone
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from decoder_service.scheduling.step_plan import StepPlan
 from decoder_service.speculation.drafter import Drafter
+from decoder_service.structured.structure import within
 
 
 @dataclass(slots=True)
@@ -56,13 +56,9 @@ class Drafting:
         price = len(batch.requests) / self._config.num_doubling_tokens
         drafts: dict[Request, tuple[int, ...]] = {}
         for request, drafter in drafters:
-            length = drafter.length(price)
-            if length:
-                if draft := self._draft(request, drafter, min(room, length)):
-                    drafts[request] = draft
-                    room -= len(draft)
-            else:
-                drafter.passed()
+            if draft := self._draft(request, drafter, price=price, room=room):
+                drafts[request] = draft
+                room -= len(draft)
         if not drafts:
             return batch
         return ScheduledBatch(tuple(each._replace(draft=drafts.get(each.request, ())) for each in batch.requests))
@@ -108,17 +104,23 @@ class Drafting:
         """Who may try anything, those first whose tries are likeliest to be right."""
         found = []
         for request in [each.request for each in batch.requests if each.request.is_generating]:
-            if request.output_token_ids and goes_on_alone(request):
+            if request.output_token_ids and _may_try(request):
                 if request.drafter is None:
                     most_tokens = request.num_prompt_tokens + request.sampling.max_tokens
                     request.drafter = Drafter(most=self._config.num_speculative_tokens, most_tokens=most_tokens)
                 found.append((request, request.drafter))
         return sorted(found, key=lambda each: -each[1].likelihood)
 
-    def _draft(self, request: Request, drafter: Drafter, most: int) -> tuple[int, ...]:
+    def _draft(self, request: Request, drafter: Drafter, *, price: float, room: int) -> tuple[int, ...]:
         """What a request tries in a step, its blocks allocated; nothing where none are free."""
         left = request.sampling.max_tokens - request.num_output_tokens - 1  # One comes without.
-        draft = drafter.draft(request, min(most, left))
+        draft = _forced(request) if price < 1 else ()
+        draft = draft[: min(drafter.most, room, left)]
+        if not draft and (length := drafter.length(price)):
+            draft = drafter.draft(request, min(length, room, left))
+            draft = draft if request.matcher is None else within(request.matcher, draft)
+        elif not draft:
+            drafter.passed()
         return draft if self._blocks.allocate(request.block_table, request.num_tokens + len(draft)) else ()
 
     def _kept(
@@ -132,6 +134,7 @@ class Drafting:
         while (
             num_accepted < len(draft)
             and told[num_accepted] == draft[num_accepted]
+            and not isinstance(told[num_accepted + 1], NoToken)  # Why there is none its next step tells.
             and request.status is RequestStatus.RUNNING
         ):
             num_accepted += 1
@@ -155,3 +158,13 @@ class Drafting:
         self.counts.num_accepted_tokens += num_accepted
         if request.drafter is not None:
             request.drafter.tried(num_tokens, num_accepted)
+
+
+def _may_try(request: Request) -> bool:
+    """Whether its tokens can be told without one after another being counted, or told more of."""
+    return not request.sampling.steers_logits and request.sampling.logprobs is None
+
+
+def _forced(request: Request) -> tuple[int, ...]:
+    """What the language that a request is kept inside leaves no choice about."""
+    return () if request.matcher is None else tuple(request.matcher.forced())

@@ -106,6 +106,10 @@ class GrammarMatcher:
         """Go on behind a token; false where the language does not go on with it."""
         return self._matcher.consume_token(token_id)
 
+    def forced(self) -> Sequence[int]:
+        """Tokens that write what must come next, see `Matcher`."""
+        return self._matcher.compute_ff_tokens()
+
 
 class _Source:
     """A tokenizer as the library wants it."""

@@ -4,8 +4,10 @@ Knows what a caller can ask for, and what sampling needs of whoever follows a co
 `structure_parser`), grammars or vocabularies (see `grammar_matcher`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import takewhile
 from typing import Protocol
 
 
@@ -59,3 +61,16 @@ class Matcher(Protocol):
     def take(self, token_id: int) -> bool:
         """Go on behind a token; false where the language does not go on with it."""
         ...
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that write what must come next; none where it may be several things, or to find it is too much work.
+
+        Other tokens may write the same.
+        """
+        ...
+
+
+def within(matcher: Matcher, token_ids: Sequence[int]) -> tuple[int, ...]:
+    """The first of these tokens that the language goes on with; the matcher stays where it is."""
+    ahead = matcher.fork()
+    return tuple(takewhile(ahead.take, token_ids))

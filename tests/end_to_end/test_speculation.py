@@ -70,3 +70,26 @@ def test_a_stream_is_told_in_order(other: DiptychClient) -> None:
     responses = list(other.generate(TEXT, timeout=60, max_tokens=80, ignore_eos=True))
     assert [response.seq for response in responses] == list(range(len(responses)))
     assert sum(len(response.delta.token_ids) for response in responses) == 80
+
+
+def test_structured_answers_are_the_same_and_try_what_their_schema_forces(
+    client: DiptychClient, other: DiptychClient, speculating: Service
+) -> None:
+    names = ("largest_object", "number_of_objects")
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "integer", "minimum": 0, "maximum": 99} for name in names},
+        "required": list(names),
+        "additionalProperties": False,
+    }
+    before = speculating.metric("diptych_spec_decode_num_accepted_tokens_total")
+    for index in range(3):
+        prompt, _ = question("count", index)
+        told, expected = (
+            each.complete(prompt, timeout=60, max_tokens=80, json_schema=schema, temperature=0.5 * index, seed=1)
+            for each in (other, client)
+        )
+        assert told.token_ids == expected.token_ids
+        assert told.finish_reason == expected.finish_reason
+    accepted = speculating.metric("diptych_spec_decode_num_accepted_tokens_total") - before
+    assert accepted > 30

@@ -247,6 +247,72 @@ def test_who_needs_each_token_before_the_next_tries_nothing(steered: dict[str, o
     assert len(host.outcomes["r"].token_ids) == 30
 
 
+class Only:
+    """A language in which one token may come, and nothing else."""
+
+    has_failed = False
+
+    def __init__(self, token_id: int, *forced: int) -> None:
+        self._token_id = token_id
+        self._forced = forced
+
+    def fork(self) -> "Only":
+        return self
+
+    def mask(self, address: int, num_bytes: int) -> None:
+        raise AssertionError("the runner of these tests asks for no masks")
+
+    def take(self, token_id: int) -> bool:
+        return token_id == self._token_id
+
+    def forced(self) -> Sequence[int]:
+        return self._forced
+
+
+def host_within(matcher: Only, *, num_doubling_tokens: int = 200) -> Host:
+    """One that has a request for a completion which repeats one token."""
+    host = Host(num_speculative_tokens=7, next_token=same_token, num_blocks=60, num_doubling_tokens=num_doubling_tokens)
+    request = make_request("r", 4, max_tokens=30)
+    request.matcher = matcher
+    host.submit(request)
+    return host
+
+
+def test_what_a_language_would_refuse_is_not_tried() -> None:
+    host = host_within(Only(0))
+    host.run()
+    host.check_outputs()
+    assert host.engine.stats().num_draft_tokens == 0
+
+
+def test_what_is_forced_is_tried_from_the_first_token_on_whatever_was_right_before() -> None:
+    host = host_within(Only(36, 36, 36))
+    host.run()
+    host.check_outputs()
+    assert [batch["r"] for batch in host.runner.batches[:4]] == [4, 3, 3, 3]
+    host = host_within(Only(36, 35))
+    host.run()
+    host.check_outputs()
+    stats = host.engine.stats()
+    assert stats.num_drafts == stats.num_draft_tokens == 28
+    assert stats.num_accepted_tokens == 0
+
+
+def test_what_is_forced_is_not_tried_where_it_costs_as_much_as_a_next_token() -> None:
+    host = host_within(Only(36, 36), num_doubling_tokens=1)
+    host.run()
+    host.check_outputs()
+    assert host.engine.stats().num_drafts == 0
+
+
+def test_who_gave_up_does_not_even_try_what_is_forced() -> None:
+    host = host_within(Only(36, 36, 36))
+    host.runner.has_poisonous_drafts = True
+    host.run()
+    host.check_outputs()
+    assert host.engine.stats().num_preemptions == 1
+
+
 def test_what_was_right_is_charged_to_its_tenant() -> None:
     class Runner:
         """Always tells the same token."""

@@ -25,7 +25,7 @@ from decoder_service.structured import compiler as structure_compiler
 from decoder_service.structured import probe as structure_probe
 from decoder_service.structured.compiler import StructureCompiler
 from decoder_service.structured.grammar_matcher import GrammarVocabulary
-from decoder_service.structured.structure import Matcher, Structure, StructureKind
+from decoder_service.structured.structure import Matcher, Structure, StructureKind, within
 
 PERSON = {
     "type": "object",
@@ -170,10 +170,40 @@ def test_a_matcher_that_allows_everything_changes_nothing(tokenizer: Tokenizer) 
         def take(self, token_id: int) -> bool:
             return True
 
+        def forced(self) -> list[int]:
+            return []
+
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(3, tokenizer.vocabulary_size + 7, generator=generator)
     row = SamplingRow(params=SamplingParams(max_tokens=9), matcher=Idle())
     assert torch.equal(process_logits(logits, [row] * 3), logits)
+
+
+def test_forced_tokens_write_what_must_come_and_nothing_else(
+    tokenizer: Tokenizer, vocabulary: GrammarVocabulary
+) -> None:
+    matcher = vocabulary.compile(structure("choice", ["a red circle", "a blue circle"]))
+    assert b"".join(map(tokenizer.token_bytes, matcher.forced())) in (b"a", b"a ")
+    for part, forced in (("a ", b""), ("b", b"lue circle"), ("lue", b" circle"), (" circle", b"")):
+        for token_id in tokenizer.encode_text(part):
+            assert matcher.take(token_id)
+        told = b"".join(map(tokenizer.token_bytes, matcher.forced()))
+        assert forced.startswith(told)
+        assert len(told) >= len(forced) - 1 or part == "a "
+        assert within(matcher, [*matcher.forced(), tokenizer.eos_id + 1])[: len(matcher.forced())] == (
+            *matcher.forced(),
+        )
+
+
+def test_of_tokens_to_try_those_within_the_language_are_kept_and_the_place_stays(
+    tokenizer: Tokenizer, vocabulary: GrammarVocabulary
+) -> None:
+    matcher = vocabulary.compile(structure("regex", "[0-9]+,"))
+    digits = tokenizer.encode_text("12")
+    assert within(matcher, [*digits, *tokenizer.encode_text("x"), *digits]) == (*digits,)
+    assert within(matcher, tokenizer.encode_text("x")) == ()
+    assert not matcher.has_failed
+    assert all(map(matcher.take, digits))
 
 
 @pytest.mark.parametrize(
