@@ -23,6 +23,11 @@ _COMMANDS = {
         "SchedulingConfig",
         "what a step costs without a model, beside peers",
     ),
+    "speculation": (
+        "benchmarks.speculation.command",
+        "SpeculationConfig",
+        "what it brings to try tokens ahead, beside peers",
+    ),
     "restarts": ("benchmarks.restarts.command", "RestartsConfig", "rolling restarts under load, and what callers saw"),
     "components": ("benchmarks.components.command", "ComponentsConfig", "what every part costs by itself"),
     "one-gpu": ("benchmarks.one_gpu.command", "OneGpuConfig", "both services on one GPU beside one process; starts"),
@@ -36,10 +41,6 @@ _PROGRAMS = {
     "transport": ("benchmarks.transport", "one stream of features against what gRPC can do"),
     "spread": ("benchmarks.spread_vision", "where pictures go that come again, and how often caches hit"),
     "namespaces": ("benchmarks.namespaces", "pods in networks of their own, scaled and cut off; needs root"),
-    "speculation": (
-        "benchmarks.speculation",
-        "what it brings to try tokens ahead, by how much of a completion is known",
-    ),
     "mixing": ("benchmarks.mixing", "what long prompts do to the tokens beside them, by --max-num-mixed-tokens"),
     "replicas": ("benchmarks.scale_vision", "how encoding grows with vision replicas"),
     "observing": ("benchmarks.observing", "what it costs to count a token, a request, a step and a scrape"),

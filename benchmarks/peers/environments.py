@@ -110,3 +110,5 @@ SCHEDULING_PEERS = (
     Peer(name="vllm", module="benchmarks.peers.vllm_scheduling", folder="vllm", environment=_VLLM),
     Peer(name="transformers paged", module="benchmarks.peers.transformers_scheduling", folder="transformers"),
 )
+SPECULATING_PEERS = tuple(peer for peer in _TEXT_PEERS if peer.name == "vllm")
+"""Those that can be told to try tokens ahead, see `load` of their modules."""

