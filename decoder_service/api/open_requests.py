@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 
 from common.security.principal import current_principal
 from decoder_service.api.aftermath import Aftermath
-from decoder_service.api.request_parser import ParsedRequest, request_digest
+from decoder_service.api.request_parser import ParsedRequest, drop_pictures, request_digest
 from decoder_service.engine.admission import Admission, AdmissionLimits, Place
 from decoder_service.engine.caller import scoped_name
 from decoder_service.engine.request_names import RequestNames
-from decoder_service.prompt.prompt_spec import PromptSpec, guess_num_tokens, num_picture_bytes
+from decoder_service.prompt.prompt_spec import PromptSpec, TextPrompt, guess_num_tokens, num_picture_bytes
 from decoder_service.scheduling.capacity import Capacity
 from diptych.v1 import generation_pb2 as pb
 
@@ -79,10 +79,14 @@ class OpenRequests:
 
 
 async def _digest(request: pb.GenerateRequest, prompt: PromptSpec) -> bytes:
-    if not request.request_id or _size(prompt) <= _SMALL_REQUEST:
-        return request_digest(request)
+    if not request.request_id:
+        return b""
+    pictures = () if isinstance(prompt, TextPrompt) else prompt.images
+    drop_pictures(request)
+    if _size(prompt) <= _SMALL_REQUEST:
+        return request_digest(request, pictures)
     # On a thread: 60 MiB of pictures take longer to hash than an event loop should stand still.
-    return await asyncio.to_thread(request_digest, request)
+    return await asyncio.to_thread(request_digest, request, pictures)
 
 
 def _size(prompt: PromptSpec) -> int:

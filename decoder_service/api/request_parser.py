@@ -79,19 +79,35 @@ def parse_generate_request(
     )
 
 
-def request_digest(request: pb.GenerateRequest) -> bytes:
+def drop_pictures(request: pb.GenerateRequest) -> None:
+    """Empty a request of the bytes of its pictures, which whoever parsed it has."""
+    for message in request.chat.messages:
+        for part in message.parts:
+            if part.HasField("image"):
+                part.image.ClearField("data")
+    for image in request.token_ids.images:
+        image.ClearField("data")
+
+
+def request_digest(request: pb.GenerateRequest, pictures: Sequence[bytes]) -> bytes:
     """What is equal for two requests that ask for the same under the same name; names that are drawn need none.
 
-    A stream that is gone on with is the same request as before, wherever it broke.
+    The request comes without its pictures' bytes, as Protobuf would write them all while nothing else of the process
+    runs. A stream that is gone on with is the same request as before, wherever it broke.
     """
     if not request.request_id:
         return b""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(len(picture).to_bytes(8, "little"))
+        digest.update(picture)
     if request.HasField("resume_from"):
         whole = pb.GenerateRequest()
         whole.CopyFrom(request)
         whole.ClearField("resume_from")
         request = whole
-    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+    digest.update(request.SerializeToString(deterministic=True))
+    return digest.digest()
 
 
 def parse_prompt(request: pb.GenerateRequest | pb.TokenizeRequest) -> PromptSpec:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_prompt_that_is_longer_than_any_keeps_nobody_out_until_it_is_refused(p
 async def test_a_large_request_is_told_from_others_while_the_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
 
-    def digest(request: pb.GenerateRequest) -> bytes:
+    def digest(request: pb.GenerateRequest, pictures: Sequence[bytes]) -> bytes:
         assert goes_on.wait(5), "the loop stood still"
         return b"digest"
 

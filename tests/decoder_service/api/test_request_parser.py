@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from common.errors import InvalidArgumentError
 from decoder_service.adapters.adapter_ref import NO_ADAPTER, AdapterRef
-from decoder_service.api.request_parser import ParsedRequest, parse_generate_request, parse_prompt, request_digest
+from decoder_service.api.request_parser import (
+    ParsedRequest,
+    drop_pictures,
+    parse_generate_request,
+    parse_prompt,
+    request_digest,
+)
 from decoder_service.api.sampling_parser import ParsedSampling
 from decoder_service.prompt.prompt_spec import ChatMessage, ChatPrompt, Role, TextPrompt, TokenPrompt
 from decoder_service.sampling.sampling_params import SamplingParams
@@ -282,8 +288,39 @@ def test_wrong_requests_are_refused_with_their_field(
 def test_a_stream_that_is_gone_on_with_is_the_same_request_as_before() -> None:
     whole, again, other = (pb.GenerateRequest(text=pb.RawText(text=text), request_id="a") for text in ("x", "x", "y"))
     again.resume_from.token_ids.append(7)
-    assert request_digest(whole) == request_digest(again) != request_digest(other)
+    assert request_digest(whole, ()) == request_digest(again, ()) != request_digest(other, ())
     assert list(again.resume_from.token_ids) == [7]
+
+
+def chat_of(*parts: bytes | str) -> pb.GenerateRequest:
+    said = [pb.Part(text=part) if isinstance(part, str) else pb.Part(image=pb.Image(data=part)) for part in parts]
+    return pb.GenerateRequest(request_id="a", chat=pb.Chat(messages=[pb.Message(role=pb.ROLE_USER, parts=said)]))
+
+
+def ids_of(*pictures: bytes) -> pb.GenerateRequest:
+    return pb.GenerateRequest(
+        request_id="a", token_ids=pb.TokenIds(ids=[1], images=[pb.Image(data=each) for each in pictures])
+    )
+
+
+def digest_of(request: pb.GenerateRequest) -> bytes:
+    prompt = parse(request).prompt
+    assert isinstance(prompt, ChatPrompt | TokenPrompt)
+    drop_pictures(request)
+    return request_digest(request, prompt.images)
+
+
+def test_requests_are_told_apart_by_their_pictures_which_the_message_has_no_more() -> None:
+    requests = [
+        *(chat_of(*parts) for parts in ((b"one", b"two"), (b"two", b"one"), (b"onet", b"wo"), (b"one",))),
+        *(chat_of(*parts) for parts in (("one", b"two"), ("a", b"one"), (b"one", "a"))),
+        *(ids_of(*pictures) for pictures in ((b"one", b"two"), (b"onet", b"wo"), (b"one",), ())),
+    ]
+    again = [pb.GenerateRequest.FromString(request.SerializeToString()) for request in requests]
+    digests = [digest_of(request) for request in requests]
+    assert digests == [digest_of(request) for request in again]
+    assert len(set(digests)) == len(requests)
+    assert not any(b"two" in request.SerializeToString() for request in requests)
 
 
 @given(st.binary(max_size=60))
