@@ -28,10 +28,11 @@ class DraftCounts:
     """What was tried so far."""
 
     num_drafts: int = 0
-    """Times that a request tried anything"""
+    """Times that a request tried anything."""
     num_draft_tokens: int = 0
+    """What all of them tried."""
     num_accepted_tokens: int = 0
-    """Those that were right"""
+    """Those that were right."""
 
 
 class Drafting:
@@ -64,10 +65,14 @@ class Drafting:
         return ScheduledBatch(tuple(each._replace(draft=drafts.get(each.request, ())) for each in batch.requests))
 
     def forget(self, batch: ScheduledBatch) -> None:
-        """Give back the blocks of what is not tried after all; anything may stand in them."""
+        """Give back the blocks of what is not tried after all, as the step failed; anything may stand in them.
+
+        Whose it was tries nothing any more: a fault that comes with every try would cost a step each time.
+        """
         for each in batch.requests:
             if each.draft and each.request.status is RequestStatus.RUNNING:
                 self._blocks.trim(each.request.block_table, each.end)
+                _give_up(each.request)
 
     def kept(
         self, batch: ScheduledBatch, token_ids: Sequence[int | NoToken]
@@ -149,8 +154,7 @@ class Drafting:
         """Have a request computed again without trying anything, as what it tried may be why a row is not finite."""
         if request.status is RequestStatus.RUNNING:
             self._preempt(request)
-        if request.drafter is not None:
-            request.drafter.give_up()
+        _give_up(request)
 
     def _count(self, request: Request, num_tokens: int, num_accepted: int) -> None:
         self.counts.num_drafts += 1
@@ -168,3 +172,9 @@ def _may_try(request: Request) -> bool:
 def _forced(request: Request) -> tuple[int, ...]:
     """What the language that a request is kept inside leaves no choice about."""
     return () if request.matcher is None else tuple(request.matcher.forced())
+
+
+def _give_up(request: Request) -> None:
+    """Let a request try nothing any more."""
+    if request.drafter is not None:
+        request.drafter.give_up()

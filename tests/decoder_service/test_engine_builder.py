@@ -135,3 +135,19 @@ def test_prompts_beside_next_tokens_are_limited_on_a_cpu_and_wherever_a_stretch_
 
 def test_a_slow_cpu_gives_prompts_a_few_tokens_in_each_step_all_the_same() -> None:
     assert num_mixed_tokens(config_of().engine, torch.device("cpu"), measure=lambda: 5) == 8
+
+
+@pytest.mark.parametrize(
+    ("engine", "on_cpu", "on_cuda"),
+    [
+        ({}, False, True),
+        ({"overlap": True}, True, True),
+        ({"overlap": False}, False, False),
+        ({"num_speculative_tokens": 4}, False, False),
+    ],
+)
+def test_steps_overlap_where_it_is_asked_for_and_on_cuda_unless_tokens_are_tried(
+    engine: dict[str, object], on_cpu: bool, on_cuda: bool
+) -> None:
+    settings = config_of(**engine).engine
+    assert (settings.has_overlap(on_cpu=True), settings.has_overlap(on_cpu=False)) == (on_cpu, on_cuda)

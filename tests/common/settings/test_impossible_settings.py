@@ -48,6 +48,7 @@ DECODER = [
     ("--vision-addresses=vision:50052,vision", "--vision-addresses: 'vision' is not HOST:PORT"),
     ("--vision-cert=a", "--vision-cert and --vision-key go together"),
     ("--vision-server-name=a", "--vision-server-name needs --vision-tls or --vision-ca"),
+    ("--overlap --num-speculative-tokens=1", "--overlap and --num-speculative-tokens do not go together"),
 ]
 
 
@@ -69,6 +70,8 @@ def test_what_cannot_be_is_one_line_that_names_the_flags(service: str, flags: st
         ("decoder", "--compute=native --quantize=int8 --vision-addresses=dns:///vision:50052,[::1]:50053"),
         ("decoder", "--quantize=fp8 --kv-cache-dtype=fp8 --device=cuda"),
         ("decoder", "--quantize=fp8"),
+        ("decoder", "--overlap=false --num-speculative-tokens=64"),
+        ("decoder", "--overlap --num-speculative-tokens=0"),
         ("decoder", "--device=cuda:1 --dtype=bfloat16 --otlp-endpoint=https://collector.tracing.svc:4317"),
         ("vision", "--device=cuda --compute=torch --otlp-endpoint=[::1]:4317"),
         ("vision", "--compute=native --otlp-endpoint=http://collector:4317/"),

@@ -6,11 +6,12 @@ import pytest
 
 from decoder_service.engine.engine import Engine
 from decoder_service.engine.request import Request
+from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.step import ScheduledBatch, StepResult
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from tests.decoder_service.engine_fakes import Host, make_request, tokens_alone
-from tests.decoder_service.runner_fakes import Entry, repeated_token
+from tests.decoder_service.runner_fakes import Entry, FakeRunner, repeated_token
 
 
 def same_token(entries: Sequence[Entry], index: int = 0) -> int:
@@ -227,6 +228,31 @@ def test_a_step_that_fails_is_computed_again_without_trying() -> None:
     host.run()
     host.check_outputs()
     assert {outcome.end for outcome in host.outcomes.values()} == {"length"}
+
+
+def test_who_makes_steps_fail_by_what_it_tries_does_so_once() -> None:
+    class Runner(FakeRunner):
+        """Cannot compute what is tried."""
+
+        num_failures = 0
+
+        def execute(self, batch: ScheduledBatch) -> StepResult:
+            if batch.num_draft_tokens:
+                self.num_failures += 1
+                raise RuntimeError("planted")
+            return super().execute(batch)
+
+    config = SchedulerConfig(max_num_batched_tokens=40, max_num_requests=3, max_model_len=200, num_speculative_tokens=8)
+    runner = Runner(num_blocks=90, block_size=4, next_token=same_token)
+    engine = Engine(config=config, num_blocks=90, block_size=4, runner=runner)
+    for index in range(3):
+        engine.submit(make_request(f"r{index}", 4, max_tokens=40, arrival=index))
+    ends = []
+    while engine.has_work:
+        ends += [token.finish_reason for token in engine.step().tokens if token.finish_reason]
+        engine.check_integrity()
+    assert ends == [FinishReason.LENGTH] * 3
+    assert 1 <= runner.num_failures <= 3
 
 
 @pytest.mark.parametrize(
