@@ -32,6 +32,7 @@ from decoder_service.model.kv_cache import KVCache
 from decoder_service.model.memory import check_num_blocks, plan_num_blocks
 from decoder_service.model.run_config import RunConfig, make_run_config
 from decoder_service.model.runner import DecoderRunner
+from decoder_service.model.step_cost import MOST as MOST_DOUBLING_TOKENS
 from decoder_service.model.step_cost import doubling_tokens
 from decoder_service.model.step_queue import AtOnce, OnThread
 from decoder_service.model.weights import DecoderModel
@@ -111,6 +112,10 @@ def build_engine(
     measure = cache(partial(doubling_tokens, runner.run_idle))
     mixed_tokens = num_mixed_tokens(engine, run_config.device, measure=measure)
     _log.info("prompts beside next tokens", extra={"max_num_mixed_tokens": mixed_tokens or "no limit"})
+    num_doubling_tokens = measure() if is_cpu and engine.num_speculative_tokens else _CUDA_DOUBLING_TOKENS
+    if engine.num_speculative_tokens:
+        tries = {"num_speculative_tokens": engine.num_speculative_tokens, "num_doubling_tokens": num_doubling_tokens}
+        _log.info("tokens tried ahead", extra=tries)
     scheduler = SchedulerConfig(
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_mixed_tokens=mixed_tokens,
@@ -118,7 +123,7 @@ def build_engine(
         max_num_requests=engine.max_num_requests,
         max_model_len=run_config.max_seq_len,
         num_speculative_tokens=engine.num_speculative_tokens,
-        num_doubling_tokens=measure() if is_cpu and engine.num_speculative_tokens else _CUDA_DOUBLING_TOKENS,
+        num_doubling_tokens=num_doubling_tokens,
         num_spare_blocks=math.ceil(engine.watermark * num_blocks),
     )
     return Engine(
@@ -170,8 +175,15 @@ def _num_blocks(engine: EngineSettings, run_config: RunConfig, *, dtype: torch.d
         memory_fraction=engine.memory_fraction,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_requests=engine.max_num_requests,
+        max_num_tries=max_num_tries(engine),
         has_adapters=has_adapters,
     )
+
+
+def max_num_tries(engine: EngineSettings) -> int:
+    """Tokens that all requests of a step try at most: what makes it twice as long, which is measured only later."""
+    of_requests = engine.max_num_requests * engine.num_speculative_tokens
+    return min(of_requests, engine.max_num_batched_tokens, max(MOST_DOUBLING_TOKENS, _CUDA_DOUBLING_TOKENS))
 
 
 def num_mixed_tokens(engine: EngineSettings, device: torch.device, *, measure: Callable[[], int]) -> int | None:

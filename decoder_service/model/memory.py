@@ -18,11 +18,12 @@ def plan_num_blocks(
     memory_fraction: float,
     max_num_batched_tokens: int,
     max_num_requests: int,
+    max_num_tries: int = 0,
     has_adapters: bool = False,
 ) -> int:
     """Blocks that the memory left after loading the weights holds, or fewer if no more can be in use.
 
-    `dtype` is that of activations.
+    `dtype` is that of activations, `max_num_tries` what all requests of a step try at most, tokens.
 
     Raises ValueError where not even one request of `max_seq_len` tokens fits.
     """
@@ -31,6 +32,7 @@ def plan_num_blocks(
         dtype=dtype,
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_requests=max_num_requests,
+        max_num_tries=max_num_tries,
         has_adapters=has_adapters,
     )
     room = int(free_bytes(config.device) * memory_fraction) - activations
@@ -62,14 +64,19 @@ def activation_bytes(
     dtype: torch.dtype,
     max_num_batched_tokens: int,
     max_num_requests: int,
+    max_num_tries: int = 0,
     has_adapters: bool = False,
 ) -> int:
-    """Upper estimate of a step's working memory: the widest layer's rows and the logits with their sort."""
+    """Upper estimate of a step's working memory: the widest layer's rows and the logits with their sort.
+
+    Each request and each token that is tried has a row of logits.
+    """
     attention_width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     row = 4 * config.hidden_size + 3 * config.feed_forward_length + 3 * attention_width
     if has_adapters:  # What one adds to gate and up, and what is made of both.
         row += 2 * 2 * config.feed_forward_length
     # The model's logits are kept, sampling works on copies, sorted and summed up in double precision; prompts that
     # are judged follow after that.
-    logits_rows = max_num_requests + max(11 * max_num_requests, 3 * PROMPT_LOGITS_ROWS)
+    num_sampled = max_num_requests + max_num_tries
+    logits_rows = num_sampled + max(11 * num_sampled, 3 * PROMPT_LOGITS_ROWS)
     return max_num_batched_tokens * row * dtype.itemsize + logits_rows * config.vocab_size * 4

@@ -12,7 +12,7 @@ from common.model.settings import ComputeChoice, KVCacheDtype, ModelSettings, Qu
 from common.server.config import ServerConfig
 from decoder_service import engine_builder, service
 from decoder_service.config import DecoderConfig, EngineSettings, RequestSettings
-from decoder_service.engine_builder import build_run_config, num_mixed_tokens
+from decoder_service.engine_builder import build_run_config, max_num_tries, num_mixed_tokens
 from decoder_service.model.compute import Compute, TorchCompute
 from decoder_service.model.compute_choice import MakeCompute
 from decoder_service.model.kv_cache import KVCache
@@ -151,3 +151,31 @@ def test_steps_overlap_where_it_is_asked_for_and_on_cuda_unless_tokens_are_tried
 ) -> None:
     settings = config_of(**engine).engine
     assert (settings.has_overlap(on_cpu=True), settings.has_overlap(on_cpu=False)) == (on_cpu, on_cuda)
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ({}, 0),
+        ({"num_speculative_tokens": 8, "max_num_requests": 4}, 32),
+        ({"num_speculative_tokens": 8}, 200),
+        ({"num_speculative_tokens": 8, "max_num_batched_tokens": 70}, 70),
+    ],
+)
+def test_memory_is_planned_for_what_a_step_tries_at_most(
+    engine: dict[str, object], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PlannedError(Exception):
+        pass
+
+    planned: list[object] = []
+
+    def plan(*_: object, **limits: object) -> int:
+        planned.append(limits["max_num_tries"])
+        raise PlannedError
+
+    monkeypatch.setattr(engine_builder, "plan_num_blocks", plan)
+    checkpoint, config = open_checkpoint(DEMO), config_of(**engine)
+    with pytest.raises(PlannedError):
+        engine_builder.build_engine(config, checkpoint, build_run_config(config, checkpoint))
+    assert planned == [max_num_tries(config.engine)] == [expected]

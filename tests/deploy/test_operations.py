@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from common.checkpoint.layout import Part
 from common.checkpoint.shapes import tensor_shapes
 from common.model.config import MistralConfig, PixtralConfig, PixtralVisionConfig
 from decoder_service.config import EngineSettings
+from decoder_service.engine_builder import max_num_tries
 from decoder_service.model.memory import activation_bytes
 from decoder_service.model.run_config import MAX_TRAINED_LEN, KVCacheParams
 from deploy.custom_resources import rendered
@@ -66,6 +68,23 @@ def test_memory_of_tokens_pictures_and_steps() -> None:
     assert _number(_row("features of a 1024 x 1024 picture")[2]) == features / 2**20
     assert _number(_row("pictures that wait")[2]) == ENGINE.feature_bytes // features
     assert _number(_row("its tokens in a prompt")[2]) == TOKENS
+
+
+def test_memory_of_a_step_that_tries_tokens() -> None:
+    (found,) = re.finditer(
+        r"`--num-speculative-tokens (\d+)` a step of the decoder takes ([\d,]+) MiB,\s.*, up to (\d+) in a step", TEXT
+    )
+    num_tokens, told, most = found.groups()
+    tries = max_num_tries(replace(ENGINE, num_speculative_tokens=int(num_tokens)))
+    step = activation_bytes(
+        DECODER,
+        dtype=torch.bfloat16,
+        max_num_batched_tokens=ENGINE.max_num_batched_tokens,
+        max_num_requests=ENGINE.max_num_requests,
+        max_num_tries=tries,
+    )
+    assert tries == int(most)
+    assert int(told.replace(",", "")) == pytest.approx(step / 2**20, abs=1)
 
 
 @pytest.mark.parametrize("gibibytes", [39, 78, 139])

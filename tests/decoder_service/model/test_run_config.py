@@ -14,7 +14,7 @@ from common.model.config import MistralConfig, PixtralConfig
 from common.settings.settings import read
 from decoder_service.config import DecoderConfig
 from decoder_service.model.kv_cache import KVCache
-from decoder_service.model.memory import check_num_blocks, plan_num_blocks
+from decoder_service.model.memory import activation_bytes, check_num_blocks, plan_num_blocks
 from decoder_service.model.run_config import RunConfig, make_run_config
 from decoder_service.service import DecoderService
 from diptych.models import demo_model
@@ -91,6 +91,21 @@ def test_blocks_fill_the_memory_or_serve_every_request(monkeypatch: pytest.Monke
     assert 100 <= plan(config, monkeypatch, free) <= 150
     with pytest.raises(ValueError, match="one request of 1600 tokens needs 100"):
         plan(config, monkeypatch, 10**8)
+
+
+def test_a_step_has_room_for_the_logits_of_what_is_tried() -> None:
+    """Else a step in which many try much would find no memory, though it is planned as any other."""
+
+    def planned(max_num_requests: int, max_num_tries: int) -> int:
+        return activation_bytes(
+            TEXT,
+            dtype=torch.bfloat16,
+            max_num_batched_tokens=512,
+            max_num_requests=max_num_requests,
+            max_num_tries=max_num_tries,
+        )
+
+    assert planned(64, 100) == planned(164, 0) > planned(64, 0)
 
 
 def test_more_blocks_than_memory_holds_are_refused_with_the_most_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
