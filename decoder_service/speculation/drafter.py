@@ -36,6 +36,10 @@ class Drafter:
             return 0
         return min(int(math.log(price) / math.log(self.likelihood)), self.most)
 
+    def read(self, request: Tokens, most: int) -> int:
+        """Get to know up to `most` tokens more of the request; returns how many. Before all are known none is tried."""
+        return self._lookup.read(request, most)
+
     def draft(self, request: Tokens, most: int) -> tuple[int, ...]:
         """Tokens to try behind the last one known, up to `most`, or none."""
         return self._lookup.draft(request, most)

@@ -22,6 +22,11 @@ from decoder_service.scheduling.step_plan import StepPlan
 from decoder_service.speculation.drafter import Drafter
 from decoder_service.structured.structure import within
 
+MOST_READ = 2048
+"""Tokens that are read in a step, in some hundred microseconds: it is not to wait for long prompts of many requests."""
+LEAST_READ = 65
+"""Of each request all the same: as many as a step may tell it, so that nobody who has read all falls behind."""
+
 
 @dataclass(slots=True)
 class DraftCounts:
@@ -56,7 +61,10 @@ class Drafting:
         room, drafters = self._room(batch), self._drafters(batch)
         price = len(batch.requests) / self._config.num_doubling_tokens
         drafts: dict[Request, tuple[int, ...]] = {}
+        num_unread = MOST_READ
         for request, drafter in drafters:
+            if drafter.length(price):
+                num_unread -= drafter.read(request, max(num_unread, LEAST_READ))
             if draft := self._draft(request, drafter, price=price, room=room):
                 drafts[request] = draft
                 room -= len(draft)

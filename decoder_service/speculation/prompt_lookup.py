@@ -4,18 +4,16 @@ Knows the tokens of one request. Does not know how many are worth trying (see `d
 
 The idea is prompt lookup decoding (Saxena, 2023): answers repeat their prompts and themselves, so the last tokens are
 looked for further up, and what followed them there is tried. Places are kept as LZ4 keeps them, one for each hash, and
-looked at when they are used, so that memory stays at a few bytes a token, and a step's cost does not grow with them.
+looked at when they are used, so that memory stays at 16 to 32 bytes a token and 1 MiB at most, and a step's cost does
+not grow with them.
 """
 
 from array import array
 from collections.abc import Sequence
-from itertools import islice
 from typing import Protocol
 
 LENGTH = 3
 """Tokens that must be the same; after fewer of them what follows is hardly ever the same too."""
-MOST_READ = 2048
-"""Tokens that are read at a time, in some hundred microseconds: a long prompt must not hold up a step."""
 _MOST_BITS = 18
 
 
@@ -43,27 +41,33 @@ class PromptLookup:
         """Of each hash the position behind the last tokens that have it, or 0."""
         self._num_read = 0
 
+    def read(self, request: Tokens, most: int) -> int:
+        """Note the places of up to `most` tokens more, in order; returns of how many."""
+        before = self._num_read
+        until = min(request.num_tokens - 1, before + most)  # The last ones would find themselves.
+        if until <= before:
+            return 0
+        first = max(before + 1 - LENGTH, 0)
+        tokens = request.token_ids(first, until)
+        ends, mask = self._ends, self._mask
+        shifted = [tokens[start:] for start in range(LENGTH)]
+        for end, last in enumerate(zip(*shifted, strict=False), first + LENGTH):
+            ends[hash(last) & mask] = end
+        self._num_read = until
+        return until - before
+
     def draft(self, request: Tokens, most: int) -> tuple[int, ...]:
-        """Up to `most` tokens that may follow the last one known; none where nothing like it was there before."""
+        """Up to `most` tokens that may follow the last one known; none where nothing like it was there before.
+
+        None either before all is read but the last one.
+        """
         known = request.num_tokens
-        self._read(request, known - 1)  # The last ones would find themselves.
-        if known < LENGTH or self._num_read < known - 1:
+        if most < 1 or known < LENGTH or self._num_read < known - 1:
             return ()
         last = tuple(request.token_ids(known - LENGTH, known))
         end = self._ends[hash(last) & self._mask]
-        if most < 1 or not end or tuple(request.token_ids(end - LENGTH, end)) != last:
+        if not end or tuple(request.token_ids(end - LENGTH, end)) != last:
             return ()
         # What is known may end on the way: then it has a period, and goes on with it.
         found = request.token_ids(end, min(end + most, known))
         return tuple(found[place % len(found)] for place in range(most))
-
-    def _read(self, request: Tokens, until: int) -> None:
-        """Note places up to one, or as many of them as may be at a time."""
-        until = min(until, self._num_read + MOST_READ)
-        first = max(self._num_read + 1 - LENGTH, 0)
-        tokens = request.token_ids(first, until)
-        ends, mask = self._ends, self._mask
-        shifted = (islice(tokens, start, None) for start in range(LENGTH))
-        for end, last in enumerate(zip(*shifted, strict=False), first + LENGTH):
-            ends[hash(last) & mask] = end
-        self._num_read = max(self._num_read, until)

@@ -10,6 +10,9 @@ from decoder_service.engine.request_status import FinishReason
 from decoder_service.engine.step import ScheduledBatch, StepResult
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from decoder_service.speculation import drafting
+from decoder_service.speculation.drafter import Drafter
+from decoder_service.speculation.drafting import LEAST_READ
 from tests.decoder_service.engine_fakes import Host, make_request, tokens_alone
 from tests.decoder_service.runner_fakes import Entry, FakeRunner, repeated_token
 
@@ -211,6 +214,44 @@ def test_what_is_not_finite_is_computed_again_without_trying() -> None:
     assert {outcome.end for outcome in host.outcomes.values()} == {"length"}
     stats = host.engine.stats()
     assert (stats.num_preemptions, stats.num_accepted_tokens) == (3, 0)
+
+
+def test_long_prompts_of_many_are_read_a_few_at_a_time_and_nobody_else_waits_for_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[int] = []
+    read = Drafter.read
+
+    def counted(drafter: Drafter, request: Request, most: int) -> int:
+        reads.append(read(drafter, request, most))
+        return reads[-1]
+
+    monkeypatch.setattr(Drafter, "read", counted)
+    monkeypatch.setattr(drafting, "MOST_READ", 300)
+    host = Host(
+        num_speculative_tokens=4,
+        next_token=same_token,
+        num_blocks=1000,
+        max_num_requests=6,
+        max_num_batched_tokens=20_000,
+        max_model_len=8000,
+    )
+    host.submit(make_request("first", 4, max_tokens=60))
+    for _ in range(5):
+        host.step()
+    for index in range(5):
+        host.submit(make_request(f"r{index}", 500, max_tokens=20, arrival=1 + index))
+    most, tried = 0, 0
+    while host.engine.has_work:
+        reads.clear()
+        host.step()
+        most = max(most, sum(reads))
+        is_reading = len(reads) == 6 and reads.count(0) < 5
+        tried += is_reading and host.runner.batches[-1].get("first", 0) > 1
+    host.check_outputs()
+    assert 300 < most <= 300 + 6 * LEAST_READ
+    assert tried > 3
+    assert host.engine.stats().num_drafts > 10
 
 
 def test_a_step_that_fails_is_computed_again_without_trying() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoder_service.speculation.prompt_lookup import LENGTH, MOST_READ, PromptLookup
+from decoder_service.speculation.prompt_lookup import LENGTH, PromptLookup
 
 
 class Known:
@@ -25,8 +25,13 @@ class Known:
         return self.all[start:stop]
 
 
+def read_and_draft(lookup: PromptLookup, tokens: Known, most: int) -> tuple[int, ...]:
+    lookup.read(tokens, 10**6)
+    return lookup.draft(tokens, most)
+
+
 def draft_of(token_ids: Sequence[int], most: int = 4, *, most_tokens: int = 1000) -> tuple[int, ...]:
-    return PromptLookup(most_tokens).draft(Known(token_ids), most)
+    return read_and_draft(PromptLookup(most_tokens), Known(token_ids), most)
 
 
 def test_what_followed_the_last_tokens_before_is_tried() -> None:
@@ -63,10 +68,10 @@ def test_a_draft_goes_on_as_a_place_with_the_same_tokens_did(
 ) -> None:
     """Also where its memory is too small for all places, and where it was asked all along as tokens came."""
     lookup, tokens = PromptLookup(most_tokens), Known(token_ids[:known])
-    drafts = [lookup.draft(tokens, most)]
+    drafts = [read_and_draft(lookup, tokens, most)]
     for token_id in token_ids[known:]:
         tokens.all.append(token_id)
-        drafts.append(lookup.draft(tokens, most))
+        drafts.append(read_and_draft(lookup, tokens, most))
     for num_tokens, draft in enumerate(drafts, len(token_ids[:known])):
         there = token_ids[:num_tokens]
         continued = [*there, *draft]
@@ -82,29 +87,41 @@ def test_a_draft_goes_on_as_a_place_with_the_same_tokens_did(
 
 
 def test_a_long_prompt_is_read_in_parts_and_nearly_all_of_it_is_found() -> None:
-    tokens = Known([*range(5 * MOST_READ)])
+    tokens = Known([*range(10_000)])
     lookup = PromptLookup(tokens.num_tokens)
-    for _ in range(5):
+    parts: list[int] = []
+    while not parts or parts[-1]:
         tokens.num_seen = 0
-        assert not lookup.draft(tokens, 2)
-        assert MOST_READ <= tokens.num_seen <= MOST_READ + 5 * LENGTH
-    places = range(0, 5 * MOST_READ - 10, 97)
+        parts.append(lookup.read(tokens, 2048))
+        assert tokens.num_seen <= parts[-1] + LENGTH
+    assert parts == [2048] * 4 + [9_999 - 4 * 2048, 0]
+    places = range(0, 9_990, 97)
     found = 0
     for place in places:
         tokens.all += [place, place + 1, place + 2]
-        draft = lookup.draft(tokens, 2)
+        draft = read_and_draft(lookup, tokens, 2)
         assert draft in ((), (place + 3, place + 4))
         found += bool(draft)
     assert found > 0.8 * len(places)  # Some have given their places to others.
 
 
+def test_nothing_is_tried_before_all_is_read() -> None:
+    tokens = Known([1, 2, 3, 4, 5, 6, 1, 2, 3])
+    lookup = PromptLookup(10)
+    drafts = []
+    for _ in range(4):
+        assert lookup.read(tokens, 2) == 2
+        drafts.append(lookup.draft(tokens, 2))
+    assert drafts == [(), (), (), (4, 5)]
+    assert lookup.read(tokens, 2) == 0
+
+
 def test_a_step_late_in_a_long_request_looks_at_as_few_tokens_as_an_early_one() -> None:
     tokens = Known(list(range(100)) * 200)
     lookup = PromptLookup(tokens.num_tokens)
-    while not lookup.draft(tokens, 4):
-        pass
+    lookup.read(tokens, tokens.num_tokens)
     for token_id in range(100):
         tokens.all.append(token_id)
         tokens.num_seen = 0
-        assert len(lookup.draft(tokens, 4)) == 4
+        assert len(read_and_draft(lookup, tokens, 4)) == 4
         assert tokens.num_seen <= 5 * LENGTH
