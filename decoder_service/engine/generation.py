@@ -25,7 +25,7 @@ from decoder_service.vision.image_encoder import ImageFeatures
 
 
 class Gaps(Protocol):
-    """Takes the times between tokens."""
+    """Takes the times between tokens, or between those of one step and the ones before."""
 
     def observe(self, value: float) -> None:
         """Count one, in seconds."""
@@ -193,7 +193,8 @@ class Generation:
     def token(self, token: TokenOutput, at: float) -> None:
         """Hear a token."""
         gap = self._stopwatch.token(token.index, at)
-        if gap is not None and self._gaps is not None:
+        # Those that one step told come together: the time since the one before them is counted once.
+        if gap and self._gaps is not None:
             self._gaps.observe(gap)
         self._tokens.append(token)
         pace, count = self._pace, len(self._tokens)

@@ -96,11 +96,11 @@ def _draft_metrics(stats: EngineStats) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "diptych_spec_decode_num_drafts", "Times that a request tried tokens in a step.", stats.num_drafts
     )
+    yield CounterMetricFamily("diptych_spec_decode_num_draft_tokens", "Tokens that were tried.", stats.num_draft_tokens)
     yield CounterMetricFamily(
-        "diptych_spec_decode_num_draft_tokens", "Tokens that requests tried.", stats.num_draft_tokens
-    )
-    yield CounterMetricFamily(
-        "diptych_spec_decode_num_accepted_tokens", "Tokens that were tried and right.", stats.num_accepted_tokens
+        "diptych_spec_decode_num_accepted_tokens",
+        "Tokens that were tried and right, and so were told.",
+        stats.num_accepted_tokens,
     )
 
 

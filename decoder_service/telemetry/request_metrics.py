@@ -101,7 +101,9 @@ class RequestMetrics:
             ),
         )
         self.inter_token_latency = Tally(
-            "diptych_inter_token_latency_seconds", "Between two tokens of a request.", bounds=_PER_TOKEN
+            "diptych_inter_token_latency_seconds",
+            "Between two tokens of a request, those of one step counted once.",
+            bounds=_PER_TOKEN,
         )
         registry.register(self.inter_token_latency)
 

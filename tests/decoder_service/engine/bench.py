@@ -11,7 +11,7 @@ from decoder_service.cache.block_hash import block_hash
 from decoder_service.cache.block_manager import BlockId
 from decoder_service.cache.feature_store import FeatureStore
 from decoder_service.engine.engine import Engine
-from decoder_service.engine.generation import Generation, Pace
+from decoder_service.engine.generation import Gaps, Generation, Pace
 from decoder_service.engine.host import EngineHost
 from decoder_service.engine.prompt_images import PlaceholderRange
 from decoder_service.engine.request import Request
@@ -86,6 +86,7 @@ class Bench:
         max_unread_tokens: int = 1000,
         interval: int = 1,
         n: int = 1,
+        gaps: Gaps | None = None,
     ) -> Generation:
         """A request for some text and then one-patch pictures, each a letter."""
         token_ids = [len(name) + 1] * length
@@ -104,7 +105,7 @@ class Bench:
         self._arrivals += 1
         images = [image(letter) for letter in pictures]
         pace = Pace(interval=interval, max_unread_tokens=max_unread_tokens)
-        return Generation(self.host, self.store, request, images=images, salt=b"", pace=pace)
+        return Generation(self.host, self.store, request, images=images, salt=b"", pace=pace, gaps=gaps)
 
     async def finish_encoding(self, *names: str) -> None:
         """Wait until these pictures are being encoded, and let them be done."""

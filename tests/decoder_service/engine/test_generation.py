@@ -66,6 +66,27 @@ async def test_times_add_up_without_overlap(bench: Bench) -> None:
     assert timings.encode_wait > 0
 
 
+class Times:
+    """Remembers the times between tokens."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def observe(self, value: float) -> None:
+        self.seen.append(value)
+
+
+async def test_tokens_that_one_step_told_have_one_time_to_those_before(bench: Bench) -> None:
+    """Else many that were tried and right would make a stream that stalls look like one that does not."""
+    times = Times()
+    generation = bench.generation("a", max_tokens=40, gaps=times, n=2)
+    for at in (1.0, 3.0, 3.0, 3.0, 3.5):
+        for index in range(2):
+            generation.token(TokenOutput("a", 7, index=index), at)
+    assert times.seen == [2.0, 2.0, 0.5, 0.5]
+    assert generation.timings(0).decode == 2.5
+
+
 async def test_failed_encoding_fails_its_request_alone(bench: Bench) -> None:
     other = asyncio.create_task(tokens_of(bench.generation("bb", max_tokens=20)))
     async with bench.generation("a", pictures="pq") as generation:
