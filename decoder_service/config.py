@@ -73,15 +73,17 @@ class EngineSettings:
         0.01, minimum=0.0, maximum=0.5, help="part of the KV blocks that an admission leaves to those that run already"
     )
     overlap: bool | None = setting(
-        None, help="plan and begin a step while the one before it still runs; on CUDA and not on a CPU where unset"
+        None,
+        help="plan and begin a step while the one before it still runs; where unset, on CUDA alone, and not beside "
+        "num_speculative_tokens",
     )
     num_speculative_tokens: int = setting(
         0,
         minimum=0,
         maximum=64,
-        help="most tokens that a request tries in a step, from what followed its last ones further up or what a "
-        "structure leaves no choice about; what is told stays the same, and comes sooner where answers repeat their "
-        "prompts or themselves; not with --overlap",
+        help="speculative decoding by prompt lookup: most tokens that a request tries in a step beyond its next one, "
+        "taken from what followed its last three further up, or from what a structure leaves no choice about; answers "
+        "that repeat their prompts or themselves come sooner, and stay the same; 0 tries none; not with --overlap",
     )
     prefix_caching: bool = setting(True, help="keep the KV blocks of what was computed and use them again")
     feature_bytes: int = setting(512 * 2**20, minimum=1, help="memory for image features that wait to be computed")

@@ -50,6 +50,7 @@ def _decoder(look: Look) -> list[str]:
         f"  prompt {_rate(look, 'diptych_prompt_tokens_total'):.1f}/s"
         f"  first {_quantiles(look, 'diptych_time_to_first_token_seconds')}"
         f"  next {_quantiles(look, 'diptych_inter_token_latency_seconds')}",
+        *_tries(look),
         f"KV cache   {_bar(used)}  blocks {now.total('diptych_kv_blocks'):.0f}  prefix hits {_percent(hits, queued)}",
         f"features   {_bar(_ratio(held, budget))}  {held / _MIB:.1f} MiB held"
         f"  {now.total('diptych_image_feature_cached_bytes') / _MIB:.1f} MiB cached",
@@ -58,6 +59,15 @@ def _decoder(look: Look) -> list[str]:
         f"  encoded {_rate(look, 'diptych_images_encoded_total'):.1f}/s"
         f"  skipped {_rate(look, 'diptych_images_skipped_total'):.1f}/s",
     ]
+
+
+def _tries(look: Look) -> list[str]:
+    """Of the decoders that ever tried tokens ahead."""
+    tried = "diptych_spec_decode_num_draft_tokens_total"
+    if not look[1].total(tried):
+        return []
+    accepted = _delta(look, "diptych_spec_decode_num_accepted_tokens_total")
+    return [f"tries      {_rate(look, tried):.1f} tokens/s  right {_percent(accepted, _delta(look, tried))}"]
 
 
 def _vision(look: Look) -> list[str]:

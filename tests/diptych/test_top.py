@@ -85,6 +85,19 @@ def test_a_counter_that_begins_anew_shows_no_negative_rate() -> None:
     assert "generated 20.0/s" in "\n".join(frame({"d": (before, now)}, {}))
 
 
+def test_tries_are_shown_of_a_decoder_that_tries_tokens() -> None:
+    def look(tried: float, accepted: float) -> Scrape:
+        counts = {"draft": tried, "accepted": accepted}
+        samples = {
+            (f"diptych_spec_decode_num_{kind}_tokens_total", frozenset[tuple[str, str]]()): count
+            for kind, count in counts.items()
+        }
+        return Scrape(at=tried, samples=samples)
+
+    assert "tries      1.0 tokens/s  right 75%" in "\n".join(frame({"d": (look(8, 4), look(16, 10))}, {}))
+    assert "tries" not in "\n".join(frame({"d": (look(0, 0), look(0, 0))}, {}))
+
+
 def test_an_endpoint_that_is_down_is_named_and_the_other_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with endpoint(*decoder_pages()) as address:
         status = main(["top", "--once", "--interval", "0.05", "--decoder", address, "--vision", "127.0.0.1:9"])
