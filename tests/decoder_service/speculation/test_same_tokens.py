@@ -1,6 +1,5 @@
 """Real models tell the same tokens whether or not requests try some: greedy and drawn, by torch and by the kernels."""
 
-import ctypes
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from decoder_service.model.tiled_compute import TiledCompute
 from decoder_service.model.weights import DecoderModel
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
+from tests.decoder_service.languages import Pairs
 from tests.parity.harness import MakeCompute, native
 from tests.tiny_models import VOCAB_SIZE, Shape, random_text_model, save
 
@@ -29,35 +29,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(
         random_text_model(Shape(name="small", hidden=48, heads=4, kv_heads=2)), tmp_path_factory.mktemp("model")
     )
-
-
-class Pairs:
-    """A language of pairs, of any token and the next one, that ends nowhere and gives up after so many tokens."""
-
-    def __init__(self, num_left: int = 1000, first: int | None = None) -> None:
-        self._num_left = num_left
-        self._first = first
-        """Of the pair that is begun."""
-        self.has_failed = False
-
-    def fork(self) -> "Pairs":
-        return Pairs(self._num_left, self._first)
-
-    def mask(self, address: int, num_bytes: int) -> None:
-        self.has_failed = not self._num_left
-        ctypes.memset(address, 0xFF if self._first is None and self._num_left else 0, num_bytes)
-        if self._first is not None and self._num_left:
-            place = (self._first + 1) % VOCAB_SIZE
-            ctypes.memset(address + place // 8, 1 << place % 8, 1)
-
-    def take(self, token_id: int) -> bool:
-        is_right = self._first is None or token_id == (self._first + 1) % VOCAB_SIZE
-        self._first = token_id if self._first is None else None
-        self._num_left -= 1
-        return is_right
-
-    def forced(self) -> list[int]:
-        return [] if self._first is None else [(self._first + 1) % VOCAB_SIZE]
 
 
 def tokens_of(
