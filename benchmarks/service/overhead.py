@@ -27,6 +27,8 @@ _TOKENS = 64
 """Of every prompt and of every answer."""
 _WORKLOAD = WorkloadConfig(text_tokens=Span(_TOKENS - 1, _TOKENS - 1), output_tokens=Span(_TOKENS, _TOKENS))
 _ONE_TOKEN = replace(_WORKLOAD, output_tokens=Span(1, 1))
+_FIRSTS = 8
+"""Requests whose first tokens are timed in a round: a single one says more of the machine than of the services."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,21 +107,20 @@ async def _compare(engine: Worker, address: str, concurrency: int, rounds: int) 
         prompts = PromptMaker(client, await client.get_model_info(timeout=60))
         sender = Sender(client, prompts)
         for number in range(rounds + 1):
-            plans, first = round_plans(concurrency, number, prompts.text_token_ids)
+            plans, firsts = round_plans(concurrency, number, prompts.text_token_ids)
             found = figures(await closed_loop(plans, concurrency, sender.send))
             if found.num_failed:
                 raise ValueError(f"{found.num_failed} of {concurrency} requests failed: {found.errors}")
             # Right behind a load on either side, so that neither's code has to come from memory.
-            served_first = time_to_first_token(await sender.send(first))
+            served_firsts = [time_to_first_token(await sender.send(first)) for first in firsts]
             answer = engine.ask("generate", prompts=[_ids(plan) for plan in plans], max_tokens=_TOKENS)
-            alone_first = _first_token_seconds(engine, first)
+            alone_firsts = [_first_token_seconds(engine, first) for first in firsts]
             if number == 0:
                 continue  # To warm both.
             served.append(found.output_throughput)
             alone.append(concurrency * _TOKENS / answer["seconds"])
             ratios.append(served[-1] / alone[-1])
-            if concurrency == 1:
-                added.append(served_first - alone_first)
+            added += [one - other for one, other in zip(served_firsts, alone_firsts, strict=True)]
     return Found(
         in_process_rate=percentile(alone, 50),
         service_rate=percentile(served, 50),
@@ -128,15 +129,15 @@ async def _compare(engine: Worker, address: str, concurrency: int, rounds: int) 
     )
 
 
-def round_plans(concurrency: int, number: int, token_ids: Sequence[int]) -> tuple[list[RequestPlan], RequestPlan]:
-    """The requests of a round, and the one whose first token is timed behind them.
+def round_plans(concurrency: int, number: int, token_ids: Sequence[int]) -> tuple[list[RequestPlan], list[RequestPlan]]:
+    """The requests of a round, and those whose first tokens are timed behind them, one after another.
 
     None comes again in another round or at another concurrency: the two sides' prefix caches are not equally large.
     """
     seed = 2 * (1000 * concurrency + number)
     plans = plan_requests(replace(_WORKLOAD, seed=seed), concurrency, token_ids=token_ids)
-    (first,) = plan_requests(replace(_ONE_TOKEN, seed=seed + 1), 1, token_ids=token_ids)
-    return plans, first
+    num_firsts = _FIRSTS if concurrency == 1 else 0
+    return plans, plan_requests(replace(_ONE_TOKEN, seed=seed + 1), num_firsts, token_ids=token_ids)
 
 
 def _first_token_seconds(engine: Worker, plan: RequestPlan) -> float:

@@ -31,9 +31,10 @@ def test_no_prompt_of_a_round_comes_again_in_another_or_at_another_concurrency()
     prompts = []
     for concurrency in (1, 8, 32):
         for number in range(9):
-            plans, first = round_plans(concurrency, number, range(100, 400))
-            prompts += [plan.text_token_ids for plan in (*plans, first)]
-    assert len(set(prompts)) == len(prompts) == 9 * (1 + 8 + 32 + 3)
+            plans, firsts = round_plans(concurrency, number, range(100, 400))
+            assert len(firsts) == (8 if concurrency == 1 else 0)
+            prompts += [plan.text_token_ids for plan in (*plans, *firsts)]
+    assert len(set(prompts)) == len(prompts) == 9 * (1 + 8 + 32 + 8)
 
 
 def test_starts_count_alike_whatever_their_rounds_were() -> None:
