@@ -175,12 +175,10 @@ class FeatureStore:
             self._drop(entry)
 
     def _sound(self, image_hash: ImageHash) -> _Entry | None:
-        """Features that are here or on their way; those that failed just now are not, though `_ended` comes later."""
+        """Features that are here or on their way; those that failed are not: only their holders see that."""
         entry = self._entries.get(image_hash)
-        if entry is not None and entry.encoding.done() and not has_succeeded(entry.encoding):
-            self._withdraw(entry)
-            return None
-        return entry
+        has_failed = entry is not None and entry.encoding.done() and not has_succeeded(entry.encoding)
+        return None if has_failed else entry
 
     def _start(self, image: PromptImage, *, salt: bytes, request_id: str) -> _Entry:
         if self._encoder is None:
@@ -197,9 +195,6 @@ class FeatureStore:
         return entry
 
     def _ended(self, entry: _Entry) -> None:
-        if not has_succeeded(entry.encoding):
-            # Whoever asks next tries again; those who hold it now see the failure.
-            self._withdraw(entry)
         if not entry.ref_count and not self._is_offered(entry):
             self._free(entry)
 

@@ -34,9 +34,8 @@ class AdmissionLimits:
 class Place:
     """What one open request counts for."""
 
-    def __init__(self, admission: "Admission", *, num_tokens: int, picture_bytes: int) -> None:
+    def __init__(self, admission: "Admission", *, num_tokens: int) -> None:
         self.num_tokens = num_tokens
-        self.picture_bytes = picture_bytes
         self._admission = admission
 
     def laid_out(self, num_tokens: int) -> None:
@@ -79,7 +78,7 @@ class Admission:
         if self.picture_bytes + picture_bytes > limits.max_picture_bytes:
             raise _full("too many pictures are open", limits.max_picture_bytes, "bytes of pictures")
         self.check_tokens(num_tokens)
-        place = Place(self, num_tokens=num_tokens, picture_bytes=picture_bytes)
+        place = Place(self, num_tokens=num_tokens)
         self.num_requests += 1
         self.num_waiting_tokens += num_tokens
         self.picture_bytes += picture_bytes

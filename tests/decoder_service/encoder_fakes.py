@@ -46,7 +46,9 @@ class FakeEncoder:
 
 
 def image(name: str) -> PromptImage:
-    spec = FeatureSpec(image_hash=ImageHash(name.encode()), grid=PatchGrid(1, 1), width=1, dtype="float32")
+    """A picture of as many patches as its name has letters."""
+    grid = PatchGrid(1, len(name))
+    spec = FeatureSpec(image_hash=ImageHash(name.encode()), grid=grid, width=1, dtype="float32")
     return PromptImage(data=name.encode(), spec=spec)
 
 

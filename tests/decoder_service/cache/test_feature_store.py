@@ -60,7 +60,10 @@ async def test_image_wanted_again_while_its_encoding_dies_is_encoded_anew(
     (lease,) = await take(store, ["a"])
     await settle()
     lease.release()
-    (again,) = await take(store, ["a"])
+    leases: list[Lease] = []
+    # At once: in another task it would come when the encoding is dead already.
+    await store.lease([image("a")], salt=b"", request_id="r", take=lambda _, lease: leases.append(lease))
+    (again,) = leases
     await settle()
     await encoder.finish("a")
     assert bytes((await again.arrived()).data) == b"aaaa"
@@ -115,6 +118,36 @@ async def test_memory_is_given_first_come_first_served_and_in_prompt_order(
     holder[1].release()
     await asyncio.gather(small)
     for lease in (*big_taken, *small_taken):
+        lease.release()
+
+
+async def test_a_small_image_does_not_take_the_memory_that_a_large_one_before_it_waits_for(store: FeatureStore) -> None:
+    holder = await take(store, ["a", "b", "c"])
+    large, large_taken = start_taking(store, ["dd"])
+    small, small_taken = start_taking(store, ["e"])
+    await settle()
+    holder[0].release()
+    await settle()
+    assert not small_taken
+    holder[1].release()
+    await large
+    holder[2].release()
+    await small
+    for lease in (*large_taken, *small_taken):
+        lease.release()
+
+
+async def test_who_waits_for_memory_gets_that_of_features_which_nobody_holds_any_more(
+    store: FeatureStore, encoder: FakeEncoder
+) -> None:
+    holder = await take(store, ["a", "b", "c"])
+    await settle()
+    await encoder.finish("a")
+    waiter, taken = start_taking(store, ["d"])
+    await settle()
+    holder[0].release()
+    await asyncio.wait_for(waiter, 5)
+    for lease in (*holder, *taken):
         lease.release()
 
 
@@ -188,6 +221,36 @@ async def test_failed_features_are_not_kept(store: FeatureStore, encoder: FakeEn
     assert store.bytes_cached == 0
 
 
+@pytest.mark.parametrize("is_forgotten", [False, True])
+async def test_what_is_let_go_in_the_moment_it_is_complete_counts_once(
+    store: FeatureStore, encoder: FakeEncoder, is_forgotten: bool
+) -> None:
+    """Between the end of an encoding and the store's hearing of it there is a turn of the loop."""
+    (lease,) = await take(store, ["a"])
+    await settle()
+    encoder.running["a"].set_result(None)
+    while not lease.entry.encoding.done():
+        await asyncio.sleep(0)
+    lease.release()
+    if is_forgotten:
+        store.forget([image("a")])
+    await settle()
+    assert (store.bytes_held, store.bytes_cached) == (0, 0 if is_forgotten else ROW)
+
+
+async def test_features_that_are_forgotten_on_their_way_stay_with_those_who_wait_for_them(
+    store: FeatureStore, encoder: FakeEncoder
+) -> None:
+    (lease,) = await take(store, ["a"])
+    await settle()
+    store.forget([image("a")])
+    await encoder.finish("a")
+    assert bytes((await lease.arrived()).data) == b"aaaa"
+    assert store.bytes_held == ROW
+    lease.release()
+    assert (store.bytes_held, store.bytes_cached) == (0, 0)
+
+
 @pytest.mark.parametrize("is_held", [False, True])
 async def test_forgotten_features_are_given_to_nobody_new(
     store: FeatureStore, encoder: FakeEncoder, is_held: bool
@@ -200,6 +263,7 @@ async def test_forgotten_features_are_given_to_nobody_new(
     assert encoder.started == ["a", "a"]
     for lease in held:
         lease.release()
+    assert (store.bytes_held, store.bytes_cached) == (0, ROW), "what was made anew"
 
 
 async def test_without_caching_nothing_is_kept(encoder: FakeEncoder) -> None:

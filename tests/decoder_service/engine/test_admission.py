@@ -49,6 +49,25 @@ def test_what_just_fits_is_let_in(admission: Admission) -> None:
         assert admission.num_waiting_tokens == 100
 
 
+def test_the_pictures_of_one_request_may_take_all_the_room_there_is(admission: Admission) -> None:
+    with admission.place(num_tokens=1, picture_bytes=1000):
+        assert admission.picture_bytes == 1000
+
+
+@pytest.mark.parametrize("held", [[1, 1, 1], [100], [60, 40]])
+def test_where_not_even_the_smallest_request_would_be_let_in_that_is_said_before_one_is_read(
+    admission: Admission, held: list[int]
+) -> None:
+    with ExitStack() as places:
+        for num_tokens in held:
+            admission.check_open()
+            places.enter_context(admission.place(num_tokens=num_tokens, picture_bytes=0))
+        with pytest.raises(ResourceExhaustedError):
+            admission.check_open()
+    with admission.place(num_tokens=99, picture_bytes=0):
+        admission.check_open()
+
+
 def test_requests_that_are_worked_on_leave_the_queue_to_others(admission: Admission) -> None:
     with admission.place(num_tokens=90, picture_bytes=0) as first:
         first.begun()
