@@ -78,7 +78,7 @@ class Drafting:
         Whose it was tries nothing any more: a fault that comes with every try would cost a step each time.
         """
         for each in batch.requests:
-            if each.draft and each.request.status is RequestStatus.RUNNING:
+            if each.draft:
                 self._blocks.trim(each.request.block_table, each.end)
                 _give_up(each.request)
 
@@ -96,7 +96,7 @@ class Drafting:
     def _kept_of_all(
         self, batch: ScheduledBatch, rows: Iterator[tuple[Request, int | NoToken]]
     ) -> Iterator[tuple[Request, int | NoToken]]:
-        drafts = {each.request: each.draft for each in batch.requests if each.draft}
+        drafts = {each.request: each.draft for each in batch.requests}
         for request, token_id in rows:
             if draft := drafts.get(request):
                 yield from self._kept(request, draft, [token_id, *(behind for _, behind in islice(rows, len(draft)))])
@@ -155,8 +155,8 @@ class Drafting:
             yield request, told[num_accepted]
         self._plan.charge_accepted(request, num_accepted)
         self._count(request, len(draft), num_accepted)
-        if request.status is RequestStatus.RUNNING:
-            self._blocks.trim(request.block_table, request.num_computed_tokens, is_clean=True)
+        # Where it has ended its blocks are given back already.
+        self._blocks.trim(request.block_table, request.num_computed_tokens, is_clean=True)
 
     def _start_over(self, request: Request) -> None:
         """Have a request computed again without trying anything, as what it tried may be why a row is not finite."""

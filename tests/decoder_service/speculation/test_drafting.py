@@ -54,6 +54,17 @@ def test_nothing_is_tried_behind_the_last_token_that_is_wanted(max_tokens: int) 
     assert sum(batch["r"] for batch in host.runner.batches) == 4 + max_tokens - 1
 
 
+@pytest.mark.parametrize("max_tokens", range(2, 9))
+def test_the_last_token_that_is_wanted_is_tried_as_those_before_it_are(max_tokens: int) -> None:
+    host = Host(num_speculative_tokens=7, next_token=same_token)
+    request = make_request("r", 4, max_tokens=max_tokens)
+    request.prompt_token_ids = (5, 5, 5, 5)
+    host.submit(request)
+    host.run()
+    host.check_outputs()
+    assert host.engine.stats().num_steps == 2
+
+
 def test_a_step_has_no_more_tokens_than_its_budget() -> None:
     host = run_one(30, 100, max_num_batched_tokens=9, num_blocks=60)
     assert max(batch["r"] for batch in host.runner.batches) == 9
@@ -202,6 +213,26 @@ def test_where_no_block_is_free_nothing_is_tried() -> None:
     host.submit(make_request("r", 4, max_tokens=7))
     host.run()
     host.check_outputs()
+
+
+def test_what_was_wrong_leaves_nothing_to_clear() -> None:
+    host = Host(num_speculative_tokens=7, next_token=new_token, num_blocks=200, block_size=1)
+    host.runner.clear_error = RuntimeError("planted")
+    host.submit(make_request("r", 3, max_tokens=100))
+    host.run()
+    host.check_outputs()
+    assert host.engine.stats().num_draft_tokens > 0
+    assert host.runner.clear_error is not None, "blocks were cleared"
+
+
+def test_completions_that_part_in_the_middle_of_a_block_try_tokens_on_copies_of_it() -> None:
+    host = Host(num_speculative_tokens=7, next_token=same_token, block_size=4, num_blocks=60)
+    request = make_request("r", 6, max_tokens=30, n=3)
+    request.prompt_token_ids = (5,) * 6  # There is something to try from the first step on.
+    host.submit(request)
+    host.run()
+    host.check_outputs()
+    assert host.engine.stats().num_accepted_tokens > 20
 
 
 def test_what_is_not_finite_is_computed_again_without_trying() -> None:
