@@ -80,8 +80,7 @@ class _Allowance:
             self._left -= count
 
     def is_full(self, now: float) -> bool:
-        if self.per_minute is not None:
-            self._fill(now)
+        self._fill(now)
         return self._left >= (self.per_minute or 0)
 
     def _fill(self, now: float) -> None:

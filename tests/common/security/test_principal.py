@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import suppress
 
 from common.security.principal import ANONYMOUS, Principal, acting_for, current_principal, token_charge
 
@@ -23,6 +24,15 @@ def test_nobody_reaches_anothers_own_salt_by_giving_it() -> None:
 
 def test_a_salt_fits_into_the_wires_limit() -> None:
     assert len(Principal("spiffe://" + "x" * 200).cache_salt(b"")) <= 64
+
+
+def test_who_acted_before_acts_again_when_a_call_has_ended_or_failed() -> None:
+    alice = Principal("alice")
+    with acting_for(alice):
+        with suppress(ZeroDivisionError), acting_for(Principal("bob")):
+            raise ZeroDivisionError
+        assert current_principal() is alice
+    assert current_principal() is ANONYMOUS
 
 
 async def test_each_task_has_its_own_caller() -> None:

@@ -47,6 +47,14 @@ def test_a_minutes_calls_may_come_at_once_and_then_one_by_one() -> None:
     assert refusal(quota, 102.0).retry_after == pytest.approx(2.0)
 
 
+def test_a_wait_of_a_moment_is_a_wait() -> None:
+    quota = Quota(Limits(calls_per_minute=6000), now=0)
+    for _ in range(6000):
+        with quota.call(now=0):
+            pass
+    assert refusal(quota, 0.002).retry_after == pytest.approx(0.008)
+
+
 def test_what_was_told_to_wait_is_let_in_after_that_long() -> None:
     quota = Quota(Limits(calls_per_minute=7, tokens_per_minute=100), now=0)
     now = 0.0
@@ -83,6 +91,13 @@ def test_tokens_above_the_limit_delay_the_next_call() -> None:
         pass
 
 
+def test_a_quiet_time_before_tokens_are_used_is_no_credit_for_later() -> None:
+    quota = Quota(Limits(tokens_per_minute=600), now=0)
+    with quota.call(now=0):
+        quota.use_tokens(900, now=60)
+    assert refusal(quota, 60).retry_after == pytest.approx(30.1)
+
+
 def test_a_refused_call_costs_nothing() -> None:
     quota = Quota(Limits(calls_per_minute=60, max_open_calls=1), now=0)
     with quota.call(now=0):
@@ -100,6 +115,20 @@ def test_a_caller_is_idle_when_it_could_be_forgotten() -> None:
         assert not quota.is_idle(now=100)
     assert not quota.is_idle(now=0.5)
     assert quota.is_idle(now=1.1)
+
+
+def test_a_caller_without_limits_can_be_forgotten_whatever_it_used() -> None:
+    quota = Quota(Limits(), now=0)
+    with quota.call(now=0):
+        quota.use_tokens(10**9, now=0)
+    assert quota.is_idle(now=0)
+
+
+def test_a_caller_who_owes_tokens_is_not_forgotten() -> None:
+    quota = Quota(Limits(tokens_per_minute=60), now=0)
+    quota.use_tokens(90, now=0)
+    assert not quota.is_idle(now=89)
+    assert quota.is_idle(now=91)
 
 
 def test_a_clock_that_goes_back_gives_nothing_away() -> None:

@@ -25,3 +25,10 @@ def test_time_brings_tries_back_for_those_who_call_seldom() -> None:
     assert not budget.take(now=0.5)
     assert budget.take(now=1.5)
     assert sum(budget.take(now=10_000.0) for _ in range(1000)) == 128
+
+
+def test_time_that_is_looked_at_often_brings_back_as_much() -> None:
+    budget = RetryBudget(now=0.0)
+    while budget.take(now=0.0):
+        pass
+    assert sum(budget.take(now=step / 4) for step in range(1, 41)) == 10

@@ -171,6 +171,51 @@ def test_new_images_keep_all_encoders_busy() -> None:
     assert end < 1.1 * max(work, requests[-1][0])
 
 
+THREE = ("10.0.0.1:50052", "10.0.0.2:50052", "10.0.0.3:50052")
+
+
+@pytest.mark.parametrize("image", range(10))
+def test_the_images_of_one_request_go_to_several_as_long_as_there_are_some_without_any(image: int) -> None:
+    router, pending, busy = VisionRouter(), dict.fromkeys(THREE, 0), list[str]()
+    for _ in THREE:
+        busy.append(router.choose(_hash(image), pending, busy=busy, now=0.0))
+    assert sorted(busy) == list(THREE)
+    assert router.choose(_hash(image), pending, busy=busy, now=0.0) == busy[0], "its own one"
+
+
+@pytest.mark.parametrize("idle", THREE)
+def test_where_everybody_has_too_much_of_something_the_one_with_least_waiting_gets_it(idle: str) -> None:
+    router = VisionRouter()
+    router.sent(idle, num_patches=10**6, now=0.0)
+    pending = {address: 0 if address == idle else 10**5 for address in THREE}
+    for image in range(10):
+        assert router.choose(_hash(image), pending, now=0.0) == idle
+
+
+@pytest.mark.parametrize("image", range(10))
+def test_a_holder_is_remembered_however_often_another_one_gives_the_image(image: int) -> None:
+    router = VisionRouter()
+    router.arrived(_hash(image), THREE[0])
+    for _ in range(1000):
+        router.arrived(_hash(image), THREE[1])
+    assert router.choose(_hash(image), {THREE[0]: 0, THREE[2]: 0}, now=0.0) == THREE[0]
+
+
+def test_of_too_many_images_those_are_forgotten_that_came_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("decoder_service.vision.router._MAX_REMEMBERED", 3)
+    router = VisionRouter()
+    for image in (0, 1, 2, 0, 3):
+        router.arrived(_hash(image), THREE[0])
+    assert list(router._holders) == [_hash(image) for image in (2, 0, 3)]
+
+
+def test_what_was_sent_long_ago_to_replicas_that_are_gone_is_forgotten() -> None:
+    router = VisionRouter()
+    for minute in range(100):
+        router.sent(f"10.0.0.{minute}:50052", num_patches=4096, now=60.0 * minute)
+    assert list(router._sent) == [f"10.0.0.{minute}:50052" for minute in range(93, 100)]
+
+
 def _hash(image: int) -> ImageHash:
     return ImageHash(image.to_bytes(32, "big"))
 
