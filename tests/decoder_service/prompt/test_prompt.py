@@ -222,6 +222,13 @@ def test_token_ids_of_a_chat_give_the_same_prompt(build: Build, spec: ChatPrompt
     assert build(TokenPrompt(prompt.token_ids, prompt.images)) == prompt
 
 
+def test_each_image_is_known_by_its_place_in_the_request_wherever_it_is_laid_out(build: Build) -> None:
+    of_chat = build(chat(user("A", SMALL, "B"), user(WIDE, "C")))
+    assert of_chat.image_fields == ("chat.messages[0].parts[1].image", "chat.messages[1].parts[0].image")
+    of_ids = build(TokenPrompt([*SMALL_IDS, *WIDE_IDS], (SMALL, WIDE)))
+    assert of_ids.image_fields == ("token_ids.images[0]", "token_ids.images[1]")
+
+
 def test_token_ids_may_put_images_side_by_side(build: Build) -> None:
     prompt = build(TokenPrompt([*SMALL_IDS, *WIDE_IDS, *SMALL_IDS, 131071], (SMALL, WIDE, SMALL)))
     assert prompt.placeholders == (

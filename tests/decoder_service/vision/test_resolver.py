@@ -98,3 +98,44 @@ async def test_a_name_service_that_says_nothing_is_asked_once_at_a_time(monkeypa
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+async def test_between_two_look_ups_there_is_a_pause() -> None:
+    asked: list[str] = []
+
+    async def lookup(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return [f"{host}:{port}"]
+
+    task = asyncio.create_task(VisionResolver(["dns:///a:1"], lookup=lookup, every=60.0).run(lambda: None))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert asked == ["a"]
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_a_name_that_nobody_answers_for_holds_up_no_other_one_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("decoder_service.vision.resolver._LONGEST", 0.01)
+
+    async def lookup(host: str, port: int) -> list[str]:
+        if host == "silent":
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0)
+                raise OSError("too late")
+        return [f"{host}:{port}"]
+
+    resolver, seen = VisionResolver(["dns:///silent:1", "dns:///b:1"], lookup=lookup, every=60.0), asyncio.Event()
+    task = asyncio.create_task(resolver.run(seen.set))
+    async with asyncio.timeout(5):
+        await seen.wait()
+    assert resolver.addresses == ["b:1"]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == {asyncio.current_task()}
