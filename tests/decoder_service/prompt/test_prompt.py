@@ -367,6 +367,18 @@ def test_a_checkpoint_without_a_chat_template_takes_text_alone(tmp_path: Path, h
     assert (caught.value.reason, caught.value.field) == ("CHAT_UNSUPPORTED", "chat")
 
 
+def test_to_a_model_without_image_tokens_every_id_is_a_token_like_any_other(
+    tekken: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tekken, "image_ids", None)
+    builder = make_builder(tekken)
+    prompt = builder.build(TokenPrompt([BOS, IMG, END]), preprocessing=None)
+    assert prompt == Prompt(token_ids=(BOS, IMG, END), placeholders=(), images=())
+    with pytest.raises(InvalidArgumentError) as caught:
+        builder.build(TokenPrompt([BOS, *SMALL_IDS], (SMALL,)), preprocessing=MISTRAL)
+    assert caught.value.reason == "IMAGES_UNSUPPORTED"
+
+
 def test_prompts_can_be_built_in_several_threads_at_once(build: Build) -> None:
     specs = [chat(user("A", picture(16 * width, 32), SMALL)) for width in range(1, 30)]
     alone = [build(spec) for spec in specs]

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from decoder_service.vision.resolver import VisionResolver, look_up
+from decoder_service.vision.resolver import VisionResolver, look_up, name_of_all
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,27 @@ from decoder_service.vision.resolver import VisionResolver, look_up
 def test_a_target_without_host_or_port_is_refused(target: str) -> None:
     with pytest.raises(ValueError, match=r"--vision-addresses: .* is not HOST:PORT or dns:///NAME:PORT"):
         VisionResolver([target])
+
+
+def test_the_last_port_there_is_is_one() -> None:
+    assert VisionResolver(["a:65535"]).addresses == ["a:65535"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "name"),
+    [
+        (["dns:///vision:1"], "vision"),
+        (["dns:///vision:1", "dns:///vision:2"], "vision"),
+        (["dns:///a:1", "dns:///b:1"], ""),
+        (["dns:///a:1", "a:1"], ""),
+        (["a:1"], ""),
+        ([], ""),
+    ],
+)
+def test_only_replicas_that_are_all_found_by_one_name_have_it_in_their_certificates(
+    targets: list[str], name: str
+) -> None:
+    assert name_of_all(targets) == name
 
 
 async def test_the_system_finds_this_machine() -> None:

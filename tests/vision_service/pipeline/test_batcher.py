@@ -86,6 +86,8 @@ def test_batches_are_the_longest_heads_of_the_queue_that_fit(sizes: list[int]) -
             await asyncio.sleep(0)
             encoder.gate.set()
             results = await asyncio.gather(first, *tasks)
+        assert batcher.num_encoded_images == len(sizes) + 1
+        assert batcher.num_batches == len(encoder.batches)
         assert [result.features.messages()[0] for result in results] == [bytes([i]) for i in range(len(sizes) + 1)]
         batches = encoder.batches[1:]
         assert [name for batch in batches for name in batch] == list(range(1, len(sizes) + 1))
@@ -202,6 +204,21 @@ async def test_where_memory_is_short_room_is_made_and_less_is_tried_once(room: i
     assert encoder.num_made == {0: 3, 1: 1, 2: 0}[room]
 
 
+async def test_where_making_room_fails_its_callers_hear_of_it_and_the_next_batch_is_encoded() -> None:
+    encoder = SmallEncoder(room=0)
+
+    def make_room() -> None:
+        encoder.room = 1
+        raise RuntimeError("a bug")
+
+    batcher = Batcher(encoder.encode, max_batch_patches=10, max_pending_patches=100, max_wait=0.0, make_room=make_room)
+    batcher.start()
+    with pytest.raises(InternalError, match="could not be encoded"):
+        await asyncio.wait_for(encode(batcher, 1), 5)
+    assert (await asyncio.wait_for(encode(batcher, 2), 5)).features.messages() == (b"\x02",)
+    await batcher.close()
+
+
 async def test_an_image_alone_is_tried_again_once_where_room_was_made() -> None:
     encoder = SmallEncoder(room=0)
 
@@ -262,6 +279,14 @@ async def test_closing_refuses_those_who_wait() -> None:
         assert all(isinstance(error, UnavailableError) for error in errors)
         with pytest.raises(DiptychError):
             await encode(batcher, 3)
+
+
+async def test_one_that_has_not_begun_can_be_closed_and_takes_nothing() -> None:
+    batcher = Batcher(FakeEncoder().encode, max_batch_patches=10, max_pending_patches=100, max_wait=0.0)
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            await encode(batcher, 1)
+        await batcher.close()
 
 
 async def test_what_fails_behind_the_encoder_costs_no_picture(caplog: pytest.LogCaptureFixture) -> None:
