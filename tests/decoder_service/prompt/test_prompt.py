@@ -278,6 +278,7 @@ PART = "chat.messages[1].parts[0].image"
         (chat(user("a"), assistant(""), user("b")), "EMPTY_MESSAGE", "chat.messages[1].parts"),
         (chat(system("a")), "INVALID_ROLE_ORDER", "chat.messages[0].role"),
         (chat(user("a"), assistant("b")), "INVALID_ROLE_ORDER", "chat.messages[1].role"),
+        (chat(system("a"), assistant("b")), "INVALID_ROLE_ORDER", "chat.messages[1].role"),
         (chat(user("a"), assistant("b"), system("c"), user("d")), "INVALID_ROLE_ORDER", "chat.messages[2].role"),
         (chat(user("a"), system(SMALL), user("b")), "IMAGE_IN_WRONG_ROLE", PART),
         (chat(user("a"), assistant(SMALL), user("b")), "IMAGE_IN_WRONG_ROLE", PART),

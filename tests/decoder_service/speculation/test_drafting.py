@@ -285,6 +285,24 @@ def test_long_prompts_of_many_are_read_a_few_at_a_time_and_nobody_else_waits_for
     assert host.engine.stats().num_drafts > 10
 
 
+def test_a_completion_that_ended_with_another_one_is_not_computed_again() -> None:
+    def next_token(entries: Sequence[Entry], index: int = 0) -> int:
+        """Of the first completion always a new token, so that it tries nothing."""
+        return same_token(entries) if index else len(entries)
+
+    host = Host(num_speculative_tokens=7, next_token=next_token, num_blocks=60)
+    host.submit(make_request("r", 4, max_tokens=40, n=2))
+    for _ in range(6):
+        host.step()
+    host.runner.not_finite.add("r")
+    host.step()
+    assert host.engine.stats().num_draft_tokens > 0
+    assert [host.outcome("r", index).end for index in range(2)] == ["NUMERIC_ERROR"] * 2
+    host.run()
+    host.check_outputs()
+    assert host.engine.stats().num_preemptions == 0
+
+
 def test_a_step_that_fails_is_computed_again_without_trying() -> None:
     host = Host(num_speculative_tokens=7, next_token=same_token, num_blocks=60)
     for index in range(3):
