@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DiptychError, InternalError, ResourceExhaustedError, UnavailableError
+from common.features.features import EncodeTimings
+from tests.waiting import until
 from vision_service.decoding.image import Pixels
 from vision_service.model.encoded_image import HostImage
 from vision_service.pipeline.batcher import Batcher, EncodeResult
@@ -145,6 +148,71 @@ async def test_images_of_callers_who_left_never_reach_the_encoder() -> None:
         await asyncio.gather(first, tasks[0], tasks[2])
         assert (batcher.pending.num_patches, batcher.pending.num_images) == (0, 0)
     assert encoder.batches == [[0], [1, 3]]
+
+
+async def test_who_leaves_while_its_batch_is_encoded_takes_nothing_from_the_others() -> None:
+    encoder = FakeEncoder()
+    async with batcher_of(encoder) as batcher:
+        first = await hold_up(batcher, encoder)
+        tasks = start(batcher, (1, 5), (2, 5))
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        await first
+        encoder.gate.clear()
+        await until(lambda: not batcher._waiting)
+        tasks[0].cancel()
+        await asyncio.wait([tasks[0]])
+        encoder.gate.set()
+        assert (await tasks[1]).features.messages() == (b"\x02",)
+    assert encoder.batches == [[0], [1, 2]]
+
+
+async def test_an_encoder_that_gives_too_few_images_gives_nobody_those_of_another() -> None:
+    class Forgetful(FakeEncoder):
+        def encode(self, images: list[Pixels]) -> list[HostImage]:
+            return super().encode(images)[: 1 if len(images) > 1 else None]
+
+    encoder = Forgetful()
+    async with batcher_of(encoder) as batcher:
+        first = await hold_up(batcher, encoder)
+        tasks = start(batcher, (1, 5), (2, 5))
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        await first
+        results = await asyncio.gather(*tasks)
+    assert [result.features.messages() for result in results] == [(b"\x01",), (b"\x02",)]
+    assert encoder.batches == [[0], [1, 2], [1], [2]]
+
+
+async def test_the_times_of_a_batch_are_told_and_say_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, heard = [100.0], list[tuple[int, int, float]]()
+
+    class Slow(FakeEncoder):
+        def encode(self, images: list[Pixels]) -> list[HostImage]:
+            now[0] += 3.0
+            return super().encode(images)
+
+    monkeypatch.setattr("vision_service.pipeline.batcher.time", SimpleNamespace(monotonic=lambda: now[0]))
+    batcher = Batcher(
+        Slow().encode,
+        max_batch_patches=10,
+        max_pending_patches=20,
+        max_wait=0.0,
+        on_batch=lambda *batch: heard.append(batch),
+    )
+    batcher.start()
+    results = await asyncio.gather(*start(batcher, (1, 6), (2, 6)))
+    assert [result.timings for result in results] == [
+        EncodeTimings(queue=0.0, preprocess=0.0, encode=3.0),
+        EncodeTimings(queue=3.0, preprocess=0.0, encode=3.0),
+    ]
+    assert heard == [(1, 6, 3.0)] * 2
+    with batcher.pending.admit(12):
+        for num_patches in (9, 100):
+            with pytest.raises(ResourceExhaustedError) as caught, batcher.pending.admit(num_patches):
+                pass
+            assert caught.value.retry_after == 12 * 3.0 / 6
+    await batcher.close()
 
 
 async def test_only_the_image_at_fault_fails() -> None:
