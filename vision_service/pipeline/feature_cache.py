@@ -95,10 +95,8 @@ class FeatureCache:
         where the bytes under way are too many.
         """
         lease = self._in_use.get(spec.image_hash)
-        if lease is not None and lease.encoding.done() and not has_succeeded(lease.encoding):
-            self._withdraw(lease)  # It failed just now, and `_ended` is still to come.
-            lease = None
-        if lease is not None:
+        # One that failed is for those who hold it; whoever asks next tries again.
+        if lease is not None and not (lease.has_arrived and not has_succeeded(lease.encoding)):
             self._count_found(lease)
         else:
             lease = self._take_kept(spec.image_hash) or self._start(spec, make)
@@ -154,9 +152,6 @@ class FeatureCache:
             self._keep(lease)
 
     def _ended(self, lease: Lease) -> None:
-        if not has_succeeded(lease.encoding):
-            # Whoever asks next tries again; those who hold it now see the failure.
-            self._withdraw(lease)
         if not lease.ref_count:
             self._give_back(lease)
 

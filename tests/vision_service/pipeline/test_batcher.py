@@ -150,19 +150,32 @@ async def test_images_of_callers_who_left_never_reach_the_encoder() -> None:
     assert encoder.batches == [[0], [1, 3]]
 
 
+class HeldEncoder(FakeEncoder):
+    """Goes on with a batch of several images when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_begun, self.may_go_on = threading.Event(), threading.Event()
+
+    def encode(self, images: list[Pixels]) -> list[HostImage]:
+        if len(images) > 1:
+            self.has_begun.set()
+            assert self.may_go_on.wait(5)
+        return super().encode(images)
+
+
 async def test_who_leaves_while_its_batch_is_encoded_takes_nothing_from_the_others() -> None:
-    encoder = FakeEncoder()
+    encoder = HeldEncoder()
     async with batcher_of(encoder) as batcher:
         first = await hold_up(batcher, encoder)
         tasks = start(batcher, (1, 5), (2, 5))
         await asyncio.sleep(0)
         encoder.gate.set()
         await first
-        encoder.gate.clear()
-        await until(lambda: not batcher._waiting)
+        await until(encoder.has_begun.is_set)
         tasks[0].cancel()
         await asyncio.wait([tasks[0]])
-        encoder.gate.set()
+        encoder.may_go_on.set()
         assert (await tasks[1]).features.messages() == (b"\x02",)
     assert encoder.batches == [[0], [1, 2]]
 
@@ -227,6 +240,7 @@ async def test_only_the_image_at_fault_fails() -> None:
         assert isinstance(results[0], EncodeResult)
         assert isinstance(results[2], EncodeResult)
         assert isinstance(results[1], InternalError)
+        assert results[1].reason == "ENCODE_FAILED"
         assert "secret" not in results[1].message
         assert (await encode(batcher, 4)).features.messages()[0] == b"\x04"
         assert not batcher.device_lost.is_set()
@@ -285,6 +299,38 @@ async def test_where_making_room_fails_its_callers_hear_of_it_and_the_next_batch
         await asyncio.wait_for(encode(batcher, 1), 5)
     assert (await asyncio.wait_for(encode(batcher, 2), 5)).features.messages() == (b"\x02",)
     await batcher.close()
+
+
+@pytest.mark.parametrize("makes_room", [False, True])
+async def test_an_image_that_memory_is_short_for_is_tried_twice_and_not_for_ever(makes_room: bool) -> None:
+    encoder = SmallEncoder(room=0)
+    make_room = encoder.make_room if makes_room else None
+    batcher = Batcher(encoder.encode, max_batch_patches=10, max_pending_patches=100, max_wait=0.0, make_room=make_room)
+    batcher.start()
+    with pytest.raises(ResourceExhaustedError):
+        await asyncio.wait_for(encode(batcher, 7), 5)
+    with pytest.raises(InternalError):
+        await asyncio.wait_for(encode(batcher, 255), 5)
+    await batcher.close()
+    assert encoder.batches == [[7], [7], [255]]
+    assert encoder.num_made == 2 * makes_room, "not for another failure"
+
+
+async def test_who_leaves_a_batch_that_fails_is_not_tried_again() -> None:
+    encoder = HeldEncoder()
+    async with batcher_of(encoder) as batcher:
+        first = await hold_up(batcher, encoder)
+        tasks = start(batcher, (1, 1), (255, 1), (3, 1))
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        await first
+        await until(encoder.has_begun.is_set)
+        tasks[0].cancel()
+        await asyncio.wait([tasks[0]])
+        encoder.may_go_on.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(results[2], EncodeResult)
+    assert encoder.batches == [[0], [1, 255, 3], [255], [3]]
 
 
 async def test_an_image_alone_is_tried_again_once_where_room_was_made() -> None:
@@ -352,8 +398,9 @@ async def test_closing_refuses_those_who_wait() -> None:
 async def test_one_that_has_not_begun_can_be_closed_and_takes_nothing() -> None:
     batcher = Batcher(FakeEncoder().encode, max_batch_patches=10, max_pending_patches=100, max_wait=0.0)
     for _ in range(2):
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError) as caught:
             await encode(batcher, 1)
+        assert caught.value.reason == "DRAINING"
         await batcher.close()
 
 

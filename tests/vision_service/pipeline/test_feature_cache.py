@@ -113,6 +113,19 @@ async def test_what_is_kept_can_be_dropped_and_what_is_used_stays() -> None:
     assert cache.encoder.started == ["a", "b", "b"]
 
 
+async def test_each_image_counts_once_as_there_on_its_way_or_missing() -> None:
+    cache = Cache()
+    counts = cache.cache.counts
+    seen = []
+    await cache.fill("a")
+    seen.append((counts.misses, counts.joined, counts.hits))
+    with cache.lease("a"):
+        seen.append((counts.misses, counts.joined, counts.hits))
+        assert await cache.ask("a") == b"a"
+        seen.append((counts.misses, counts.joined, counts.hits))
+    assert seen == [(1, 0, 0), (1, 0, 1), (1, 0, 2)]
+
+
 async def test_without_a_budget_nothing_is_kept() -> None:
     cache = Cache(max_kept_bytes=0)
     await cache.fill("a", "a")
