@@ -17,7 +17,7 @@ def lay_out(batch: ScheduledBatch, *, block_size: int) -> BatchLayout:
     layout, is_ahead = BatchLayout(sources=batch.sources), batch.is_ahead
     for scheduled in batch.requests:
         request, num_tokens, place, draft = scheduled
-        start = request.num_computed_tokens if place is None or not is_ahead else place
+        start = request.num_computed_tokens if place is None else place
         num_tokens += len(draft)
         layout.query_lengths.append(num_tokens)
         layout.seq_lens.append(start + num_tokens)

@@ -156,6 +156,24 @@ async def test_only_the_last_caller_who_leaves_stops_the_encoding() -> None:
     assert (cache.budget.held, cache.cache.num_kept) == (0, 0)
 
 
+async def test_the_memory_of_a_cancelled_encoding_is_in_use_until_it_has_ended() -> None:
+    cache = Cache()
+    with cache.lease("a"):
+        await settle()
+    assert cache.budget.held == ROW
+    await settle()
+    assert (cache.budget.held, cache.cache.num_kept) == (0, 0)
+
+
+async def test_what_just_fits_into_the_cache_is_kept() -> None:
+    cache = Cache()
+    task = asyncio.create_task(cache.ask("large", 3))
+    await settle()
+    cache.encoder.running["large"].set_result(None)
+    await task
+    assert cache.cache.kept_bytes == 3 * ROW
+
+
 async def test_who_asks_while_a_cancelled_encoding_ends_gets_a_new_one() -> None:
     cache = Cache()
     (first,) = cache.start("a")
