@@ -37,10 +37,12 @@ class Bench:
         self.store = FeatureStore(self.encoder, budget_bytes=2 * ROW, caching=False)
         self.delivered: list[tuple[int, bytes, int]] = []
         self.errors: list[DiptychError] = []
-        images = [replace(image(name), field=f"images[{index}]") for index, name in enumerate("abc")]
-        self.fetch = ImageFetch(
-            self.store, images, salt=b"", request_id="r", deliver=self._deliver, fail=self.errors.append
-        )
+        self.fetch = self.fetch_of("abc")
+
+    def fetch_of(self, names: str) -> ImageFetch:
+        """A fetch of images with these letters as names."""
+        images = [replace(image(name), field=f"images[{index}]") for index, name in enumerate(names)]
+        return ImageFetch(self.store, images, salt=b"", request_id="r", deliver=self._deliver, fail=self.errors.append)
 
     def _deliver(self, index: int, features: ImageFeatures, fetch: int) -> None:
         self.delivered.append((index, bytes(features.data[:1]), fetch))
@@ -141,7 +143,27 @@ async def test_two_failures_at_once_are_told_as_one(bench: Bench) -> None:
         running_one.set_exception(UnavailableError("VISION_UNAVAILABLE", "gone"))
     await settle()
     assert [error.reason for error in bench.errors] == ["VISION_UNAVAILABLE"]
+
+
+async def test_of_equal_pictures_one_is_encoded_for_a_request(bench: Bench) -> None:
+    other = bench.fetch_of("a")
+    other.begin([0])
+    await settle()
+    bench.fetch.begin([0, 1])
+    await settle()
+    assert (other.encoded, bench.fetch.encoded) == ({0}, {1})
+    await other.close()
+
+
+async def test_what_is_forgotten_is_encoded_again_for_the_next_one(bench: Bench) -> None:
+    bench.fetch.begin([0])
+    await settle()
     bench.fetch.forget()
+    other = bench.fetch_of("a")
+    other.begin([0])
+    await settle()
+    assert bench.encoder.started == ["a", "a"]
+    await other.close()
 
 
 async def test_a_bug_is_told_as_one_without_its_text(bench: Bench) -> None:
@@ -151,6 +173,7 @@ async def test_a_bug_is_told_as_one_without_its_text(bench: Bench) -> None:
     await bench.encoder.finish("a", RuntimeError("secret"))
     (error,) = bench.errors
     assert isinstance(error, InternalError)
+    assert error.reason == "ENCODE_FAILED"
     assert "secret" not in error.message
     assert task is not None
     assert isinstance(task.exception(), ExceptionGroup)
