@@ -115,6 +115,35 @@ async def test_caller_that_is_cancelled_in_a_step_is_forgotten_after_it(bench: B
         await caller
 
 
+async def test_caller_that_is_cancelled_while_its_request_is_taken_leaves_none_behind(bench: Bench) -> None:
+    bench.runner.may_step.clear()
+    first = asyncio.create_task(tokens_of(bench.generation("a")))
+    await asyncio.sleep(0.02)
+    second = asyncio.create_task(tokens_of(bench.generation("bb", max_tokens=40)))
+    await asyncio.sleep(0.02)
+    second.cancel()
+    await asyncio.sleep(0.02)
+    bench.runner.may_step.set()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    assert await first == expected([2, 2, 2, 4], 5)
+    assert bench.host.num_requests == 0
+
+
+async def test_nothing_is_fetched_any_more_for_a_caller_who_has_left(bench: Bench) -> None:
+    async with bench.generation("a", pictures="pq"):
+        await bench.finish_encoding("p")
+        assert any("ImageFetch" in repr(task.get_coro()) for task in asyncio.all_tasks())
+    assert not any("ImageFetch" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
+
+async def test_who_leaves_an_engine_that_has_died_hears_of_that_once(bench: Bench) -> None:
+    bench.runner.fatal = SystemExit("the device is gone")
+    async with bench.generation("a") as generation:
+        with pytest.raises(UnavailableError):
+            await anext(generation.tokens(deadline=NEVER))
+
+
 async def test_deadline_is_a_timeout(bench: Bench) -> None:
     async with bench.generation("a", pictures="p") as generation:
         with pytest.raises(TimeoutError):
@@ -307,6 +336,23 @@ async def test_reader_who_keeps_up_is_not_paused_by_gathering(bench: Bench, monk
     assert not paused
 
 
+async def test_request_that_nobody_reads_is_paused_and_goes_on_with_its_first_reader(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(bench.host, "pause", lambda _: heard.append("pause"))
+    monkeypatch.setattr(bench.host, "resume", lambda _: heard.append("resume"))
+    generation = bench.generation("some", max_unread_tokens=3)
+    for number in range(3):
+        generation.token(TokenOutput("by hand", number), 0.0)
+    assert heard == []
+    for number in range(3, 6):
+        generation.token(TokenOutput("by hand", number), 0.0)
+    assert heard == ["pause"]
+    assert len(await anext(generation.tokens(deadline=NEVER))) == 6
+    assert heard == ["pause", "resume"]
+
+
 async def test_what_has_gathered_is_handed_over_before_time_is_up(bench: Bench) -> None:
     deadline = asyncio.get_running_loop().time() + 0.2
     assert await handed_over(bench.generation("late", interval=40), [7], deadline=deadline) == [[0], [0] * 6]
@@ -387,6 +433,7 @@ async def test_first_news_are_waited_for_and_lost_to_nobody(bench: Bench, ends: 
     else:
         generation.failed(UnavailableError("ENGINE_DIED", "gone"))
         await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(generation.first_news(until=NEVER), 5)
         with pytest.raises(UnavailableError):
             await anext(generation.tokens(deadline=loop.time() + 5))
 
