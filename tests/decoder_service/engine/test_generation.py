@@ -144,6 +144,17 @@ async def test_who_leaves_an_engine_that_has_died_hears_of_that_once(bench: Benc
             await anext(generation.tokens(deadline=NEVER))
 
 
+@pytest.mark.breaks_the_books
+async def test_who_leaves_an_engine_that_was_stopped_does_not_hear_of_that() -> None:
+    bench = Bench()
+    bench.host.start()
+    async with bench.generation("a", pictures="p"):
+        await bench.finish_encoding("p")
+        await bench.host.stop()
+    await asyncio.sleep(0)
+    assert bench.store.bytes_held == 0
+
+
 async def test_deadline_is_a_timeout(bench: Bench) -> None:
     async with bench.generation("a", pictures="p") as generation:
         with pytest.raises(TimeoutError):

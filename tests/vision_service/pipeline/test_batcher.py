@@ -123,6 +123,19 @@ async def test_an_image_waits_for_company_but_not_long() -> None:
     assert encoder.batches == [[1, 2]]
 
 
+async def test_those_who_come_later_do_not_make_the_first_one_wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, encoder = [0.0], FakeEncoder()
+    monkeypatch.setattr("vision_service.pipeline.batcher.time", SimpleNamespace(monotonic=lambda: now[0]))
+    async with batcher_of(encoder, max_wait=60.0) as batcher:
+        early = start(batcher, (1, 1))
+        await asyncio.sleep(0.01)
+        assert encoder.batches == []
+        now[0] = 60.0
+        late = start(batcher, (2, 1))
+        await asyncio.wait_for(asyncio.gather(*early, *late), 5)
+    assert encoder.batches == [[1, 2]]
+
+
 @pytest.mark.parametrize("sizes", [[10], [6, 4], [6, 5], [11]])
 async def test_a_full_batch_is_never_held_back(sizes: list[int]) -> None:
     encoder = FakeEncoder()
