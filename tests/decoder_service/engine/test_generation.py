@@ -347,21 +347,21 @@ async def test_reader_who_keeps_up_is_not_paused_by_gathering(bench: Bench, monk
     assert not paused
 
 
-async def test_request_that_nobody_reads_is_paused_and_goes_on_with_its_first_reader(
+async def test_request_is_paused_as_often_as_its_reader_falls_behind_and_goes_on_as_often(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[str] = []
     monkeypatch.setattr(bench.host, "pause", lambda _: heard.append("pause"))
     monkeypatch.setattr(bench.host, "resume", lambda _: heard.append("resume"))
     generation = bench.generation("some", max_unread_tokens=3)
-    for number in range(3):
-        generation.token(TokenOutput("by hand", number), 0.0)
-    assert heard == []
-    for number in range(3, 6):
-        generation.token(TokenOutput("by hand", number), 0.0)
-    assert heard == ["pause"]
-    assert len(await anext(generation.tokens(deadline=NEVER))) == 6
-    assert heard == ["pause", "resume"]
+    reader = generation.tokens(deadline=NEVER)
+    for count, told in ((3, []), (6, ["pause"]), (2, []), (4, ["pause"])):
+        heard.clear()
+        for number in range(count):
+            generation.token(TokenOutput("by hand", number), 0.0)
+        assert heard == told
+        assert len(await anext(reader)) == count
+        assert heard == [*told, "resume"][: 2 * len(told)]
 
 
 async def test_what_has_gathered_is_handed_over_before_time_is_up(bench: Bench) -> None:
