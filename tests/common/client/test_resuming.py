@@ -107,3 +107,95 @@ def test_nobody_waits_for_a_server_beyond_the_deadline(timeout: float | None, wa
     progress.request()
     with nullcontext() if waits else pytest.raises(ClientError):
         assert progress.pause_after(error) == 5.0
+
+
+UNAVAILABLE = ClientError(grpc.StatusCode.UNAVAILABLE, "", "gone")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "resumes", "gets_one"),
+    [
+        ({"temperature": 0.5}, True, True),
+        ({"temperature": 0.5, "n": 1}, True, True),
+        ({"temperature": 0.5, "n": 2}, True, False),
+        ({"temperature": 0.5}, False, False),
+        ({"temperature": 0.0}, True, False),
+        ({}, True, False),
+    ],
+)
+def test_only_a_random_stream_that_can_be_taken_up_gets_a_seed(
+    sampling: dict[str, float], resumes: bool, gets_one: bool
+) -> None:
+    request = pb.GenerateRequest(sampling=pb.SamplingParams(**sampling))  # type: ignore[arg-type]
+    assert Progress(request, end=None, resumes=resumes).request().sampling.HasField("seed") == gets_one
+
+
+def test_a_seed_that_is_given_stays() -> None:
+    request = pb.GenerateRequest(sampling=pb.SamplingParams(temperature=1.0, seed=7))
+    assert Progress(request, end=None, resumes=True).request().sampling.seed == 7
+
+
+def test_a_stream_is_asked_for_anew_before_its_first_token_and_behind_the_last_one_after_that() -> None:
+    progress = Progress(pb.GenerateRequest(request_id="r"), end=None, resumes=True)
+    prompt = pb.GenerateResponse(seq=0, prompt=pb.PromptInfo())
+    assert progress.take(prompt)
+    assert progress.request() == pb.GenerateRequest(request_id="r")
+    assert not progress.take(prompt), "the caller has it already"
+    assert progress.take(pb.GenerateResponse(seq=1, delta=pb.Delta(token_ids=[4, 5], text="some ")))
+    assert progress.take(pb.GenerateResponse(seq=2, delta=pb.Delta(token_ids=[6], text="é")))
+    resume_from = pb.ResumePoint(token_ids=[4, 5, 6], num_characters=6, num_messages=3)
+    for _ in range(2):
+        assert progress.request() == pb.GenerateRequest(request_id="r", resume_from=resume_from)
+
+
+def test_a_stream_is_tried_four_times_with_pauses_that_double() -> None:
+    progress, pauses = Progress(pb.GenerateRequest(), end=None, resumes=True), []
+    progress.request()
+    progress.take(pb.GenerateResponse(prompt=pb.PromptInfo()))
+    for _ in range(3):
+        pauses.append(progress.pause_after(UNAVAILABLE))
+        progress.request()
+    assert pauses == pytest.approx([0.1, 0.2, 0.4])
+    with pytest.raises(ClientError):
+        progress.pause_after(UNAVAILABLE)
+
+
+@pytest.mark.parametrize(("resumes", "num_messages"), [(False, 1), (True, 0)])
+def test_what_is_not_to_be_taken_up_or_grpc_has_tried_again_itself_is_not(resumes: bool, num_messages: int) -> None:
+    progress = Progress(pb.GenerateRequest(), end=None, resumes=resumes)
+    progress.request()
+    for seq in range(num_messages):
+        progress.take(pb.GenerateResponse(seq=seq, prompt=pb.PromptInfo()))
+    with pytest.raises(ClientError):
+        progress.pause_after(UNAVAILABLE)
+
+
+@pytest.mark.parametrize(
+    ("message", "passes"), [("Locally cancelled by application!", False), ("Channel closed!", False), ("", True)]
+)
+def test_a_call_that_its_own_side_has_cancelled_stays_so(message: str, passes: bool) -> None:
+    progress = Progress(pb.GenerateRequest(), end=None, resumes=True)
+    progress.request()
+    with nullcontext() if passes else pytest.raises(ClientError):
+        assert progress.pause_after(ClientError(grpc.StatusCode.CANCELLED, "", message)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "num_tries", "passes"),
+    [
+        (grpc.StatusCode.INTERNAL, "ENCODE_FAILED", 1, False),
+        (grpc.StatusCode.INTERNAL, "ENCODE_FAILED", 2, False),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", 1, False),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", 2, True),
+        (grpc.StatusCode.ABORTED, "REQUEST_RUNNING", 2, True),
+    ],
+)
+def test_a_stream_that_has_begun_ends_with_what_no_other_call_would_mend(
+    code: grpc.StatusCode, reason: str, num_tries: int, passes: bool
+) -> None:
+    progress = Progress(pb.GenerateRequest(), end=None, resumes=True)
+    progress.take(pb.GenerateResponse(prompt=pb.PromptInfo()))
+    for _ in range(num_tries):
+        progress.request()
+    with nullcontext() if passes else pytest.raises(ClientError):
+        assert progress.pause_after(ClientError(code, reason, ""))
