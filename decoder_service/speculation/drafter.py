@@ -8,7 +8,7 @@ trying while that is more than its price: the part of a next token's time that c
 
 import math
 
-from decoder_service.speculation.prompt_lookup import PromptLookup, Tokens
+from decoder_service.speculation.prompt_lookup import PromptLookup
 
 FIRST_LIKELIHOOD = 0.7
 """Before anything was tried."""
@@ -28,21 +28,14 @@ class Drafter:
         """Tokens that it tries in a step at most; 0 once it has given up."""
         self.likelihood = FIRST_LIKELIHOOD
         """That a token which is tried is right."""
-        self._lookup = PromptLookup(most_tokens)
+        self.lookup = PromptLookup(most_tokens)
+        """Where the tokens come from."""
 
     def length(self, price: float) -> int:
         """Tokens worth trying at a price from above 0 on, each in parts of a next token's time."""
         if self.likelihood <= price:
             return 0
         return min(int(math.log(price) / math.log(self.likelihood)), self.most)
-
-    def read(self, request: Tokens, most: int) -> int:
-        """Get to know up to `most` tokens more of the request; returns how many. Before all are known none is tried."""
-        return self._lookup.read(request, most)
-
-    def draft(self, request: Tokens, most: int) -> tuple[int, ...]:
-        """Tokens to try behind the last one known, up to `most`, or none."""
-        return self._lookup.draft(request, most)
 
     def give_up(self) -> None:
         """Try nothing any more."""

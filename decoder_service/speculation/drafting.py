@@ -64,7 +64,7 @@ class Drafting:
         num_unread = MOST_READ
         for request, drafter in drafters:
             if drafter.length(price):
-                num_unread -= drafter.read(request, max(num_unread, LEAST_READ))
+                num_unread -= drafter.lookup.read(request, max(num_unread, LEAST_READ))
             if draft := self._draft(request, drafter, price=price, room=room):
                 drafts[request] = draft
                 room -= len(draft)
@@ -130,7 +130,7 @@ class Drafting:
         draft = _forced(request) if price < 1 else ()
         draft = draft[: min(drafter.most, room, left)]
         if not draft and (length := drafter.length(price)):
-            draft = drafter.draft(request, min(length, room, left))
+            draft = drafter.lookup.draft(request, min(length, room, left))
             draft = draft if request.matcher is None else within(request.matcher, draft)
         elif not draft:
             drafter.passed()

@@ -87,9 +87,9 @@ def test_what_is_tried_is_looked_up() -> None:
     request = make_request("r", 1)
     request.output_token_ids = [1, 2, 3, 4, 5, 1, 2, 3]
     drafter = new_drafter()
-    assert drafter.draft(request, 2) == ()
-    assert drafter.read(request, 100) == 8
-    assert drafter.draft(request, 2) == (4, 5)
+    assert drafter.lookup.draft(request, 2) == ()
+    assert drafter.lookup.read(request, 100) == 8
+    assert drafter.lookup.draft(request, 2) == (4, 5)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30), st.floats(0.001, 3))

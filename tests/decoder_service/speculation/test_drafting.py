@@ -11,8 +11,8 @@ from decoder_service.engine.step import ScheduledBatch, StepResult
 from decoder_service.sampling.sampling_params import SamplingParams
 from decoder_service.scheduling.scheduler_config import SchedulerConfig
 from decoder_service.speculation import drafting
-from decoder_service.speculation.drafter import Drafter
 from decoder_service.speculation.drafting import LEAST_READ
+from decoder_service.speculation.prompt_lookup import PromptLookup
 from tests.decoder_service.engine_fakes import Host, make_request, tokens_alone
 from tests.decoder_service.runner_fakes import Entry, FakeRunner, repeated_token
 
@@ -251,13 +251,13 @@ def test_long_prompts_of_many_are_read_a_few_at_a_time_and_nobody_else_waits_for
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reads: list[int] = []
-    read = Drafter.read
+    read = PromptLookup.read
 
-    def counted(drafter: Drafter, request: Request, most: int) -> int:
-        reads.append(read(drafter, request, most))
+    def counted(lookup: PromptLookup, request: Request, most: int) -> int:
+        reads.append(read(lookup, request, most))
         return reads[-1]
 
-    monkeypatch.setattr(Drafter, "read", counted)
+    monkeypatch.setattr(PromptLookup, "read", counted)
     monkeypatch.setattr(drafting, "MOST_READ", 300)
     host = Host(
         num_speculative_tokens=4,
